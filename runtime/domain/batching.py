@@ -1,0 +1,316 @@
+"""Continuous batching with chunked prefill: which tokens of which sequences the next engine step runs.
+
+Owns every sequence on the engine and the pool's pages they hold. Never computes, samples or makes text.
+
+    WAITING    to be admitted when there is room; also after a preemption, and then all it had is recomputed
+    AWAITING   holds its pages while frames land in them, until `run`
+    RUNNING    takes part in steps
+
+A step takes one token of every sequence that only has its newest to run, then gives what is left of the token budget
+to prefill chunks, in the order of admission. Without a free page the sequence admitted last is preempted.
+"""
+
+import enum
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
+from runtime.domain.sequence import Sequence
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import (
+    Admitted,
+    Chunk,
+    DecodeAwaiting,
+    Frame,
+    Load,
+    NoRoom,
+    Prefill,
+    Reserved,
+    StepEvent,
+    Work,
+)
+from runtime.errors import InvariantViolation
+from runtime.ids import PageId, SequenceId
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one step: tokens run, and sequences that decode together."""
+
+    step_tokens: int
+    max_running: int
+
+
+class Phase(enum.Enum):
+    WAITING = "waiting"
+    AWAITING = "awaiting"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A page of a `Prefill` that is complete: page `index` of the sequence, in pool page `page`."""
+
+    index: int
+    page: int
+    valid_tokens: int
+    id: PageId
+
+
+@dataclass(slots=True)
+class _Entry:
+    sequence: Sequence
+    work: Work
+    tokens: list[int]
+    phase: Phase = Phase.WAITING
+    computed: int = 0
+    published: int = 0
+    table: list[int] = field(default_factory=list)
+    chain: list[PageId] = field(default_factory=list)
+    local: int = 0
+    landed: dict[int, int] = field(default_factory=dict)
+    exported: int = 0
+
+    @property
+    def target(self) -> int:
+        """Tokens that need KV before this sequence is done with what it knows so far."""
+        return self.work.upto if isinstance(self.work, Prefill) else len(self.tokens)
+
+
+class Batcher:
+    def __init__(self, spec: ModelSpec, pool: PagePool, limits: Limits) -> None:
+        self.pool = pool
+        self._spec = spec
+        self._limits = limits
+        self._entries: dict[SequenceId, _Entry] = {}
+        self._reserving: deque[_Entry] = deque()
+        self._waiting: deque[_Entry] = deque()
+        self._running: list[_Entry] = []
+
+    def __contains__(self, sequence: SequenceId) -> bool:
+        return sequence in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step now would do anything; sequences that only await frames need none."""
+        return bool(self._running or self._waiting or self._reserving)
+
+    def load(self) -> Load:
+        awaiting = sum(entry.phase is Phase.AWAITING for entry in self._entries.values())
+        prefill = sum(entry.target - entry.computed for entry in self._entries.values())
+        waiting = len(self._waiting) + len(self._reserving)
+        return Load(len(self._running), waiting, awaiting, prefill, self.pool.occupancy())
+
+    def submit(self, sequence: Sequence, work: Work) -> None:
+        if sequence.id in self._entries:
+            raise InvariantViolation(16, f"sequence {sequence.id} was submitted twice")
+        first_page = work.first_page if isinstance(work, Prefill) else 0
+        entry = _Entry(sequence, work, list(sequence.tokens), exported=first_page)
+        self._entries[sequence.id] = entry
+        self._extend(entry)
+        (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
+
+    def admit(self) -> list[StepEvent]:
+        """Reserve for those that await frames and admit those that wait, in order, as far as there is room."""
+        events = [self._reserve(self._reserving.popleft()) for _ in range(len(self._reserving))]
+        while self._waiting and len(self._running) < self._limits.max_running:
+            entry = self._waiting[0]
+            taken = self.pool.try_take(self._reusable(entry), pages_for(entry.target, self._spec.page_tokens))
+            if taken is None:
+                break
+            self._waiting.popleft()
+            entry.table, hits = taken
+            entry.computed = min(hits * self._spec.page_tokens, entry.target)
+            events.append(Admitted(entry.sequence.id, entry.computed, 0))
+            self._start(entry)
+        return events
+
+    def land(self, sequence: SequenceId, frame: Frame) -> int | None:
+        """The pool page that `frame` belongs into, or None when nobody waits for it any more.
+
+        The caller writes it before anything else happens to the batcher; the page counts as landed from here on.
+        """
+        entry = self._entries.get(sequence)
+        if entry is None or entry.phase is not Phase.AWAITING or frame.index in entry.landed:
+            return None
+        first = entry.local // self._spec.page_tokens
+        if not first <= frame.index < len(entry.table):
+            return None
+        if frame.page != self._expected(entry, frame.index, frame.valid_tokens):
+            raise InvariantViolation(8, f"frame {frame.index} of {sequence} has another identity than its page")
+        entry.landed[frame.index] = frame.valid_tokens
+        self.pool.landed(entry.table[frame.index])
+        return entry.table[frame.index]
+
+    def run(self, sequence: SequenceId) -> list[StepEvent]:
+        """Let a sequence that awaited frames decode; what did not land is computed here."""
+        entry = self._entries.get(sequence)
+        if entry is None:
+            return []
+        if entry.phase is not Phase.AWAITING:
+            raise InvariantViolation(16, f"sequence {sequence} was run twice")
+        entry.computed = self._landed_tokens(entry)
+        for index in range(entry.local // self._spec.page_tokens, len(entry.table)):
+            if index not in entry.landed:
+                self.pool.landed(entry.table[index])
+        self._publish(entry)
+        self._start(entry)
+        return [Admitted(sequence, entry.local, entry.computed - entry.local)]
+
+    def plan(self) -> tuple[Chunk, ...]:
+        """The next step: at most `step_tokens` tokens, every sequence at most once."""
+        budget = self._limits.step_tokens
+        chunks: dict[SequenceId, Chunk] = {}
+        decoding = [entry for entry in self._running if entry.target - entry.computed == 1]
+        prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
+        for entry in decoding + prefilling:
+            if budget == 0:
+                break
+            if entry.phase is not Phase.RUNNING or entry.computed >= entry.target:
+                continue
+            count = min(entry.target - entry.computed, budget)
+            if not self._grow(entry, entry.computed + count, chunks):
+                continue
+            end = entry.computed + count
+            sample = end == len(entry.tokens) and not isinstance(entry.work, Prefill)
+            tokens = tuple(entry.tokens[entry.computed : end])
+            chunks[entry.sequence.id] = Chunk(
+                entry.sequence.id, tokens, entry.computed, tuple(entry.table[: self._pages(end)]), sample
+            )
+            budget -= count
+        return tuple(chunks.values())
+
+    def computed(self, chunk: Chunk) -> None:
+        """The step ran: the chunk's tokens have KV."""
+        entry = self._entries[chunk.sequence]
+        entry.computed = chunk.start + len(chunk.tokens)
+        self._publish(entry)
+
+    def append(self, sequence: SequenceId, token: int) -> None:
+        """A sampled token joins its sequence, to be run in the next step."""
+        self._entries[sequence].tokens.append(token)
+
+    def exports(self) -> list[tuple[SequenceId, list[Ready], bool]]:
+        """For each `Prefill` in the batch: its pages newly complete, and whether that was all of them."""
+        found = []
+        for entry in self._running:
+            if isinstance(entry.work, Prefill):
+                ready = self._ready(entry)
+                done = entry.computed >= entry.work.upto
+                if ready or done:
+                    found.append((entry.sequence.id, ready, done))
+        return found
+
+    def remove(self, sequence: SequenceId) -> bool:
+        """Forget a finished, failed or cancelled sequence and free what it held; pages with a known id stay cached."""
+        entry = self._entries.pop(sequence, None)
+        if entry is None:
+            return False
+        if entry.phase is Phase.AWAITING:
+            self._publish(entry, upto=self._landed_tokens(entry))
+        for queue in (self._waiting, self._reserving, self._running):
+            if entry in queue:
+                queue.remove(entry)
+        self.pool.release(entry.table)
+        return True
+
+    def check(self) -> None:
+        """Invariant 16: the pool adds up, and its references are exactly the block tables of the sequences here."""
+        self.pool.check()
+        held = Counter(page for entry in self._entries.values() for page in entry.table)
+        total = self.pool.occupancy()
+        if len(held) != total.owned + total.landing:
+            raise InvariantViolation(16, f"{len(held)} pages are in block tables, the pool says {total}")
+        phases = Counter(entry.phase for entry in self._entries.values())
+        queued = len(self._waiting) + len(self._reserving)
+        if (phases[Phase.RUNNING], phases[Phase.WAITING]) != (len(self._running), queued):
+            raise InvariantViolation(16, f"{phases} differ from the queues: {len(self._running)} running")
+
+    def _pages(self, tokens: int) -> int:
+        return pages_for(tokens, self._spec.page_tokens)
+
+    def _extend(self, entry: _Entry) -> None:
+        extend_chain(entry.chain, entry.sequence.salt, entry.tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
+
+    def _reusable(self, entry: _Entry) -> list[PageId]:
+        """The ids worth looking up: a decoding sequence always runs its last token itself, for the logits."""
+        tokens = entry.target if isinstance(entry.work, Prefill) else len(entry.tokens) - 1
+        return entry.chain[: tokens // self._spec.page_tokens]
+
+    def _expected(self, entry: _Entry, index: int, valid_tokens: int) -> PageId:
+        if valid_tokens == self._spec.page_tokens:
+            return entry.chain[index] if index < len(entry.chain) else ROOT
+        start = index * self._spec.page_tokens
+        parent = entry.chain[index - 1] if index else ROOT
+        tokens = entry.tokens[start : start + valid_tokens]
+        return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
+
+    def _reserve(self, entry: _Entry) -> StepEvent:
+        taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
+        if taken is None:
+            del self._entries[entry.sequence.id]
+            return NoRoom(entry.sequence.id)
+        entry.table, hits = taken
+        entry.local = hits * self._spec.page_tokens
+        entry.phase = Phase.AWAITING
+        return Reserved(entry.sequence.id, entry.local)
+
+    def _landed_tokens(self, entry: _Entry) -> int:
+        """Tokens with KV from the start without a gap, the last token of the sequence left out."""
+        tokens = entry.local
+        for index in range(entry.local // self._spec.page_tokens, len(entry.table)):
+            valid = entry.landed.get(index, 0)
+            tokens += valid
+            if valid < self._spec.page_tokens:
+                break
+        return min(tokens, len(entry.tokens) - 1)
+
+    def _start(self, entry: _Entry) -> None:
+        entry.phase = Phase.RUNNING
+        self._running.append(entry)
+
+    def _publish(self, entry: _Entry, upto: int | None = None) -> None:
+        """Give every page that is now full its id, so that others may share it."""
+        self._extend(entry)
+        full = (entry.computed if upto is None else upto) // self._spec.page_tokens
+        for index in range(entry.published, full):
+            parent = entry.chain[index - 1] if index else ROOT
+            self.pool.publish(entry.table[index], entry.chain[index], parent)
+        entry.published = max(entry.published, full)
+
+    def _grow(self, entry: _Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
+        """Make the block table cover `tokens`, preempting others if need be; False when this one was preempted."""
+        while (missing := self._pages(tokens) - len(entry.table)) > 0:
+            taken = self.pool.try_take((), missing)
+            if taken is not None:
+                entry.table.extend(taken[0])
+                return True
+            victim = next(other for other in reversed(self._running) if other.sequence.id not in planned)
+            self._preempt(victim)
+            if victim is entry:
+                return False
+        return True
+
+    def _preempt(self, entry: _Entry) -> None:
+        self._running.remove(entry)
+        self.pool.release(entry.table)
+        entry.table, entry.computed, entry.published, entry.phase = [], 0, 0, Phase.WAITING
+        self._waiting.appendleft(entry)
+
+    def _ready(self, entry: _Entry) -> list[Ready]:
+        assert isinstance(entry.work, Prefill)
+        size = self._spec.page_tokens
+        ready = [
+            Ready(index, entry.table[index], size, entry.chain[index])
+            for index in range(entry.exported, entry.computed // size)
+        ]
+        tail = entry.work.upto % size
+        last = entry.work.upto // size
+        if tail and entry.computed >= entry.work.upto and entry.exported <= last:
+            ready.append(Ready(last, entry.table[last], tail, self._expected(entry, last, tail)))
+        if ready:
+            entry.exported = ready[-1].index + 1
+        return ready

@@ -1,0 +1,188 @@
+"""The vocabulary between processes: what gateways, decode workers and prefill workers say to each other.
+
+Protobuf never comes further in than `runtime/wire.py`. Durations are remaining milliseconds; clocks of two machines
+are never compared. Every command to a decode worker and every output from it carries its `Ref`.
+"""
+
+from dataclasses import dataclass, field
+
+from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
+from runtime.domain.steps import Load
+from runtime.errors import BatonError
+from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCandidate:
+    """A prefill worker that the decode worker may call, best first in the list it comes in."""
+
+    worker: WorkerId
+    boot: BootId
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again."""
+
+    ref: Ref
+    tenant: TenantId
+    prompt: tuple[int, ...] = field(repr=False)
+    sampling: Sampling
+    forced: tuple[int, ...] = ()
+    candidates: tuple[PrefillCandidate, ...] = ()
+    remaining_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAttempt:
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Go on sending on this stream, from output token index `have` on."""
+
+    ref: Ref
+    have: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """The final output arrived: the worker may forget the attempt."""
+
+    ref: Ref
+
+
+GatewayCommand = Start | CancelAttempt | Attach | Acknowledge
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """How an attempt's prompt got its KV, for the client's usage, the demo and the metrics.
+
+    Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `moved_tokens` (landed) + computed here =
+    prompt + forced. `wait_ms` runs from the start of the attempt to its admission to the batch, `transfer_ms` from
+    the first frame to the last.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    moved_tokens: int = 0
+    moved_pages: int = 0
+    moved_bytes: int = 0
+    prefill_worker: WorkerId | None = None
+    prefill_cached_tokens: int = 0
+    transport: str = ""
+    wait_ms: float = 0.0
+    transfer_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """New output tokens of one attempt. `index` counts the turn's output tokens before the first of `tokens`.
+
+    `text` is what these tokens complete; `finish` ends the attempt. `handoff` comes once, with the first tokens.
+    """
+
+    ref: Ref
+    index: int
+    tokens: tuple[Sampled, ...]
+    text: str
+    finish: FinishReason | None = None
+    handoff: Handoff | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """The attempt is over on this worker, by its fault or because it does not know it. The gateway decides."""
+
+    ref: Ref
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """All that one engine step has for one gateway."""
+
+    outputs: tuple[Output | AttemptFailed, ...]
+    load: Load | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TicketPage:
+    """A page that the ticket asks for: its place in the sequence, its identity, its tokens."""
+
+    index: int
+    id: PageId
+    valid_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to write certain pages into one reservation, once. `epoch` fences messages of older transfers.
+
+    `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives.
+    """
+
+    transfer: TransferId
+    epoch: int
+    boot: BootId
+    transport: str
+    endpoint: str
+    fingerprint: str
+    dtype: str
+    pages: tuple[TicketPage, ...]
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCall:
+    """Compute KV for all of `tokens` but the last and push the ticket's pages."""
+
+    tenant: TenantId
+    tokens: tuple[int, ...] = field(repr=False)
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """What a prefill worker did: tokens it had cached, pages and payload bytes it pushed."""
+
+    cached_tokens: int
+    pages: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
+    host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`."""
+
+    id: WorkerId
+    boot: BootId
+    role: str
+    address: str
+    model: str
+    kv_fingerprint: str
+    serving_fingerprint: str
+    max_tokens: int
+    page_tokens: int
+    device: str
+    load: Load | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Who serves, as the controller last knew. Ordered by (incarnation, version)."""
+
+    incarnation: int
+    version: int
+    workers: tuple[Worker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First on a stream from a gateway to a decode worker."""
+
+    gateway: GatewayId

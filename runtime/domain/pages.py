@@ -1,0 +1,227 @@
+"""KV pages: their identity, who holds which, and what the prefix cache keeps. Never their content.
+
+Every page is in exactly one of four places (invariant 16):
+
+    FREE      holds nothing
+    LANDING   reserved by one sequence for a frame that is on its way
+    OWNED     pinned by `references` sequences
+    CACHED    pinned by none, its content known by a page id; evicted leaf first, the least recently used of them
+
+A page enters the prefix cache with `publish`, once all its tokens have KV; until then it is private to its sequence.
+"""
+
+import enum
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runtime.errors import InvariantViolation
+from runtime.ids import PageId
+
+ROOT = PageId(b"")
+
+
+def page_id(salt: bytes, parent: PageId, tokens: Sequence[int], page_tokens: int, fingerprint: str) -> PageId:
+    """BLAKE2b-128 over the parent's id and this page's tokens, keyed by the tenant's secret (at most 64 bytes).
+
+    The id of a partial tail hashes just its valid tokens, so it never equals the id of the full page.
+    """
+    digest = hashlib.blake2b(parent, digest_size=16, key=salt)
+    digest.update(array("i", tokens).tobytes())
+    digest.update(b"%d:%s" % (page_tokens, fingerprint.encode()))
+    return PageId(digest.digest())
+
+
+def extend_chain(
+    chain: list[PageId], salt: bytes, tokens: Sequence[int], page_tokens: int, fingerprint: str
+) -> list[PageId]:
+    """Append to `chain` the ids of the full pages of `tokens` that it lacks, and return it."""
+    for start in range(len(chain) * page_tokens, len(tokens) - page_tokens + 1, page_tokens):
+        parent = chain[-1] if chain else ROOT
+        chain.append(page_id(salt, parent, tokens[start : start + page_tokens], page_tokens, fingerprint))
+    return chain
+
+
+def pages_for(tokens: int, page_tokens: int) -> int:
+    return -(-tokens // page_tokens)
+
+
+class PageState(enum.Enum):
+    FREE = "free"
+    LANDING = "landing"
+    OWNED = "owned"
+    CACHED = "cached"
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How many pages are where; the four add up to `total`."""
+
+    free: int
+    landing: int
+    owned: int
+    cached: int
+
+    @property
+    def total(self) -> int:
+        return self.free + self.landing + self.owned + self.cached
+
+
+@dataclass(slots=True)
+class _Page:
+    state: PageState = PageState.FREE
+    references: int = 0
+    id: PageId | None = None
+    parent: PageId | None = None
+
+
+class PagePool:
+    """The pages of one accelerator. All numbers are pool page numbers, 0 to `pages` - 1."""
+
+    def __init__(self, pages: int) -> None:
+        self._pages = [_Page() for _ in range(pages)]
+        self._free = list(range(pages - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._by_id: dict[PageId, int] = {}
+        self._children: dict[PageId, int] = {}
+        self._landing = 0
+        self._stored: list[PageId] = []
+        self._removed: list[PageId] = []
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    @property
+    def available(self) -> int:
+        return len(self._free) + len(self._cached)
+
+    def occupancy(self) -> Occupancy:
+        free, cached = len(self._free), len(self._cached)
+        return Occupancy(free, self._landing, len(self._pages) - free - cached - self._landing, cached)
+
+    def match(self, chain: Sequence[PageId]) -> int:
+        """How many leading pages of `chain` are resident. No effect: they may be gone at the next call."""
+        for count, ident in enumerate(chain):
+            if ident not in self._by_id:
+                return count
+        return len(chain)
+
+    def try_take(self, chain: Sequence[PageId], count: int, *, landing: bool = False) -> tuple[list[int], int] | None:
+        """Pin the resident leading pages of `chain` and take fresh ones up to `count` in all.
+
+        Returns (block table, how many of it were resident), or None when there is no room, and then nothing changed.
+        Fresh pages are LANDING when frames are awaited for them, else OWNED.
+        """
+        hits = [self._by_id[ident] for ident in chain[: min(self.match(chain), count)]]
+        spare = self.available - sum(self._pages[page].state is PageState.CACHED for page in hits)
+        if count - len(hits) > spare:
+            return None
+        for page in hits:
+            self._pin(page)
+        return hits + [self._take(landing=landing) for _ in range(count - len(hits))], len(hits)
+
+    def landed(self, page: int) -> None:
+        """The frame for a LANDING page was written, or will be computed instead: its sequence owns it now."""
+        entry = self._pages[page]
+        if entry.state is not PageState.LANDING:
+            raise InvariantViolation(16, f"page {page} landed while {entry.state.value}")
+        self._landing -= 1
+        entry.state, entry.references = PageState.OWNED, 1
+
+    def publish(self, page: int, ident: PageId, parent: PageId) -> None:
+        """Make the content of an owned page known; when another page already holds it, this one stays private."""
+        entry = self._pages[page]
+        if entry.state is not PageState.OWNED:
+            raise InvariantViolation(16, f"page {page} published while {entry.state.value}")
+        if entry.id is not None or ident in self._by_id:
+            return
+        entry.id, entry.parent = ident, parent
+        self._by_id[ident] = page
+        self._children[parent] = self._children.get(parent, 0) + 1
+        self._stored.append(ident)
+
+    def release(self, table: Iterable[int]) -> None:
+        """Give back one reference to each page of a block table."""
+        for page in reversed(list(table)):
+            entry = self._pages[page]
+            if entry.state is PageState.LANDING:
+                self._landing -= 1
+                self._to_free(page)
+                continue
+            if entry.state is not PageState.OWNED:
+                raise InvariantViolation(16, f"page {page} released while {entry.state.value}")
+            entry.references -= 1
+            if entry.references == 0 and entry.id is None:
+                self._to_free(page)
+            elif entry.references == 0:
+                entry.state = PageState.CACHED
+                self._cached[page] = None
+
+    def drain_changes(self) -> tuple[tuple[PageId, ...], tuple[PageId, ...]]:
+        """Page ids (stored, removed) since the last call, for the directory."""
+        stored, removed = tuple(self._stored), tuple(self._removed)
+        self._stored.clear()
+        self._removed.clear()
+        return stored, removed
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` 16 unless every page is in exactly one place."""
+        states = [entry.state for entry in self._pages]
+        counted = Occupancy(*(states.count(state) for state in PageState))
+        if counted != self.occupancy():
+            raise InvariantViolation(16, f"pages counted {counted}, accounted {self.occupancy()}")
+        if len(set(self._free)) != len(self._free) or not all(states[page] is PageState.FREE for page in self._free):
+            raise InvariantViolation(16, "the free list holds a page twice, or one that is not free")
+        for page, entry in enumerate(self._pages):
+            if (entry.references > 0) != (entry.state is PageState.OWNED):
+                raise InvariantViolation(16, f"page {page} is {entry.state.value} with {entry.references} references")
+            if entry.id is not None and self._by_id.get(entry.id) != page:
+                raise InvariantViolation(16, f"page {page} bears an id that the cache gives to another page")
+
+    def _pin(self, page: int) -> None:
+        entry = self._pages[page]
+        if entry.state is PageState.CACHED:
+            del self._cached[page]
+            entry.state = PageState.OWNED
+        entry.references += 1
+
+    def _take(self, *, landing: bool) -> int:
+        if not self._free:
+            self._evict()
+        page = self._free.pop()
+        entry = self._pages[page]
+        if landing:
+            entry.state = PageState.LANDING
+            self._landing += 1
+        else:
+            entry.state, entry.references = PageState.OWNED, 1
+        return page
+
+    def _evict(self) -> None:
+        """Drop the least recently used cached page that no resident page continues.
+
+        A sequence releases its deepest page first, so the oldest one is nearly always such a leaf; only when a
+        duplicate kept its parent out of the cache is there none, and the oldest goes.
+        """
+        leaf = (page for page in self._cached if not self._children.get(self._pages[page].id or ROOT))
+        page = next(leaf, None)
+        if page is None:
+            page = next(iter(self._cached))
+        del self._cached[page]
+        entry = self._pages[page]
+        assert entry.id is not None
+        assert entry.parent is not None
+        self._removed.append(entry.id)
+        del self._by_id[entry.id]
+        left = self._children[entry.parent] - 1
+        if left:
+            self._children[entry.parent] = left
+        else:
+            del self._children[entry.parent]
+        self._to_free(page)
+
+    def _to_free(self, page: int) -> None:
+        self._pages[page] = _Page()
+        self._free.append(page)

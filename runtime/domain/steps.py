@@ -1,0 +1,175 @@
+"""The vocabulary between a worker and its engine: work that goes in, what each engine step brings out.
+
+One `StepOutput` per engine step. Reservation and export are events and not return values, because engines such as
+vLLM hand out blocks only by scheduling.
+"""
+
+from dataclasses import dataclass, field
+
+from runtime.domain.pages import Occupancy
+from runtime.domain.sequence import FinishReason, Sampled, Sequence
+from runtime.errors import BatonError
+from runtime.ids import PageId, SequenceId
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLocal:
+    """Prefill what the prefix cache lacks here, then decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeAwaiting:
+    """Reserve the prompt's pages, report `Reserved`, and decode once `run` says that all that will land has landed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute KV for the first `upto` tokens and export their pages from page `first_page` on; sample nothing."""
+
+    upto: int
+    first_page: int
+
+
+Work = DecodeLocal | DecodeAwaiting | Prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's share of an engine step.
+
+    `tokens` are the new tokens to run, the first at absolute position `start`; `table` are pool page numbers that
+    cover `start + len(tokens)` tokens; `sample` asks for the logits of the last token.
+    """
+
+    sequence: SequenceId
+    tokens: tuple[int, ...]
+    start: int
+    table: tuple[int, ...]
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One KV page as it travels: `payload` is canonical `[layer, k|v, token, kv_head, head_dim]`, little endian.
+
+    `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload.
+    """
+
+    page: PageId
+    index: int
+    valid_tokens: int
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Room for the prompt is held; its first `local_tokens` tokens are already here."""
+
+    sequence: SequenceId
+    local_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """The reservation was not possible now and is forgotten; submit again when pages were freed."""
+
+    sequence: SequenceId
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The sequence entered the batch; `cached_tokens` of it came from the prefix cache, `landed_tokens` by transfer."""
+
+    sequence: SequenceId
+    cached_tokens: int
+    landed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """New tokens. `index` counts the output tokens before the first of `tokens`; `text` is what they complete."""
+
+    sequence: SequenceId
+    index: int
+    tokens: tuple[Sampled, ...]
+    text: str
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One more page of a `Prefill` is complete (or its partial tail, at the end), in the canonical layout."""
+
+    sequence: SequenceId
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A `Prefill` is done and all its pages were exported; `cached_tokens` of it were not computed."""
+
+    sequence: SequenceId
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailed:
+    """The engine gave this sequence up and freed what it held."""
+
+    sequence: SequenceId
+    error: BatonError
+
+
+StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | SequenceFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine has to do: sequences by state, tokens still to prefill, pages."""
+
+    running: int
+    waiting: int
+    awaiting: int
+    prefill_tokens: int
+    pages: Occupancy
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room."""
+
+    step: int
+    events: tuple[StepEvent, ...]
+    load: Load
+    pages_freed: bool = False
+    stored: tuple[PageId, ...] = ()
+    removed: tuple[PageId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    sequence: Sequence
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Land:
+    """A verified frame for a page that this sequence has reserved."""
+
+    sequence: SequenceId
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that will land has landed; what is missing is recomputed."""
+
+    sequence: SequenceId
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    sequence: SequenceId
+
+
+EngineCommand = Submit | Land | Run | Cancel
