@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from runtime.clock import Clock
 from runtime.domain.landing import LandingEvent
-from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, Ticket, TicketPage, View, Worker
-from runtime.domain.sequence import Sequence as TokenSequence
+from runtime.domain.messages import (
+    GatewayCommand,
+    PrefillCall,
+    PrefillDone,
+    StepBatch,
+    Ticket,
+    TicketPage,
+    View,
+    Worker,
+)
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Frame, Load, StepOutput
 from runtime.ids import BootId, PageId, TransferId, WorkerId
-
-__all__ = ["Clock", "DecodePeer", "Directory", "Engine", "Landings", "Peers", "PrefillPeer", "Sender", "TextDecoder"]
 
 
 class Engine(Protocol):

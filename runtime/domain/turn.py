@@ -1,0 +1,270 @@
+"""One stateless turn on its gateway: on which decode worker it runs, which try it is, and what was given out.
+
+    state      event -> next                                                     commands
+    QUEUED     Placed -> PLACED                                                  SendStart(attempt + 1, forced)
+               NobodyServes -> FAILED                                            Fail
+    PLACED,    Outputs of this attempt, at the expected index -> STREAMING       Give
+    STREAMING  ... with a finish -> FINISHED                                     Give, SendAcknowledge
+               StreamBroken -> ATTACHING                                         SendAttach
+               WorkerLost, Silent, AttemptLost -> QUEUED                         SendCancel, Place(without it)
+               a second crash -> FAILED(poison)                                  Fail
+    ATTACHING  Outputs -> STREAMING                                              Give
+               WorkerLost, AttachOverdue, AttemptLost -> QUEUED                  Place(without it)
+    any        ClientGone -> CANCELLED                                           SendCancel
+               DeadlinePassed -> FAILED                                          SendCancel, Fail
+
+Output of an older attempt, or of an index already seen, changes nothing (invariants 1 and 7). The tokens given out
+are forced in every later attempt, so the client never sees one twice and never two that disagree.
+"""
+
+import enum
+from dataclasses import dataclass, replace
+
+from runtime.domain.generation import Delta
+from runtime.domain.messages import AttemptFailed, Output
+from runtime.domain.sequence import Ref
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, IllegalTransition, Internal, Poison, Unavailable
+from runtime.ids import BootId, TurnId
+
+
+class TurnState(enum.Enum):
+    QUEUED = "queued"
+    PLACED = "placed"
+    STREAMING = "streaming"
+    ATTACHING = "attaching"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+_S = TurnState
+_NEXT = {
+    _S.QUEUED: {_S.PLACED, _S.CANCELLED, _S.FAILED},
+    _S.PLACED: {_S.STREAMING, _S.ATTACHING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
+    _S.STREAMING: {_S.STREAMING, _S.ATTACHING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
+    _S.ATTACHING: {_S.STREAMING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
+    _S.FINISHED: set(),
+    _S.CANCELLED: set(),
+    _S.FAILED: set(),
+}
+ENDED = frozenset({TurnState.FINISHED, TurnState.CANCELLED, TurnState.FAILED})
+MAX_CRASHES = 2
+MAX_ATTEMPTS = 16
+
+
+# Events. `boot` is the generation of the worker that the event is about.
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    boot: BootId
+
+
+@dataclass(frozen=True, slots=True)
+class NobodyServes:
+    error: BatonError
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLost:
+    failed: AttemptFailed
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBroken:
+    boot: BootId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """`crashed`: the process is known to be gone, so this turn may have been what killed it."""
+
+    boot: BootId
+    crashed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    pass
+
+
+TurnEvent = Placed | NobodyServes | Arrived | AttemptLost | StreamBroken | WorkerLost | ClientGone | DeadlinePassed
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Choose a decode worker, none of `exclude`; answered by Placed or NobodyServes."""
+
+    exclude: frozenset[BootId]
+
+
+@dataclass(frozen=True, slots=True)
+class SendStart:
+    boot: BootId
+    ref: Ref
+    forced: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendAttach:
+    boot: BootId
+    ref: Ref
+    have: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    boot: BootId
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class SendAcknowledge:
+    boot: BootId
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Hand this to the client."""
+
+    delta: Delta
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    error: BatonError
+
+
+TurnCommand = Place | SendStart | SendAttach | SendCancel | SendAcknowledge | Give | Fail
+
+
+class Turn:
+    def __init__(self, turn: TurnId) -> None:
+        self.ref = Ref(turn, epoch=1, attempt=0)
+        self.state = TurnState.QUEUED
+        self.boot: BootId | None = None
+        self._given: list[int] = []
+        self._suspects: set[BootId] = set()
+        self._crashes = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def begin(self) -> list[TurnCommand]:
+        return [Place(frozenset())]
+
+    def on(self, event: TurnEvent) -> list[TurnCommand]:  # noqa: C901, PLR0911 - the table, a row each
+        if self.ended:
+            return self._late(event)
+        match event:
+            case Placed(boot):
+                return self._placed(boot)
+            case NobodyServes(error):
+                return self._fail(error)
+            case Arrived(output):
+                return self._arrived(output)
+            case AttemptLost(failed):
+                return self._attempt_lost(failed)
+            case StreamBroken(boot):
+                return self._broken(boot)
+            case WorkerLost(boot, crashed):
+                return self._worker_lost(boot, crashed=crashed)
+            case ClientGone():
+                cancel = self._cancel()
+                self._to(TurnState.CANCELLED)
+                return cancel
+            case DeadlinePassed():
+                return [*self._cancel(), *self._fail(DeadlineExceeded("the deadline passed", field="deadline_ms"))]
+
+    def _late(self, event: TurnEvent) -> list[TurnCommand]:
+        """After the end only one thing still matters: a final output sent again was not acknowledged yet."""
+        match event:
+            case Arrived(output) if output.ref == self.ref and output.finish and self.boot:
+                return [SendAcknowledge(self.boot, self.ref)]
+            case _:
+                return []
+
+    def _placed(self, boot: BootId) -> list[TurnCommand]:
+        self._to(TurnState.PLACED)
+        self.boot = boot
+        self.ref = replace(self.ref, attempt=self.ref.attempt + 1)
+        return [SendStart(boot, self.ref, tuple(self._given))]
+
+    def _arrived(self, output: Output) -> list[TurnCommand]:
+        known = len(self._given) - output.index
+        if output.ref != self.ref or self.state is TurnState.QUEUED:
+            return []
+        if known < 0:
+            gap = f"the decode worker skipped from output token {len(self._given)} to {output.index}"
+            return [*self._cancel(), *self._again(Internal(gap))]
+        fresh = output.tokens[known:]
+        if known and output.finish is None and not fresh:
+            return []
+        self._given.extend(sampled.token for sampled in fresh)
+        # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
+        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, self.ref.attempt)
+        if output.finish is None:
+            self._to(TurnState.STREAMING)
+            return [Give(delta)]
+        self._to(TurnState.FINISHED)
+        assert self.boot is not None
+        return [Give(delta), SendAcknowledge(self.boot, self.ref)]
+
+    def _attempt_lost(self, failed: AttemptFailed) -> list[TurnCommand]:
+        if failed.ref != self.ref or self.state is TurnState.QUEUED:
+            return []
+        self._crashes += isinstance(failed.error, EngineFailed)
+        if not failed.error.status.retryable and failed.error.status.code not in ("stale", "not_found"):
+            return self._fail(failed.error)
+        return self._again(failed.error)
+
+    def _broken(self, boot: BootId) -> list[TurnCommand]:
+        if boot != self.boot or self.state not in (TurnState.PLACED, TurnState.STREAMING):
+            return []
+        self._to(TurnState.ATTACHING)
+        return [SendAttach(boot, self.ref, len(self._given))]
+
+    def _worker_lost(self, boot: BootId, *, crashed: bool) -> list[TurnCommand]:
+        if boot != self.boot or self.state is TurnState.QUEUED:
+            return []
+        self._crashes += crashed
+        return [*self._cancel(), *self._again(Unavailable("the decode worker was lost", retry_after_ms=1000))]
+
+    def _again(self, error: BatonError) -> list[TurnCommand]:
+        if self._crashes >= MAX_CRASHES:
+            return self._fail(Poison(f"the request was running on {self._crashes} engines when they crashed"))
+        if self.ref.attempt >= MAX_ATTEMPTS:
+            return self._fail(error)
+        assert self.boot is not None
+        self._suspects.add(self.boot)
+        self._to(TurnState.QUEUED)
+        return [Place(frozenset(self._suspects))]
+
+    def _cancel(self) -> list[TurnCommand]:
+        if self.boot is None or self.state is TurnState.QUEUED:
+            return []
+        return [SendCancel(self.boot, self.ref)]
+
+    def _fail(self, error: BatonError) -> list[TurnCommand]:
+        self._to(TurnState.FAILED)
+        return [Fail(error)]
+
+    def _to(self, state: TurnState) -> None:
+        if state not in _NEXT[self.state]:
+            raise IllegalTransition("turn", self.state, state, self.ref)
+        self.state = state
