@@ -18,8 +18,9 @@ install: $(INSTALLED) ## make .venv and install Baton into it; nothing when noth
 
 $(INSTALLED): pyproject.toml scripts/system-packages
 	@scripts/system-packages "$(PYTHON)"
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo 'Installing into $(VENV): about 2 GB, some minutes the first time.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 run: install ## start the mesh of configs/local.yaml, talk to it, keep serving (ARGS=--exit stops after the demo)
@@ -42,8 +43,8 @@ format: install ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 
 # generate,DIRECTORY: the generated half of the package batonmesh.v1, under DIRECTORY
-generate = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=$(1) --mypy_out=$(1) \
-	--grpc_python_out=$(1) --mypy_grpc_out=only_async:$(1) $(PROTOS)
+generate = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=$(1) --mypy_out=quiet:$(1) \
+	--grpc_python_out=$(1) --mypy_grpc_out=quiet,only_async:$(1) $(PROTOS)
 
 proto: install ## regenerate batonmesh.v1 from the .proto files
 	find protos/batonmesh/v1 -name '*_pb2*.py*' -delete
