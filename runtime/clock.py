@@ -1,15 +1,22 @@
 """Time as the roles see it: monotonic seconds of this process. Never wall-clock time, never another machine's time."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
 class Clock(Protocol):
-    """Monotonic seconds and a way to wait. Waits end late when the process was stopped, never early."""
+    """Monotonic seconds and ways to wait. What is timed comes late when the process was stopped, never early."""
 
     def now(self) -> float: ...
 
     async def sleep(self, seconds: float) -> None: ...
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer: ...
 
 
 class LoopClock:
@@ -20,3 +27,6 @@ class LoopClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(seconds, call)

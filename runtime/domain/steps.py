@@ -136,11 +136,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room."""
+    """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
+
+    `ran_tokens` of `ran_sequences` went through the model in this step.
+    """
 
     step: int
     events: tuple[StepEvent, ...]
     load: Load
+    ran_tokens: int = 0
+    ran_sequences: int = 0
     pages_freed: bool = False
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()

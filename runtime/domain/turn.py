@@ -174,7 +174,7 @@ class Turn:
         match event:
             case Placed(boot):
                 return self._placed(boot)
-            case NobodyServes(error):
+            case NobodyServes(error) if self.state is TurnState.QUEUED:
                 return self._fail(error)
             case Arrived(output):
                 return self._arrived(output)
@@ -190,6 +190,8 @@ class Turn:
                 return cancel
             case DeadlinePassed():
                 return [*self._cancel(), *self._fail(DeadlineExceeded("the deadline passed", field="deadline_ms"))]
+            case _:
+                return []
 
     def _late(self, event: TurnEvent) -> list[TurnCommand]:
         """After the end only one thing still matters: a final output sent again was not acknowledged yet."""

@@ -1,0 +1,53 @@
+"""Where a turn goes: which decode worker, and which prefill workers it may call. Never how to reach them."""
+
+import enum
+from collections.abc import Mapping, Sequence
+
+from runtime.domain.messages import PrefillCandidate, View, Worker
+from runtime.ids import BootId
+
+DECODE = "decode"
+PREFILL = "prefill"
+
+
+class Placement(enum.StrEnum):
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOADED = "least_loaded"
+
+
+def _depth(worker: Worker) -> int:
+    """Sequences that the worker reported to have in any state."""
+    return worker.load.running + worker.load.waiting + worker.load.awaiting if worker.load else 0
+
+
+class Router:
+    """Remembers only whose turn is next, so that equal workers are used equally."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._turn = 0
+
+    def choose(self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId]) -> Worker | None:
+        """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each."""
+        able = [worker for worker in view.workers if worker.role == DECODE and worker.boot not in exclude]
+        if not able:
+            return None
+        ordered = self._rotate(able)
+        if self._placement is Placement.ROUND_ROBIN:
+            return ordered[0]
+        return min(ordered, key=lambda worker: max(in_flight.get(worker.boot, 0), _depth(worker)))
+
+    def candidates(self, view: View) -> tuple[PrefillCandidate, ...]:
+        """All prefill workers, the best first."""
+        able = [worker for worker in view.workers if worker.role == PREFILL]
+        if not able:
+            return ()
+        ordered = self._rotate(able)
+        if self._placement is Placement.LEAST_LOADED:
+            ordered.sort(key=_depth)
+        return tuple(PrefillCandidate(worker.id, worker.boot, worker.address) for worker in ordered)
+
+    def _rotate(self, workers: Sequence[Worker]) -> list[Worker]:
+        self._turn += 1
+        start = self._turn % len(workers)
+        return [*workers[start:], *workers[:start]]

@@ -1,0 +1,198 @@
+"""One engine, step by step: commands in, one `StepOutput` per step out. Synchronous; whoever drives it owns the thread.
+
+Joins the batcher (which tokens), the compute (their KV and the next token) and the output streams (text and stops).
+The native and the simulated engine differ only in their compute and in who drives them.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.domain.batching import Batcher, Limits
+from runtime.domain.pages import PagePool
+from runtime.domain.sequence import Sampled, Sampling, Sequence
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import (
+    Admitted,
+    Cancel,
+    Chunk,
+    EngineCommand,
+    Exported,
+    Frame,
+    Generated,
+    Land,
+    Load,
+    NoRoom,
+    Prefill,
+    Prefilled,
+    Run,
+    SequenceFailed,
+    StepEvent,
+    StepOutput,
+    Submit,
+    Work,
+)
+from runtime.engine.output import OutputStream
+from runtime.errors import ContextExceeded
+from runtime.ids import PageId, SequenceId
+from runtime.ports import TextDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled."""
+
+    sampling: Sampling
+    position: int
+
+
+class Compute(Protocol):
+    """A model on a device: what differs between the native and the simulated engine."""
+
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
+        """Write the chunks' KV and sample one token for each chunk that asks for it, in order (as many as `rows`)."""
+
+    def read_page(self, page: int, tokens: int) -> bytes:
+        """The canonical payload of the first `tokens` tokens of a pool page."""
+
+    def write_page(self, page: int, payload: bytes, tokens: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Live:
+    """What the core keeps of a sequence beside its place in the batch."""
+
+    sequence: Sequence
+    work: Work
+    output: OutputStream | None = None
+    generated: int = 0
+    cached: int = 0
+
+
+class EngineCore:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        pages: int,
+        limits: Limits,
+        compute: Compute,
+        eos_ids: frozenset[int],
+        decoder: Callable[[], TextDecoder],
+    ) -> None:
+        self.spec = spec
+        self._batcher = Batcher(spec, PagePool(pages), limits)
+        self._compute = compute
+        self._eos_ids = eos_ids
+        self._decoder = decoder
+        self._live: dict[SequenceId, _Live] = {}
+        self._early: list[StepEvent] = []
+        self._step = 0
+        self._freed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do or to tell."""
+        return self._batcher.busy or bool(self._early) or self._freed
+
+    def match(self, chain: Iterable[PageId]) -> int:
+        return self._batcher.pool.match(tuple(chain))
+
+    def load(self) -> Load:
+        return self._batcher.load()
+
+    def check(self) -> None:
+        self._batcher.check()
+
+    def apply(self, command: EngineCommand) -> None:
+        match command:
+            case Submit(sequence, work):
+                self._submit(sequence, work)
+            case Land(sequence, frame):
+                self._land(sequence, frame)
+            case Run(sequence):
+                self._early.extend(self._batcher.run(sequence))
+            case Cancel(sequence):
+                self._remove(sequence)
+
+    def step(self) -> StepOutput:
+        """Admit, run one batch, and report."""
+        events, self._early = self._early, []
+        events += self._admit()
+        chunks = self._batcher.plan()
+        if chunks:
+            events += self._run(chunks)
+        events += self._export()
+        self._step += 1
+        freed, self._freed = self._freed, False
+        stored, removed = self._batcher.pool.drain_changes()
+        ran = sum(len(chunk.tokens) for chunk in chunks)
+        return StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
+
+    def _submit(self, sequence: Sequence, work: Work) -> None:
+        room = min(len(self._batcher.pool) * self.spec.page_tokens, self.spec.max_tokens)
+        if len(sequence.tokens) + 1 > room:
+            error = ContextExceeded(f"the sequence has {len(sequence.tokens)} tokens, the limit is {room - 1}")
+            self._early.append(SequenceFailed(sequence.id, error))
+            return
+        live = _Live(sequence, work, generated=len(sequence.forced))
+        if not isinstance(work, Prefill):
+            live.output = OutputStream(sequence.sampling, self._eos_ids, self._decoder())
+            for token in sequence.forced:
+                live.output.push(token)
+            if live.output.finish is not None:
+                self._early.append(Generated(sequence.id, live.generated, (), "", live.output.finish))
+                return
+        self._live[sequence.id] = live
+        self._batcher.submit(sequence, work)
+
+    def _land(self, sequence: SequenceId, frame: Frame) -> None:
+        page = self._batcher.land(sequence, frame)
+        if page is not None:
+            self._compute.write_page(page, frame.payload, frame.valid_tokens)
+
+    def _admit(self) -> list[StepEvent]:
+        events = self._batcher.admit()
+        for event in events:
+            if isinstance(event, NoRoom):
+                del self._live[event.sequence]
+            elif isinstance(event, Admitted):
+                self._live[event.sequence].cached = event.cached_tokens
+        return events
+
+    def _run(self, chunks: tuple[Chunk, ...]) -> list[StepEvent]:
+        sampling = [chunk for chunk in chunks if chunk.sample]
+        rows = tuple(
+            SampleRow(self._live[chunk.sequence].sequence.sampling, chunk.start + len(chunk.tokens))
+            for chunk in sampling
+        )
+        sampled = self._compute.run(chunks, rows)
+        for chunk in chunks:
+            self._batcher.computed(chunk)
+        return [self._generated(chunk.sequence, token) for chunk, token in zip(sampling, sampled, strict=True)]
+
+    def _generated(self, sequence: SequenceId, sampled: Sampled) -> Generated:
+        live = self._live[sequence]
+        assert live.output is not None
+        text = live.output.push(sampled.token)
+        event = Generated(sequence, live.generated, (sampled,), text, live.output.finish)
+        live.generated += 1
+        if live.output.finish is None:
+            self._batcher.append(sequence, sampled.token)
+        else:
+            self._remove(sequence)
+        return event
+
+    def _export(self) -> list[StepEvent]:
+        events: list[StepEvent] = []
+        for sequence, ready, done in self._batcher.exports():
+            for page in ready:
+                payload = self._compute.read_page(page.page, page.valid_tokens)
+                events.append(Exported(sequence, Frame(page.id, page.index, page.valid_tokens, payload)))
+            if done:
+                events.append(Prefilled(sequence, self._live[sequence].cached))
+                self._remove(sequence)
+        return events
+
+    def _remove(self, sequence: SequenceId) -> None:
+        if self._live.pop(sequence, None) is not None:
+            self._freed |= self._batcher.remove(sequence)

@@ -1,0 +1,204 @@
+"""A simulated engine: real batching, paging, prefix cache and text, no tensors; step times from a profile.
+
+Its KV is real in the one respect that matters: the value of a position is a function of the whole prefix, and the next
+token is a function of all values that the block table reaches. So a wrong, stale or overwritten page changes the text,
+and an unharmed run is repeated exactly.
+"""
+
+import asyncio
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from runtime.clock import Clock
+from runtime.domain.batching import Limits
+from runtime.domain.sequence import Sampled, Sampling
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Chunk, EngineCommand, Load, StepOutput
+from runtime.engine.core import EngineCore, SampleRow
+from runtime.errors import InvalidArgument
+from runtime.ids import PageId
+
+_WORDS = (
+    "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
+    "sierra tango uniform victor whiskey xray yankee zulu"
+)
+WORDS = tuple(f" {word}" for word in _WORDS.split())
+EOS = 256
+_FIRST_WORD = 257
+VOCAB = _FIRST_WORD + len(WORDS)
+_MASK = (1 << 64) - 1
+_FACTOR = 0x9E3779B97F4A7C15
+
+
+def simulated_spec(name: str, page_tokens: int, max_tokens: int) -> ModelSpec:
+    """The spec of a simulated model: 8 bytes of KV per token. Models of different names differ in fingerprint."""
+    fingerprint = hashlib.blake2b(f"simulated:{name}".encode(), digest_size=16).hexdigest()
+    return ModelSpec(
+        name=name,
+        layers=1,
+        kv_heads=1,
+        head_dim=1,
+        dtype="float32",
+        vocab=VOCAB,
+        max_tokens=max_tokens,
+        page_tokens=page_tokens,
+        kv_fingerprint=fingerprint,
+        serving_fingerprint=fingerprint,
+    )
+
+
+class SimulatedTokenizer:
+    """Bytes in; bytes and whole words out. Chat messages become `role: content` lines."""
+
+    eos_ids = frozenset({EOS})
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
+        if not messages:
+            raise InvalidArgument("messages must not be empty", field="messages")
+        lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+        return self.encode(f"{lines}assistant:")
+
+    def decoder(self) -> "SimulatedDecoder":
+        return SimulatedDecoder()
+
+
+class SimulatedDecoder:
+    def push(self, token: int) -> str:
+        return WORDS[token - _FIRST_WORD] if token >= _FIRST_WORD else chr(token)
+
+    def flush(self) -> str:
+        return ""
+
+
+def _mix(previous: int, token: int) -> int:
+    value = ((previous ^ token) * _FACTOR + 0x632BE59BD9B4E019) & _MASK
+    return value ^ (value >> 29)
+
+
+def _choose(digest: int, sampling: Sampling, position: int) -> Sampled:
+    seed = sampling.seed if sampling.temperature > 0 else 0
+    return Sampled(_FIRST_WORD + (_mix(_mix(digest, seed), position) >> 17) % len(WORDS))
+
+
+def continuation(prompt: Sequence[int], sampling: Sampling) -> list[int]:
+    """The tokens that an unharmed engine gives for `prompt`: the oracle of tests and simulations."""
+    tokens, total, value = list(prompt), 0, 0
+    for token in tokens:
+        value = _mix(value, token)
+        total += value
+    for _ in range(sampling.max_tokens):
+        chosen = _choose((total + value) & _MASK, sampling, len(tokens)).token
+        tokens.append(chosen)
+        value = _mix(value, chosen)
+        total += value
+    return tokens[len(prompt) :]
+
+
+class SimulatedCompute:
+    """One 64-bit value per token and page slot, in place of keys and values."""
+
+    def __init__(self, pages: int, page_tokens: int) -> None:
+        self._size = page_tokens
+        self._values = [array("Q", bytes(8 * page_tokens)) for _ in range(pages)]
+        self._sums = [0] * pages
+
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
+        sampled = []
+        pending = iter(rows)
+        for chunk in chunks:
+            value = self._write(chunk)
+            if chunk.sample:
+                row = next(pending)
+                digest = (self._reach(chunk) + value) & _MASK
+                sampled.append(_choose(digest, row.sampling, row.position))
+        return sampled
+
+    def read_page(self, page: int, tokens: int) -> bytes:
+        values = self._values[page][:tokens]
+        low = array("I", [value & 0xFFFFFFFF for value in values])
+        high = array("I", [value >> 32 for value in values])
+        return low.tobytes() + high.tobytes()
+
+    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+        words = array("I", payload)
+        values = self._values[page]
+        for place in range(tokens):
+            values[place] = words[place] | (words[tokens + place] << 32)
+        self._sums[page] = sum(values)
+
+    def _write(self, chunk: Chunk) -> int:
+        """Store the chunk's values, and return that of its last token."""
+        size, table, position = self._size, chunk.table, chunk.start
+        value = self._values[table[(position - 1) // size]][(position - 1) % size] if position else 0
+        for token in chunk.tokens:
+            value = _mix(value, token)
+            page = table[position // size]
+            values = self._values[page]
+            self._sums[page] += value - values[position % size]
+            values[position % size] = value
+            position += 1
+        return value
+
+    def _reach(self, chunk: Chunk) -> int:
+        """The sum of all values that the block table reaches, as attention reads all keys."""
+        full, rest = divmod(chunk.start + len(chunk.tokens), self._size)
+        total = sum(self._sums[page] for page in chunk.table[:full])
+        return total + (sum(self._values[chunk.table[full]][:rest]) if rest else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepProfile:
+    """How long a step takes: `base_ms`, and more for every token that runs and for every sequence in the batch."""
+
+    base_ms: float = 0.0
+    token_ms: float = 0.0
+    sequence_ms: float = 0.0
+
+    def seconds(self, output: StepOutput) -> float:
+        running = output.ran_tokens * self.token_ms + output.ran_sequences * self.sequence_ms
+        return (self.base_ms + running) / 1000 if output.ran_tokens else 0.0
+
+
+class SimulatedEngine:
+    """Drives an engine core on the event loop, a step at a time, each as long as the profile says."""
+
+    def __init__(self, spec: ModelSpec, pages: int, limits: Limits, profile: StepProfile, clock: Clock) -> None:
+        self.spec = spec
+        tokenizer = SimulatedTokenizer()
+        compute = SimulatedCompute(pages, spec.page_tokens)
+        self.core = EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder)
+        self._profile = profile
+        self._clock = clock
+        self._inbox: deque[EngineCommand] = deque()
+        self._wake = asyncio.Event()
+
+    def match(self, chain: Sequence[PageId]) -> int:
+        return self.core.match(chain)
+
+    def tell(self, command: EngineCommand) -> None:
+        self._inbox.append(command)
+        self._wake.set()
+
+    def load(self) -> Load:
+        return self.core.load()
+
+    def check(self) -> None:
+        self.core.check()
+
+    async def steps(self) -> AsyncIterator[StepOutput]:
+        while True:
+            while not self._inbox and not self.core.busy:
+                self._wake.clear()
+                await self._wake.wait()
+            while self._inbox:
+                self.core.apply(self._inbox.popleft())
+            if self.core.busy:
+                output = self.core.step()
+                await self._clock.sleep(self._profile.seconds(output))
+                yield output

@@ -1,0 +1,108 @@
+"""Drives an engine core on its own thread, so that the event loop never waits for a model.
+
+The core is built on that thread and touched nowhere else, but for reads that are advisory or made while idle.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from runtime.domain.steps import EngineCommand, Load, StepOutput
+from runtime.engine.core import EngineCore
+from runtime.errors import EngineFailed
+from runtime.ids import PageId
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.domain.spec import ModelSpec
+
+_STEPS_AHEAD = 4
+_log = logging.getLogger(__name__)
+
+
+class ThreadedEngine:
+    """`build` runs on the engine's thread; `start` returns once it is done, or raises what it raised."""
+
+    def __init__(self, build: Callable[[], EngineCore]) -> None:
+        self._build = build
+        self._inbox: queue.SimpleQueue[EngineCommand | None] = queue.SimpleQueue()
+        self._outbox: asyncio.Queue[StepOutput | BaseException] = asyncio.Queue(_STEPS_AHEAD + 1)
+        self._room = threading.Semaphore(_STEPS_AHEAD)
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._closing = False
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._built: asyncio.Future[EngineCore] = self._loop.create_future()
+        self._thread.start()
+        self._core = await self._built
+        self.spec: ModelSpec = self._core.spec
+        self._load = self._core.load()
+
+    async def close(self) -> None:
+        """Stop after the step that is running now, and wait for the thread."""
+        self._closing = True
+        self._inbox.put(None)
+        self._room.release()
+        await asyncio.to_thread(self._thread.join)
+
+    def match(self, chain: Sequence[PageId]) -> int:
+        return self._core.match(chain)
+
+    def tell(self, command: EngineCommand) -> None:
+        self._inbox.put(command)
+
+    def load(self) -> Load:
+        return self._load
+
+    def check(self) -> None:
+        self._core.check()
+
+    async def steps(self) -> AsyncIterator[StepOutput]:
+        while True:
+            item = await self._outbox.get()
+            self._room.release()
+            if isinstance(item, BaseException):
+                raise EngineFailed(f"the engine failed: {type(item).__name__}: {item}") from item
+            self._load = item.load
+            yield item
+
+    def _main(self) -> None:
+        try:
+            core = self._build()
+        except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
+            self._hand(self._fail_start, error)
+            return
+        self._hand(self._built.set_result, core)
+        try:
+            while not self._closing:
+                self._turn(core)
+        except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to the role
+            _log.exception("the engine failed")
+            self._hand(self._outbox.put_nowait, error)
+
+    def _turn(self, core: EngineCore) -> None:
+        """Take all commands that are there, waiting only when there is nothing else to do, then one step."""
+        block = not core.busy
+        while True:
+            try:
+                command = self._inbox.get(block=block)
+            except queue.Empty:
+                break
+            if command is None:
+                return
+            core.apply(command)
+            block = False
+        if not core.busy:
+            return
+        self._room.acquire()
+        if not self._closing:
+            self._hand(self._outbox.put_nowait, core.step())
+
+    def _fail_start(self, error: BaseException) -> None:
+        self._built.set_exception(error)
+
+    def _hand(self, call: Callable[..., None], value: object) -> None:
+        self._loop.call_soon_threadsafe(call, value)

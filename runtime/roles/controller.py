@@ -1,0 +1,54 @@
+"""The controller: keeps who belongs to the mesh and tells everybody; no request ever waits for it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from runtime.clock import Clock
+from runtime.domain.membership import Membership
+from runtime.domain.messages import View, Worker
+from runtime.ids import BootId, WorkerId
+
+_log = logging.getLogger(__name__)
+
+
+class ControllerRole:
+    """`incarnation` grows with every start of the controller; `lease_s` is how long a silent worker stays."""
+
+    def __init__(self, incarnation: int, lease_s: float, clock: Clock) -> None:
+        self._membership = Membership(incarnation, lease_s)
+        self._lease_s = lease_s
+        self._clock = clock
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Expire leases until cancelled."""
+        while True:
+            await self._clock.sleep(self._lease_s / 4)
+            for worker in self._membership.expire(self._clock.now()):
+                _log.warning("worker lost: its lease ran out", extra={"worker": worker.id, "boot": worker.boot})
+                self._publish()
+
+    async def register(self, worker: Worker) -> None:
+        """Take in or renew; raises `Incompatible` naming the field."""
+        if self._membership.register(worker, self._clock.now()):
+            _log.info("worker joined", extra={"worker": worker.id, "boot": worker.boot})
+        self._publish()
+
+    async def leave(self, worker: WorkerId, boot: BootId) -> None:
+        if self._membership.leave(worker, boot):
+            self._publish()
+
+    def view(self) -> View:
+        return self._membership.view()
+
+    async def views(self) -> AsyncIterator[View]:
+        """The current view, then the newest one after each change."""
+        while True:
+            changed = self._changed
+            yield self._membership.view()
+            await changed.wait()
+
+    def _publish(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

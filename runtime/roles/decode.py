@@ -1,0 +1,227 @@
+"""A decode worker: owns the running requests, runs the commands of their state tables, and speaks to its gateways.
+
+One engine, one stream per gateway; what an engine step brought goes out as one `StepBatch` per gateway.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.clock import Clock
+from runtime.domain import request as r
+from runtime.domain.messages import (
+    Acknowledge,
+    Attach,
+    AttemptFailed,
+    CancelAttempt,
+    GatewayCommand,
+    Output,
+    Start,
+    StepBatch,
+)
+from runtime.domain.steps import Admitted, Generated, NoRoom, Reserved, SequenceFailed, StepEvent, StepOutput
+from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
+from runtime.ids import BootId, GatewayId, Ids, SequenceId, TenantId, TurnId
+from runtime.ports import Engine, Peers, Transport
+from runtime.roles.attempt import Attempt
+
+if TYPE_CHECKING:
+    from runtime.domain.sequence import Ref
+
+_log = logging.getLogger(__name__)
+_FENCES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
+    detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
+    is queued for a gateway that does not drain its stream; at the bound the stream is broken."""
+
+    policy: r.Policy
+    progress_s: float = 10.0
+    grace_s: float = 15.0
+    heartbeat_s: float = 1.0
+    batches: int = 4096
+
+
+class Link:
+    """One gateway's stream, as the decode worker holds it."""
+
+    def __init__(self, role: "DecodeRole", gateway: GatewayId, bound: int) -> None:
+        self.gateway = gateway
+        self.pending: list[Output | AttemptFailed] = []
+        self._role = role
+        self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound + 1)
+        self._bound = bound
+        self._broken = False
+
+    def command(self, command: GatewayCommand) -> None:
+        """Take a command; what it leads to comes out of `batches`."""
+        self._role.command(self, command)
+
+    async def batches(self) -> AsyncIterator[StepBatch]:
+        """What goes out to this gateway; ends when the stream is to be broken."""
+        while (batch := await self._queue.get()) is not None:
+            yield batch
+
+    def flush(self, *, heartbeat: bool = False) -> None:
+        """Send what is pending, with the load."""
+        if self._broken or not (self.pending or heartbeat):
+            return
+        if self._queue.qsize() >= self._bound:
+            self._broken = True
+            self._queue.put_nowait(None)
+            return
+        self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load()))
+        self.pending = []
+
+
+class DecodeRole:
+    def __init__(
+        self,
+        engine: Engine,
+        transport: Transport,
+        peers: Peers,
+        tenants: Mapping[TenantId, bytes],
+        boot: BootId,
+        ids: Ids,
+        clock: Clock,
+        settings: DecodeSettings,
+    ) -> None:
+        self.engine = engine
+        self.transport = transport
+        self.peers = peers
+        self.boot = boot
+        self.ids = ids
+        self.clock = clock
+        self.settings = settings
+        self.group: asyncio.TaskGroup
+        self._tenants = tenants
+        self._attempts: dict[SequenceId, Attempt] = {}
+        self._newest: OrderedDict[TurnId, Ref] = OrderedDict()
+        self._links: list[Link] = []
+
+    async def run(self) -> None:
+        """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every gateway."""
+        async with asyncio.TaskGroup() as self.group:
+            self.group.create_task(self._heartbeats())
+            try:
+                async for step in self.engine.steps():
+                    self._on_step(step)
+            except EngineFailed as error:
+                for attempt in list(self._attempts.values()):
+                    attempt.feed(r.SequenceLost(error))
+                self._flush()
+                raise
+
+    @asynccontextmanager
+    async def attach(self, gateway: GatewayId) -> AsyncIterator[Link]:
+        """A gateway's stream; leaving the context means that it broke."""
+        link = Link(self, gateway, self.settings.batches)
+        self._links.append(link)
+        link.flush(heartbeat=True)
+        try:
+            yield link
+        finally:
+            self._links.remove(link)
+            for attempt in list(self._attempts.values()):
+                if attempt.link is link:
+                    attempt.link = None
+                    attempt.feed(r.GatewayLost())
+
+    def command(self, link: Link, command: GatewayCommand) -> None:
+        if isinstance(command, Start):
+            self._start(link, command)
+        else:
+            attempt = self._attempts.get(command.ref.sequence)
+            if attempt is not None:
+                self._tell(attempt, link, command)
+            elif isinstance(command, Attach):
+                link.pending.append(AttemptFailed(command.ref, NotFound("the attempt is unknown here", field="ref")))
+        link.flush()
+
+    def forget(self, attempt: Attempt) -> None:
+        del self._attempts[attempt.request.ref.sequence]
+
+    def running(self) -> int:
+        return len(self._attempts)
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` unless the engine's pages add up; only while idle."""
+        self.engine.check()
+
+    def _tell(self, attempt: Attempt, link: Link, command: CancelAttempt | Attach | Acknowledge) -> None:
+        match command:
+            case CancelAttempt():
+                attempt.feed(r.CancelAsked())
+            case Attach(have=have):
+                attempt.link = link
+                attempt.feed(r.Attached(have))
+            case Acknowledge():
+                attempt.feed(r.Acknowledged())
+
+    def _start(self, link: Link, start: Start) -> None:
+        error = self._refusal(start)
+        if error is not None:
+            link.pending.append(AttemptFailed(start.ref, error))
+            return
+        for attempt in list(self._attempts.values()):
+            if attempt.request.ref.turn == start.ref.turn:
+                attempt.feed(r.Superseded())
+        self._newest[start.ref.turn] = start.ref
+        self._newest.move_to_end(start.ref.turn)
+        if len(self._newest) > _FENCES:
+            self._newest.popitem(last=False)
+        attempt = Attempt(self, start, self._tenants[start.tenant], link)
+        self._attempts[start.ref.sequence] = attempt
+        attempt.begin()
+
+    def _refusal(self, start: Start) -> BatonError | None:
+        newest = self._newest.get(start.ref.turn)
+        if newest is not None and newest >= start.ref:
+            return StaleAttempt(f"attempt {start.ref.attempt} is not newer than {newest.attempt}", field="ref")
+        if start.tenant not in self._tenants:
+            return InvalidArgument(f"tenant {start.tenant!r} is unknown here", field="tenant")
+        return None
+
+    def _on_step(self, step: StepOutput) -> None:
+        for event in step.events:
+            attempt = self._attempts.get(event.sequence)
+            if attempt is not None and (translated := _translate(event)) is not None:
+                attempt.feed(translated)
+        if step.pages_freed:
+            for attempt in list(self._attempts.values()):
+                attempt.feed(r.PagesFreed())
+        self._flush()
+
+    def _flush(self) -> None:
+        for link in self._links:
+            link.flush()
+
+    async def _heartbeats(self) -> None:
+        while True:
+            await self.clock.sleep(self.settings.heartbeat_s)
+            for link in self._links:
+                link.flush(heartbeat=True)
+
+
+def _translate(event: StepEvent) -> r.RequestEvent | None:
+    """An engine's event in the words of the request's table."""
+    match event:
+        case Generated(index=index, tokens=tokens, text=text, finish=finish):
+            return r.NewTokens(index, tokens, text, finish)
+        case Reserved(local_tokens=local):
+            return r.RoomReserved(local)
+        case NoRoom():
+            return r.RoomRefused()
+        case Admitted(cached_tokens=cached, landed_tokens=landed):
+            return r.InBatch(cached, landed)
+        case SequenceFailed(error=error):
+            return r.SequenceLost(error)
+        case _:
+            return None

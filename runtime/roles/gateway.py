@@ -1,0 +1,270 @@
+"""A gateway: opens turns, places them on decode workers, and gives their tokens to the clients.
+
+Owns the turns in flight and one stream per decode worker; never computes, and keeps nothing when it stops.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from runtime.clock import Clock, Timer
+from runtime.domain import turn as t
+from runtime.domain.generation import Delta, Generation
+from runtime.domain.messages import (
+    Acknowledge,
+    Attach,
+    CancelAttempt,
+    Output,
+    Start,
+    StepBatch,
+    View,
+    Worker,
+)
+from runtime.domain.routing import DECODE, Router
+from runtime.domain.spec import ModelSpec
+from runtime.errors import (
+    BatonError,
+    ContextExceeded,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from runtime.ids import BootId, GatewayId, Ids, TurnId
+from runtime.ports import Directory, Peers, Tokenizer
+from runtime.roles.stream import Ended, Stream, StreamSettings
+
+_NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """`placement_s`: how long a turn waits for a decode worker to appear. `deltas` bounds what a slow client may
+    leave unread before its request is cancelled."""
+
+    stream: StreamSettings
+    placement_s: float = 10.0
+    deltas: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`created` is unix seconds, as model listings show it."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    created: int
+
+
+class _Live:
+    """A turn in flight: its state table, its request, and the queue to its client."""
+
+    def __init__(self, turn: t.Turn, generation: Generation, ends: float, bound: int) -> None:
+        self.turn = turn
+        self.generation = generation
+        self.ends = ends
+        self.queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue(bound + 2)
+        self.bound = bound
+        self.exclude: frozenset[BootId] | None = None
+        self.stream: Stream | None = None
+        self.timers: list[Timer] = []
+
+
+class GatewayRole:
+    def __init__(
+        self,
+        gateway: GatewayId,
+        models: tuple[ServedModel, ...],
+        router: Router,
+        directory: Directory,
+        peers: Peers,
+        ids: Ids,
+        clock: Clock,
+        settings: GatewaySettings,
+    ) -> None:
+        self.gateway = gateway
+        self._models = {model.spec.name: model for model in models}
+        self._router = router
+        self._directory = directory
+        self._peers = peers
+        self._ids = ids
+        self._clock = clock
+        self._settings = settings
+        self._view = View(0, 0)
+        self._live: dict[TurnId, _Live] = {}
+        self._streams: dict[BootId, Stream] = {}
+        self._group: asyncio.TaskGroup
+        self._ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as self._group:
+            async for view in self._directory.views():
+                self._on_view(view)
+
+    async def wait_ready(self) -> None:
+        """Wait until a decode worker is known."""
+        await self._ready.wait()
+
+    def models(self) -> tuple[ServedModel, ...]:
+        return tuple(self._models.values())
+
+    def served(self, name: str) -> ServedModel:
+        """Raises `NotFound` naming the models that are served."""
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models))
+            raise NotFound(f"model {name!r} is not served here; served are: {known}", field="model")
+        return model
+
+    def view(self) -> View:
+        return self._view
+
+    def in_flight(self) -> int:
+        """Turns that have not ended, for draining."""
+        return len(self._live)
+
+    def fresh_seed(self) -> int:
+        return self._ids.seed()
+
+    @asynccontextmanager
+    async def open(self, generation: Generation) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Run a turn; the context yields its deltas. Leaving it early cancels the turn everywhere.
+
+        Raises the `InvalidArgument` of the first field at fault; iterating raises how the turn failed.
+        """
+        self._validate(generation)
+        turn = t.Turn(self._ids.turn())
+        live = _Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
+        self._live[turn.ref.turn] = live
+        self._after(live, generation.deadline_s, t.DeadlinePassed())
+        self._do(live, turn.begin())
+        try:
+            yield self._deltas(live)
+        finally:
+            self._feed(live, t.ClientGone())
+            for timer in live.timers:
+                timer.cancel()
+            del self._live[turn.ref.turn]
+
+    async def _deltas(self, live: _Live) -> AsyncIterator[Delta]:
+        while True:
+            item = await live.queue.get()
+            if isinstance(item, BatonError):
+                raise item
+            yield item
+            if item.finish is not None:
+                return
+
+    def _validate(self, generation: Generation) -> None:
+        spec = self.served(generation.model).spec
+        generation.sampling.validate()
+        prompt, limit = len(generation.prompt), spec.max_tokens
+        if not prompt:
+            raise InvalidArgument("prompt is empty", field="prompt")
+        if prompt + generation.sampling.max_tokens > limit:
+            raise ContextExceeded(
+                f"the prompt has {prompt} tokens and max_tokens is {generation.sampling.max_tokens}, "
+                f"together more than the model's context of {limit} tokens",
+                field="max_tokens" if prompt < limit else "prompt",
+            )
+        if not all(0 <= token < spec.vocab for token in generation.prompt):
+            raise InvalidArgument(f"prompt holds a token id outside the vocabulary of {spec.vocab}", field="prompt")
+        if generation.deadline_s <= 0:
+            raise DeadlineExceeded("the deadline had passed when the request arrived", field="deadline_ms")
+
+    def _on_view(self, view: View) -> None:
+        self._view = view
+        here = {worker.boot for worker in view.workers}
+        for boot in [boot for boot, stream in self._streams.items() if boot not in here and not stream.turns]:
+            self._streams.pop(boot).close()
+        if any(worker.role == DECODE for worker in view.workers):
+            self._ready.set()
+        for live in list(self._live.values()):
+            if live.exclude is not None:
+                self._place(live)
+
+    def _feed(self, live: _Live, event: t.TurnEvent) -> None:
+        self._do(live, live.turn.on(event))
+
+    def _do(self, live: _Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
+        for command in commands:
+            match command:
+                case t.Place(exclude):
+                    self._leave(live)
+                    live.exclude = exclude
+                    self._after(live, self._settings.placement_s, t.NobodyServes(_NOBODY))
+                    self._place(live)
+                case t.SendStart() | t.SendAttach():
+                    self._send(live, command)
+                case t.SendCancel(boot, ref):
+                    self._streams[boot].tell(CancelAttempt(ref))
+                case t.SendAcknowledge(boot, ref):
+                    self._streams[boot].tell(Acknowledge(ref))
+                case t.Give(delta):
+                    self._give(live, delta)
+                case t.Fail(error):
+                    live.queue.put_nowait(error)
+        if live.turn.ended:
+            self._leave(live)
+
+    def _place(self, live: _Live) -> None:
+        assert live.exclude is not None
+        in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
+        worker = self._router.choose(self._view, in_flight, live.exclude)
+        if worker is None:
+            return
+        live.exclude = None
+        live.stream = self._stream(worker)
+        live.stream.turns += 1
+        self._feed(live, t.Placed(worker.boot))
+
+    def _leave(self, live: _Live) -> None:
+        if live.stream is not None:
+            live.stream.turns -= 1
+            live.stream = None
+
+    def _stream(self, worker: Worker) -> Stream:
+        stream = self._streams.get(worker.boot)
+        if stream is None:
+            peer = self._peers.decode(worker.address)
+            stream = Stream(worker.boot, peer, self._settings.stream, self._group, self._on_batch, self._on_end)
+            self._streams[worker.boot] = stream
+        return stream
+
+    def _send(self, live: _Live, command: t.SendStart | t.SendAttach) -> None:
+        stream = self._streams[command.boot]
+        if isinstance(command, t.SendAttach):
+            stream.send(Attach(command.ref, command.have))
+            return
+        asked = live.generation
+        candidates = self._router.candidates(self._view)
+        remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
+        stream.send(
+            Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
+        )
+
+    def _on_batch(self, batch: StepBatch) -> None:
+        for output in batch.outputs:
+            live = self._live.get(output.ref.turn)
+            if live is not None:
+                self._feed(live, t.Arrived(output) if isinstance(output, Output) else t.AttemptLost(output))
+
+    def _on_end(self, stream: Stream, ended: Ended) -> None:
+        for live in list(self._live.values()):
+            if live.turn.boot == stream.boot and not live.turn.ended:
+                lost = t.StreamBroken(stream.boot) if ended.greeted else t.WorkerLost(stream.boot, ended.refused)
+                self._feed(live, lost)
+
+    def _give(self, live: _Live, delta: Delta) -> None:
+        if live.queue.qsize() < live.bound:
+            live.queue.put_nowait(delta)
+            return
+        slow = ResourceExhausted(f"the client left {live.bound} outputs unread, so its request was cancelled")
+        self._feed(live, t.ClientGone())
+        live.queue.put_nowait(slow)
+
+    def _after(self, live: _Live, seconds: float, event: t.TurnEvent) -> None:
+        live.timers.append(self._clock.call_later(seconds, lambda: self._feed(live, event)))

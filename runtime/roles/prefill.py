@@ -1,0 +1,84 @@
+"""A prefill worker: computes KV for others and pushes each chunk's pages while it computes the next.
+
+Owns the running prefills; keeps nothing of them but what its engine's prefix cache keeps.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from runtime.domain.messages import PrefillCall, PrefillDone
+from runtime.domain.sequence import Sampling, Sequence
+from runtime.domain.steps import Cancel, Exported, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument
+from runtime.ids import SequenceId, TenantId
+from runtime.ports import Engine, Sender, Transport
+
+_Arrivals = asyncio.Queue[Exported | Prefilled | BatonError]
+
+
+class PrefillRole:
+    def __init__(self, engine: Engine, transport: Transport, tenants: Mapping[TenantId, bytes]) -> None:
+        self.engine = engine
+        self._transport = transport
+        self._tenants = tenants
+        self._running: dict[SequenceId, _Arrivals] = {}
+
+    async def run(self) -> None:
+        """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""
+        try:
+            async for step in self.engine.steps():
+                self._on_step(step)
+        except EngineFailed as error:
+            for arrivals in self._running.values():
+                arrivals.put_nowait(error)
+            raise
+
+    async def prefill(self, call: PrefillCall) -> PrefillDone:
+        """Compute and push the ticket's pages. Cancelling this frees everything here and tells the receiver."""
+        ticket = call.ticket
+        salt = self._tenants.get(call.tenant)
+        if salt is None:
+            raise InvalidArgument(f"tenant {call.tenant!r} is unknown here", field="tenant")
+        if ticket.fingerprint != self.engine.spec.kv_fingerprint:
+            raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
+        if not ticket.pages:
+            raise InvalidArgument("the ticket names no page", field="ticket.pages")
+        sequence = Sequence(SequenceId(ticket.transfer), call.tokens, Sampling(max_tokens=1), salt)
+        work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
+        arrivals: _Arrivals = asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 3)
+        self._running[sequence.id] = arrivals
+        try:
+            async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
+                self.engine.tell(Submit(sequence, work))
+                return await self._push(call, arrivals, sender)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed during the prefill", field="ticket.remaining_ms") from None
+        finally:
+            del self._running[sequence.id]
+            self.engine.tell(Cancel(sequence.id))
+
+    async def _push(self, call: PrefillCall, arrivals: _Arrivals, sender: Sender) -> PrefillDone:
+        wanted = {page.index for page in call.ticket.pages}
+        pages = payload_bytes = 0
+        while True:
+            match await arrivals.get():
+                case Exported(frame=frame) if frame.index in wanted:
+                    await sender.send(frame)
+                    pages += 1
+                    payload_bytes += len(frame.payload)
+                case Prefilled(cached_tokens=cached):
+                    await sender.commit()
+                    return PrefillDone(cached, pages, payload_bytes)
+                case BatonError() as error:
+                    raise error
+
+    def _on_step(self, step: StepOutput) -> None:
+        for event in step.events:
+            arrivals = self._running.get(event.sequence)
+            if arrivals is None:
+                continue
+            match event:
+                case Exported() | Prefilled():
+                    arrivals.put_nowait(event)
+                case SequenceFailed(error=error):
+                    arrivals.put_nowait(error)

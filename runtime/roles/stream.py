@@ -1,0 +1,107 @@
+"""A gateway's stream to one decode worker: connects on demand, carries commands out and batches in, tells its end.
+
+Owns the connection; knows nothing of turns. A stream that stays silent is as good as broken: the worker is frozen or
+the network parted.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from runtime.domain.messages import Acknowledge, Attach, CancelAttempt, GatewayCommand, Start, StepBatch
+from runtime.errors import BatonError
+from runtime.ids import BootId
+from runtime.ports import DecodePeer, DecodeStream
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """`attach_s` bounds connecting up to the worker's first word, `silence_s` how long it may say nothing after it;
+    `commands` bounds what waits to be sent."""
+
+    attach_s: float = 3.0
+    silence_s: float = 5.0
+    commands: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`greeted`: the worker had spoken on this connection. `refused`: nobody was there to connect to."""
+
+    greeted: bool
+    refused: bool
+
+
+class Stream:
+    def __init__(
+        self,
+        boot: BootId,
+        peer: DecodePeer,
+        settings: StreamSettings,
+        group: asyncio.TaskGroup,
+        on_batch: Callable[[StepBatch], None],
+        on_end: Callable[["Stream", Ended], None],
+    ) -> None:
+        self.boot = boot
+        self.turns = 0
+        self._peer = peer
+        self._settings = settings
+        self._group = group
+        self._on_batch = on_batch
+        self._on_end = on_end
+        self._outgoing: asyncio.Queue[GatewayCommand] = asyncio.Queue(settings.commands)
+        self._session: asyncio.Task[None] | None = None
+
+    def send(self, command: Start | Attach) -> None:
+        """Send, connecting first when there is no connection. A full queue ends the connection."""
+        if self._session is None:
+            self._outgoing = asyncio.Queue(self._settings.commands)
+            self._session = self._group.create_task(self._run())
+        self._put(command)
+
+    def tell(self, command: CancelAttempt | Acknowledge) -> None:
+        """Send if there is a connection; else the worker ends the attempt by its own grace."""
+        if self._session is not None:
+            self._put(command)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.cancel()
+
+    def _put(self, command: GatewayCommand) -> None:
+        if self._outgoing.full():
+            self.close()
+        else:
+            self._outgoing.put_nowait(command)
+
+    async def _run(self) -> None:
+        greeted = refused = False
+        try:
+            async with self._peer.attach() as stream:
+                batches = aiter(stream.batches())
+                async with asyncio.timeout(self._settings.attach_s):
+                    self._on_batch(await anext(batches))
+                greeted = True
+                async with asyncio.TaskGroup() as group:
+                    writer = group.create_task(self._write(stream))
+                    await self._read(batches)
+                    writer.cancel()
+        except* (BatonError, StopAsyncIteration):
+            refused = not greeted
+        except* TimeoutError:
+            pass
+        finally:
+            self._session = None
+            self._on_end(self, Ended(greeted, refused))
+
+    async def _read(self, batches: AsyncIterator[StepBatch]) -> None:
+        while True:
+            async with asyncio.timeout(self._settings.silence_s):
+                batch = await anext(batches, None)
+            if batch is None:
+                return
+            self._on_batch(batch)
+
+    async def _write(self, stream: DecodeStream) -> None:
+        while True:
+            await stream.send(await self._outgoing.get())
