@@ -1,0 +1,187 @@
+"""Trains the demo model from a seed, on this machine's CPU, and writes it as a Hugging Face directory.
+
+The learning rate follows the step count alone, so the same seed, steps and thread count give the same weights.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+import typer
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from runtime.model.recall.batches import Batch, RowEncoder
+from runtime.model.recall.muon import Muon
+from runtime.model.recall.vocabulary import BEGIN, END, PAD, learn_tokenizer
+
+_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights; `stages` are (share of all steps, rows a step, tokens a row)."""
+
+    steps: int = 3400
+    seed: int = 7
+    shards: int = 2
+    stages: tuple[tuple[float, int, int], ...] = ((0.2, 16, 256), (0.4, 8, 512), (0.3, 6, 768), (0.1, 4, 1024))
+    hidden_size: int = 192
+    layers: int = 4
+    heads: int = 6
+    mlp_size: int = 448
+    matrix_rate: float = 0.02
+    vector_rate: float = 0.003
+    warmup_steps: int = 50
+
+    def rows(self, step: int) -> tuple[int, int]:
+        """How many rows of how many tokens a step takes."""
+        passed = 0.0
+        for share, rows, length in self.stages:
+            passed += share
+            if step < passed * self.steps:
+                return rows, length
+        return self.stages[-1][1:]
+
+    def rate(self, step: int) -> float:
+        """The share of the peak learning rate: linear warm-up, flat for a third, then cosine to a hundredth."""
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        progress = max(0.0, (step / self.steps - 0.33) / 0.67)
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.mlp_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=_CONTEXT_TOKENS,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.convert_tokens_to_ids(BEGIN),
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Summed cross-entropy over the assistant's tokens.
+
+    Calls the layers one by one: the whole model would take a gap in the positions for a border between two packed
+    sequences and hide everything before it.
+    """
+    body = model.model
+    hidden = body.embed_tokens(batch.tokens)
+    rotations = body.rotary_emb(hidden, batch.positions)
+    for layer in body.layers:
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotations)
+    answers = body.norm(hidden).flatten(0, 1).index_select(0, batch.answers)
+    logits = functional.linear(answers, body.embed_tokens.weight)
+    return functional.cross_entropy(logits, batch.targets, reduction="sum")
+
+
+class ShardedGradient:
+    """Computes a step's gradient in one thread a shard, each with one torch thread.
+
+    Two threads that share every operator wait for each other at each of them, which on a busy machine costs most of
+    the time; shards meet once a step. The sum is taken in the shards' order, so it is the same every time.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, shards: int) -> None:
+        self._model = model
+        self._weights = list(model.parameters())
+        self._pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def take(self, shards: list[Batch]) -> float:
+        """Leaves the gradient of the mean loss in the weights' `grad` and returns that loss."""
+        answers = sum(len(shard.targets) for shard in shards)
+        results = list(self._pool.map(self._shard, shards))
+        for weight, *parts in zip(self._weights, *(gradients for _, gradients in results), strict=True):
+            weight.grad = sum(parts[1:], start=parts[0]) / answers
+        return sum(loss for loss, _ in results) / answers
+
+    def _shard(self, batch: Batch) -> tuple[float, tuple[torch.Tensor, ...]]:
+        loss = batch_loss(self._model, batch)
+        return loss.item(), torch.autograd.grad(loss, self._weights)
+
+
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the layers' matrices (recall appears in far fewer steps than with AdamW alone), AdamW for the rest."""
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    known = {id(weight) for weight in matrices}
+    rest = [weight for weight in model.parameters() if id(weight) not in known]
+    return Muon(matrices, recipe.matrix_rate), torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+
+
+def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s: float = 240.0) -> None:
+    """Runs the whole recipe and leaves the final weights, in bf16, in `out`; writes earlier ones on the way."""
+    tokenizer = learn_tokenizer(recipe.seed, _CONTEXT_TOKENS)
+    model = new_model(recipe, tokenizer)
+    encoder = RowEncoder(tokenizer)
+    muon, adam = optimizers(model, recipe)
+    rng = random.Random(recipe.seed)
+    started = saved = time.monotonic()
+    mean_loss = math.log(len(tokenizer))
+    with ShardedGradient(model, recipe.shards) as gradient:
+        for step in range(recipe.steps):
+            rows, length = recipe.rows(step)
+            loss = gradient.take([encoder.batch(rng, rows // recipe.shards, length) for _ in range(recipe.shards)])
+            muon.rate = recipe.matrix_rate * recipe.rate(step)
+            adam.param_groups[0]["lr"] = recipe.vector_rate * recipe.rate(step)
+            muon.step()
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            mean_loss = 0.95 * mean_loss + 0.05 * loss
+            now = time.monotonic()
+            if step % 20 == 0:
+                report(f"step {step} of {recipe.steps}, {rows} rows of {length}, loss {mean_loss:.4f}, {now - started:.0f} s")
+            if now - saved > save_every_s:
+                save(model, tokenizer, out)
+                saved = now
+    save(model, tokenizer, out)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Writes the directory; the weights are rounded to bf16 on disk only."""
+    rounded = LlamaForCausalLM(model.config)
+    rounded.load_state_dict(model.state_dict())
+    rounded = rounded.to(torch.bfloat16)
+    rounded.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    rounded.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The directory to write the model to.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps; the default is the shipped model's.")] = Recipe.steps,
+    seed: Annotated[int, typer.Option(help="Decides the weights, the tokenizer and the data.")] = Recipe.seed,
+) -> None:
+    """Trains the demo model."""
+    train(Recipe(steps=steps, seed=seed), out, lambda line: typer.echo(line))
+
+
+if __name__ == "__main__":
+    typer.run(main)
