@@ -18,9 +18,17 @@ from runtime.domain.messages import (
     View,
     Worker,
 )
+from runtime.domain.sequence import Ref
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Frame, Load, StepOutput
 from runtime.ids import BootId, PageId, TransferId, WorkerId
+
+Observe = Callable[[Ref, object, Sequence[object]], None]
+"""Told of every event that a state table took and the commands it gave: for traces, and for checkers."""
+
+
+def unobserved(ref: Ref, event: object, commands: Sequence[object]) -> None:
+    """The observer of those who need none."""
 
 
 class Engine(Protocol):

@@ -1,15 +1,16 @@
 """One stateless turn on its gateway: on which decode worker it runs, which try it is, and what was given out.
 
     state      event -> next                                                     commands
-    QUEUED     Placed -> PLACED                                                  SendStart(attempt + 1, forced)
+    QUEUED     Opened -> same                                                    Place
+               Placed -> PLACED                                                  SendStart(attempt + 1, forced)
                NobodyServes -> FAILED                                            Fail
     PLACED,    Outputs of this attempt, at the expected index -> STREAMING       Give
     STREAMING  ... with a finish -> FINISHED                                     Give, SendAcknowledge
                StreamBroken -> ATTACHING                                         SendAttach
-               WorkerLost, Silent, AttemptLost -> QUEUED                         SendCancel, Place(without it)
+               WorkerLost, Overdue, AttemptLost -> QUEUED                        SendCancel, Place(without it)
                a second crash -> FAILED(poison)                                  Fail
     ATTACHING  Outputs -> STREAMING                                              Give
-               WorkerLost, AttachOverdue, AttemptLost -> QUEUED                  Place(without it)
+               WorkerLost, Overdue, AttemptLost -> QUEUED                        Place(without it)
     any        ClientGone -> CANCELLED                                           SendCancel
                DeadlinePassed -> FAILED                                          SendCancel, Fail
 
@@ -56,6 +57,11 @@ MAX_ATTEMPTS = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
     boot: BootId
 
@@ -89,6 +95,11 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """Nothing came of this attempt for too long, though its stream is alive."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClientGone:
     pass
 
@@ -98,7 +109,10 @@ class DeadlinePassed:
     pass
 
 
-TurnEvent = Placed | NobodyServes | Arrived | AttemptLost | StreamBroken | WorkerLost | ClientGone | DeadlinePassed
+TurnEvent = (
+    Opened | Placed | NobodyServes | Arrived | AttemptLost | StreamBroken | WorkerLost | Overdue | ClientGone
+    | DeadlinePassed
+)  # fmt: skip
 
 
 # Commands
@@ -165,13 +179,12 @@ class Turn:
     def ended(self) -> bool:
         return self.state in ENDED
 
-    def begin(self) -> list[TurnCommand]:
-        return [Place(frozenset())]
-
     def on(self, event: TurnEvent) -> list[TurnCommand]:  # noqa: C901, PLR0911 - the table, a row each
         if self.ended:
             return self._late(event)
         match event:
+            case Opened():
+                return [Place(frozenset())]
             case Placed(boot):
                 return self._placed(boot)
             case NobodyServes(error) if self.state is TurnState.QUEUED:
@@ -184,6 +197,8 @@ class Turn:
                 return self._broken(boot)
             case WorkerLost(boot, crashed):
                 return self._worker_lost(boot, crashed=crashed)
+            case Overdue() if self.boot is not None:
+                return self._worker_lost(self.boot, crashed=False)
             case ClientGone():
                 cancel = self._cancel()
                 self._to(TurnState.CANCELLED)
@@ -219,7 +234,7 @@ class Turn:
             return []
         self._given.extend(sampled.token for sampled in fresh)
         # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
-        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, self.ref.attempt)
+        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, output.ref.attempt)
         if output.finish is None:
             self._to(TurnState.STREAMING)
             return [Give(delta)]

@@ -52,7 +52,9 @@ class Attempt:
         """Give the request an event and do what its table says."""
         if isinstance(event, r.InBatch):
             self._in_batch = self._in_batch or self._role.clock.now()
-        for command in self.request.on(event):
+        commands = self.request.on(event)
+        self._role.observe(self.request.ref, event, commands)
+        for command in commands:
             self._do(command)
 
     def _do(self, command: r.RequestCommand) -> None:  # noqa: C901 - one command a row

@@ -26,7 +26,7 @@ from runtime.domain.messages import (
 from runtime.domain.steps import Admitted, Generated, NoRoom, Reserved, SequenceFailed, StepEvent, StepOutput
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
 from runtime.ids import BootId, GatewayId, Ids, SequenceId, TenantId, TurnId
-from runtime.ports import Engine, Peers, Transport
+from runtime.ports import Engine, Observe, Peers, Transport, unobserved
 from runtime.roles.attempt import Attempt
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class DecodeRole:
         ids: Ids,
         clock: Clock,
         settings: DecodeSettings,
+        observe: Observe = unobserved,
     ) -> None:
         self.engine = engine
         self.transport = transport
@@ -100,6 +101,7 @@ class DecodeRole:
         self.ids = ids
         self.clock = clock
         self.settings = settings
+        self.observe = observe
         self.group: asyncio.TaskGroup
         self._tenants = tenants
         self._attempts: dict[SequenceId, Attempt] = {}

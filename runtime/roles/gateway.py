@@ -33,7 +33,7 @@ from runtime.errors import (
     Unavailable,
 )
 from runtime.ids import BootId, GatewayId, Ids, TurnId
-from runtime.ports import Directory, Peers, Tokenizer
+from runtime.ports import Directory, Observe, Peers, Tokenizer, unobserved
 from runtime.roles.stream import Ended, Stream, StreamSettings
 
 _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
@@ -41,11 +41,13 @@ _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """`placement_s`: how long a turn waits for a decode worker to appear. `deltas` bounds what a slow client may
-    leave unread before its request is cancelled."""
+    """`placement_s`: how long a turn waits for a decode worker to appear. `overdue_s`: an attempt that brings nothing
+    for so long is tried elsewhere. `deltas` bounds what a slow client may leave unread before its request is
+    cancelled."""
 
     stream: StreamSettings
     placement_s: float = 10.0
+    overdue_s: float = 60.0
     deltas: int = 4096
 
 
@@ -69,6 +71,7 @@ class _Live:
         self.bound = bound
         self.exclude: frozenset[BootId] | None = None
         self.stream: Stream | None = None
+        self.heard = 0.0
         self.timers: list[Timer] = []
 
 
@@ -83,6 +86,7 @@ class GatewayRole:
         ids: Ids,
         clock: Clock,
         settings: GatewaySettings,
+        observe: Observe = unobserved,
     ) -> None:
         self.gateway = gateway
         self._models = {model.spec.name: model for model in models}
@@ -92,6 +96,7 @@ class GatewayRole:
         self._ids = ids
         self._clock = clock
         self._settings = settings
+        self._observe = observe
         self._view = View(0, 0)
         self._live: dict[TurnId, _Live] = {}
         self._streams: dict[BootId, Stream] = {}
@@ -101,6 +106,7 @@ class GatewayRole:
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._watch())
             async for view in self._directory.views():
                 self._on_view(view)
 
@@ -140,7 +146,7 @@ class GatewayRole:
         live = _Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
         self._live[turn.ref.turn] = live
         self._after(live, generation.deadline_s, t.DeadlinePassed())
-        self._do(live, turn.begin())
+        self._feed(live, t.Opened())
         try:
             yield self._deltas(live)
         finally:
@@ -186,8 +192,18 @@ class GatewayRole:
             if live.exclude is not None:
                 self._place(live)
 
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(self._settings.overdue_s / 4)
+            late = self._clock.now() - self._settings.overdue_s
+            for live in list(self._live.values()):
+                if live.stream is not None and live.heard < late:
+                    self._feed(live, t.Overdue())
+
     def _feed(self, live: _Live, event: t.TurnEvent) -> None:
-        self._do(live, live.turn.on(event))
+        commands = live.turn.on(event)
+        self._observe(live.turn.ref, event, commands)
+        self._do(live, commands)
 
     def _do(self, live: _Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
         for command in commands:
@@ -236,6 +252,7 @@ class GatewayRole:
 
     def _send(self, live: _Live, command: t.SendStart | t.SendAttach) -> None:
         stream = self._streams[command.boot]
+        live.heard = self._clock.now()
         if isinstance(command, t.SendAttach):
             stream.send(Attach(command.ref, command.have))
             return
@@ -259,6 +276,7 @@ class GatewayRole:
                 self._feed(live, lost)
 
     def _give(self, live: _Live, delta: Delta) -> None:
+        live.heard = self._clock.now()
         if live.queue.qsize() < live.bound:
             live.queue.put_nowait(delta)
             return
