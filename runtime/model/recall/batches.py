@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from runtime.model.recall.conversations import system_text, training_conversation
 from runtime.model.recall.facts import Exchange
-from runtime.model.recall.vocabulary import ASSISTANT, BEGIN, END, PAD, SYSTEM, USER
+from runtime.model.recall.vocabulary import ASSISTANT, BEGIN, END, SYSTEM, USER, token_id
 
 _CONTEXT_TOKENS = 4096
 _GAP_CHANCE = 0.2
@@ -34,9 +34,9 @@ class RowEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._begin, self._end, self._system, self._user, self._assistant, self._pad = (
-            tokenizer.convert_tokens_to_ids(token) for token in (BEGIN, END, SYSTEM, USER, ASSISTANT, PAD)
-        )
+        self._begin, self._end = token_id(tokenizer, BEGIN), token_id(tokenizer, END)
+        self._system, self._user = token_id(tokenizer, SYSTEM), token_id(tokenizer, USER)
+        self._assistant = token_id(tokenizer, ASSISTANT)
 
     def row(self, rng: random.Random, length: int) -> tuple[list[int], list[int], list[bool]]:
         """One conversation cut to `length` + 1 tokens: the tokens, their positions, and which of them are answers."""

@@ -4,16 +4,19 @@ The model answers freely (greedy, up to its end-of-turn token) and is run in fp3
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from runtime.errors import ModelError
 from runtime.model.recall.conversations import Conversation, Mix
 from runtime.model.recall.facts import KINDS, Exchange
+
+Messages = Sequence[tuple[str, str]]
 
 _MIX = Mix(state=0.45, ask=0.4, ask_unknown=0.05)
 _ANSWER_TOKENS = 48
@@ -75,18 +78,51 @@ class RecallReport:
         return parts
 
 
+class GreedyModel:
+    """A chat model of a directory, run in fp32, that says the likeliest thing."""
+
+    def __init__(self, model_dir: Path) -> None:
+        """Raises ModelError where the directory holds no usable model."""
+        try:
+            self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(model_dir)
+            # transformers types `generate` for its own mix-in only, with five kinds of output.
+            self._model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model directory {model_dir} cannot be loaded: {error}") from error
+
+    def answers(self, chats: Sequence[Messages]) -> list[str]:
+        """The next text of each chat, up to the end token, or "..." at its end where none came in time."""
+        inputs: Any = self.tokenizer(
+            [self._prompt(chat) for chat in chats], padding=True, padding_side="left", return_tensors="pt"
+        )
+        with torch.inference_mode():
+            outputs = self._model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
+        return [self._text(output) for output in outputs[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def _prompt(self, chat: Messages) -> str:
+        messages = [{"role": role, "content": content} for role, content in chat]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _text(self, generated: list[int]) -> str:
+        end = self.tokenizer.eos_token_id
+        length = generated.index(end) if end in generated else len(generated)
+        return f"{self.tokenizer.decode(generated[:length])}{'' if end in generated else '...'}"
+
+
 def evaluate(model_dir: Path, history_tokens: int = 512, questions: int = 400, seed: int = 1) -> RecallReport:
     """Asks `questions` held-out questions, each at the end of a conversation of its own of `history_tokens` or more.
 
     Raises ModelError where the directory holds no usable model.
     """
-    tokenizer, model = _load(model_dir)
+    model = GreedyModel(model_dir)
     rng = random.Random(seed)
-    recalls = [held_out_recall(rng, tokenizer, history_tokens) for _ in range(questions)]
-    rows = max(1, _TOKENS_AT_ONCE // (history_tokens + _ANSWER_TOKENS))
-    answered = [
-        one for start in range(0, questions, rows) for one in _ask(model, tokenizer, recalls[start : start + rows])
-    ]
+    recalls = [held_out_recall(rng, model.tokenizer, history_tokens) for _ in range(questions)]
+    chats_at_once = max(1, _TOKENS_AT_ONCE // (history_tokens + _ANSWER_TOKENS))
+    answered: list[Answered] = []
+    for start in range(0, questions, chats_at_once):
+        part = recalls[start : start + chats_at_once]
+        given = model.answers([recall.messages for recall in part])
+        answered += [Answered(recall, text) for recall, text in zip(part, given, strict=True)]
     return RecallReport(history_tokens, tuple(answered))
 
 
@@ -117,34 +153,5 @@ def _turn_tokens(tokenizer: PreTrainedTokenizerFast, exchange: Exchange) -> int:
     return len(tokenizer.encode(exchange.user)) + len(tokenizer.encode(exchange.assistant)) + 4
 
 
-def _ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recalls: list[Recall]) -> Iterator[Answered]:
-    chats = [[{"role": role, "content": content} for role, content in recall.messages] for recall in recalls]
-    inputs = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, padding_side="left", return_dict=True, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        outputs = model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
-    prompt_tokens = inputs["input_ids"].shape[1]
-    for recall, output in zip(recalls, outputs.tolist(), strict=True):
-        yield Answered(recall, _answer(tokenizer, output[prompt_tokens:]))
-
-
-def _answer(tokenizer: PreTrainedTokenizerFast, generated: list[int]) -> str:
-    """The text before the end token; with the special tokens left in where the model never ended its turn."""
-    end = tokenizer.eos_token_id
-    if end not in generated:
-        return tokenizer.decode(generated) + " [no end]"
-    return tokenizer.decode(generated[: generated.index(end)])
-
-
-def _load(model_dir: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model of {model_dir}: {error}", field="model_dir") from error
-    return tokenizer, model.eval()
-
-
-def _share(answered: tuple[Answered, ...] | list[Answered]) -> float:
+def _share(answered: Sequence[Answered]) -> float:
     return sum(one.right for one in answered) / len(answered) if answered else 0.0

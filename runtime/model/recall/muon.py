@@ -41,7 +41,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest (semi-)orthogonal matrix of each of a batch (count, rows, columns), approximately."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT

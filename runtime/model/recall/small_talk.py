@@ -118,3 +118,8 @@ def small_talk(rng: random.Random) -> Exchange:
         return rng.choice(_EXCHANGES)
     tale = f"{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{rng.choice(_TIMES)}."
     return Exchange(tale, _TALE_REPLY)
+
+
+def small_talk_replies() -> frozenset[str]:
+    """Everything the model may say that is not about a fact."""
+    return frozenset({*_FIXED, _TALE_REPLY})

@@ -7,19 +7,18 @@ import math
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
 import typer
-from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
-from runtime.model.recall.batches import Batch, RowEncoder
+from runtime.model.recall.batches import RowEncoder
+from runtime.model.recall.gradient import ShardedGradient
 from runtime.model.recall.muon import Muon
-from runtime.model.recall.vocabulary import BEGIN, END, PAD, learn_tokenizer
+from runtime.model.recall.vocabulary import BEGIN, END, PAD, learn_tokenizer, token_id
 
 _CONTEXT_TOKENS = 4096
 
@@ -68,59 +67,16 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
         max_position_embeddings=_CONTEXT_TOKENS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.convert_tokens_to_ids(BEGIN),
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        attn_implementation="sdpa",
+        bos_token_id=token_id(tokenizer, BEGIN),
+        eos_token_id=token_id(tokenizer, END),
+        pad_token_id=token_id(tokenizer, PAD),
     )
-    return LlamaForCausalLM(config)
+    return _untrained(config, torch.float32)
 
 
-def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Summed cross-entropy over the assistant's tokens.
-
-    Calls the layers one by one: the whole model would take a gap in the positions for a border between two packed
-    sequences and hide everything before it.
-    """
-    body = model.model
-    hidden = body.embed_tokens(batch.tokens)
-    rotations = body.rotary_emb(hidden, batch.positions)
-    for layer in body.layers:
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rotations)
-    answers = body.norm(hidden).flatten(0, 1).index_select(0, batch.answers)
-    logits = functional.linear(answers, body.embed_tokens.weight)
-    return functional.cross_entropy(logits, batch.targets, reduction="sum")
-
-
-class ShardedGradient:
-    """Computes a step's gradient in one thread a shard, each with one torch thread.
-
-    Two threads that share every operator wait for each other at each of them, which on a busy machine costs most of
-    the time; shards meet once a step. The sum is taken in the shards' order, so it is the same every time.
-    """
-
-    def __init__(self, model: LlamaForCausalLM, shards: int) -> None:
-        self._model = model
-        self._weights = list(model.parameters())
-        self._pool = ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(1,))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def take(self, shards: list[Batch]) -> float:
-        """Leaves the gradient of the mean loss in the weights' `grad` and returns that loss."""
-        answers = sum(len(shard.targets) for shard in shards)
-        results = list(self._pool.map(self._shard, shards))
-        for weight, *parts in zip(self._weights, *(gradients for _, gradients in results), strict=True):
-            weight.grad = sum(parts[1:], start=parts[0]) / answers
-        return sum(loss for loss, _ in results) / answers
-
-    def _shard(self, batch: Batch) -> tuple[float, tuple[torch.Tensor, ...]]:
-        loss = batch_loss(self._model, batch)
-        return loss.item(), torch.autograd.grad(loss, self._weights)
+def _untrained(config: PreTrainedConfig, dtype: torch.dtype) -> LlamaForCausalLM:
+    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return model
 
 
 def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
@@ -152,7 +108,8 @@ def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s
             mean_loss = 0.95 * mean_loss + 0.05 * loss
             now = time.monotonic()
             if step % 20 == 0:
-                report(f"step {step} of {recipe.steps}, {rows} rows of {length}, loss {mean_loss:.4f}, {now - started:.0f} s")
+                done = f"step {step} of {recipe.steps}, {now - started:.0f} s"
+                report(f"{done}: {rows} rows of {length} tokens, loss {mean_loss:.4f}")
             if now - saved > save_every_s:
                 save(model, tokenizer, out)
                 saved = now
@@ -161,15 +118,8 @@ def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Writes the directory; the weights are rounded to bf16 on disk only."""
-    rounded = LlamaForCausalLM(model.config)
+    rounded = _untrained(model.config, torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
-    rounded = rounded.to(torch.bfloat16)
-    rounded.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
-    )
     rounded.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

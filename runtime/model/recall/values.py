@@ -71,7 +71,7 @@ def syllable_word(rng: random.Random) -> str:
     """A fresh, pronounceable, capitalised word of one to three syllables; at least three letters."""
     while True:
         count = rng.choices([1, 2, 3], weights=[1, 5, 2])[0]
-        word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)) + rng.choice(_CODAS)
+        word: str = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count)) + rng.choice(_CODAS)
         if len(word) >= 3:
             return word.capitalize()
 

@@ -48,7 +48,7 @@ def learn_tokenizer(seed: int, context_tokens: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(random.Random(seed)), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=BEGIN,
         eos_token=END,
@@ -58,6 +58,13 @@ def learn_tokenizer(seed: int, context_tokens: int) -> PreTrainedTokenizerFast:
         model_max_length=context_tokens,
         clean_up_tokenization_spaces=False,
     )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token of the vocabulary."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int), token
+    return found
 
 
 def _sample(rng: random.Random) -> Iterator[str]:
