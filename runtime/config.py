@@ -1,0 +1,252 @@
+"""The one configuration tree: every setting, its bounds and its default, and how a file becomes one.
+
+The defaults are the local mesh. Says what is wrong with a file; never looks at the machine.
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from runtime.errors import ConfigError
+
+SHIPPED = "shipped"
+Port = Annotated[int, Field(ge=1, le=65535)]
+AnyPort = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Milliseconds = Annotated[float, Field(ge=0)]
+# Also a Ray namespace, a Serve application and a folder.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MeshConfig(_Section):
+    """`state` is where the mesh keeps its secret, its lock and its logs; by default a folder of its name under
+    `$XDG_STATE_HOME/baton`. `namespace` holds its Ray actors, by default `baton-<name>`."""
+
+    name: Name = "local"
+    namespace: str | None = None
+    state: Path | None = None
+
+
+class SimulatedConfig(_Section):
+    """A model without tensors: a step lasts `base_ms`, plus `token_ms` a token and `sequence_ms` a sequence in it."""
+
+    max_tokens: int = Field(default=131_072, ge=2)
+    base_ms: Milliseconds = 0.0
+    token_ms: Milliseconds = 0.0
+    sequence_ms: Milliseconds = 0.0
+
+
+class ModelConfig(_Section):
+    """`path` is a Hugging Face directory or `shipped`; `simulated` takes its place. `name` is what requests call it,
+    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint."""
+
+    path: str = Field(default=SHIPPED, min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    simulated: SimulatedConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.simulated is not None and self.path != SHIPPED:
+            raise ValueError("path and simulated exclude each other")
+        return self
+
+
+class EngineConfig(_Section):
+    """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
+    tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together."""
+
+    kv_mib: int = Field(default=256, ge=1)
+    pages: int | None = Field(default=None, ge=2)
+    page_tokens: int = Field(default=32, ge=1, le=1024)
+    step_tokens: int = Field(default=512, ge=1)
+    max_running: int = Field(default=32, ge=1)
+
+
+class WorkerConfig(_Section):
+    """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads."""
+
+    name: Name
+    role: Literal["prefill", "decode"]
+    count: int = Field(default=1, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024)
+    device: Literal["cpu"] = "cpu"
+
+
+class GatewayConfig(_Section):
+    """`host` is where the HTTP and gRPC ports listen. `deadline_s` bounds a request that names no deadline,
+    `max_body_mib` what a request may weigh, `drain_s` how long a stopping gateway waits for its streams."""
+
+    replicas: int = Field(default=1, ge=1, le=256)
+    host: str = Field(default="127.0.0.1", min_length=1)
+    http_port: Port = 8000
+    grpc_port: Port = 50051
+    max_body_mib: int = Field(default=16, ge=1, le=1024)
+    deadline_s: Seconds = 600.0
+    drain_s: Seconds = 30.0
+    placement: Literal["least_loaded", "round_robin"] = "least_loaded"
+
+
+class HandoffConfig(_Section):
+    """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
+    `transfers` are tried; its pages travel by `transport`."""
+
+    remote_min_tokens: int = Field(default=256, ge=1)
+    transfers: int = Field(default=2, ge=1, le=16)
+    transport: Literal["grpc"] = "grpc"
+
+
+class TimingConfig(_Section):
+    """When one process gives up on another.
+
+    `lease_s`: a worker that does not renew leaves the mesh. `heartbeat_s`: a decode worker's stream is never silent
+    for longer; after `silence_s` a gateway takes it as broken. `attach_s` bounds connecting. `progress_s`: a transfer
+    that brings no page is given up. `grace_s`: how long a decode worker keeps a request whose gateway is away, up to
+    `detached_tokens` of it. `placement_s`: how long a request waits for a decode worker. `overdue_s`: an attempt that
+    brings nothing is tried elsewhere.
+    """
+
+    lease_s: Seconds = 10.0
+    heartbeat_s: Seconds = 1.0
+    silence_s: Seconds = 5.0
+    attach_s: Seconds = 3.0
+    progress_s: Seconds = 10.0
+    grace_s: Seconds = 15.0
+    detached_tokens: int = Field(default=4096, ge=1)
+    placement_s: Seconds = 10.0
+    overdue_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _hears_before_it_gives_up(self) -> Self:
+        if self.silence_s <= self.heartbeat_s:
+            raise ValueError(f"silence_s ({self.silence_s}) must be more than heartbeat_s ({self.heartbeat_s})")
+        return self
+
+
+class RayConfig(_Section):
+    """`address` of a running cluster; without one a cluster is started, and stopped with the mesh. The ports are of a
+    started cluster; 0 takes any free one. `start_s` bounds how long a mesh may take to be ready."""
+
+    address: str | None = Field(default=None, min_length=1)
+    dashboard_host: str = Field(default="127.0.0.1", min_length=1)
+    dashboard_port: AnyPort = 8265
+    object_store_mib: int = Field(default=80, ge=75)
+    haproxy_metrics_port: AnyPort = 0
+    haproxy_stats_port: AnyPort = 0
+    start_s: Seconds = 180.0
+
+
+class Config(_Section):
+    mesh: MeshConfig = MeshConfig()
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    workers: tuple[WorkerConfig, ...] = (
+        WorkerConfig(name="prefill", role="prefill", count=1),
+        WorkerConfig(name="decode", role="decode", count=2),
+    )
+    gateway: GatewayConfig = GatewayConfig()
+    handoff: HandoffConfig = HandoffConfig()
+    timing: TimingConfig = TimingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [worker.name for worker in self.workers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"workers must have names of their own, got {', '.join(names)}")
+        if not any(worker.role == "decode" for worker in self.workers):
+            raise ValueError("workers must have one of role decode: nobody else gives tokens")
+        if self.gateway.http_port == self.gateway.grpc_port:
+            raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
+        return self
+
+    @property
+    def state(self) -> Path:
+        """The folder of this mesh's secret, lock and logs."""
+        if self.mesh.state is not None:
+            return self.mesh.state
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return home / "baton" / self.mesh.name
+
+    @property
+    def namespace(self) -> str:
+        return self.mesh.namespace or f"baton-{self.mesh.name}"
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration of a YAML file, or the defaults. Relative paths in a file count from its folder.
+
+    Raises `ConfigError` with one line for every field at fault.
+    """
+    if path is None:
+        return Config()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if content is None:
+        return Config()
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, got {type(content).__name__}")
+    return _anchored(parse_config(content, str(path)), path.resolve().parent)
+
+
+def parse_config(content: dict[str, Any], source: str) -> Config:
+    """`source` opens the error's message."""
+    try:
+        # Strict as JSON is: a number is no text, and yet a list may become a tuple.
+        return Config.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        faults = [_describe(detail) for detail in error.errors(include_url=False)]
+        raise ConfigError(f"{source}: " + "\n".join(faults)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    model, mesh = config.model, config.mesh
+    if model.path != SHIPPED:
+        model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
+    if mesh.state is not None:
+        mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
+    return config.model_copy(update={"model": model, "mesh": mesh})
+
+
+def _describe(detail: ErrorDetails) -> str:
+    place = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        *parents, key = detail["loc"]
+        near = difflib.get_close_matches(str(key), _keys(tuple(parents)), n=1)
+        return f"{place}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if detail["type"] == "missing":
+        return f"{place}: is required"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}: {message}, got {detail['input']!r}"
+
+
+def _keys(place: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The keys that the section at `place` has."""
+    section: type[BaseModel] = Config
+    for part in place:
+        if isinstance(part, str):
+            kind = section.model_fields[part].annotation
+            (section,) = (each for each in (kind, *get_args(kind)) if _is_section(each))
+    return tuple(section.model_fields)
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

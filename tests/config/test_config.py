@@ -1,0 +1,99 @@
+"""What a configuration file may say, and how it is told off."""
+
+from pathlib import Path
+
+import pytest
+
+from runtime.config import SHIPPED, Config, load_config
+from runtime.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    file = tmp_path / "mesh.yaml"
+    file.write_text(text)
+    return load_config(file)
+
+
+def test_the_defaults_are_the_local_mesh() -> None:
+    assert load_config(CONFIGS / "local.yaml") == load_config(None)
+
+
+def test_every_shipped_configuration_loads() -> None:
+    names = {path.stem: load_config(path).mesh.name for path in CONFIGS.glob("*.yaml")}
+    assert names == {stem: stem for stem in names}
+    assert {"local", "simulated", "docker"} <= names.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workers: [{name: d, role: decode, thread: 2}]", "workers.0.thread: unknown key; did you mean threads?"),
+        ("gatway: {}", "gatway: unknown key; did you mean gateway?"),
+        ("model: {simulated: {base: 1}}", "model.simulated.base: unknown key; did you mean base_ms?"),
+        ("engine: {kv_mib: '256'}", "engine.kv_mib: must be a valid integer, got '256'"),
+        ("gateway: {http_port: 70000}", "gateway.http_port: must be less than or equal to 65535, got 70000"),
+        ("engine: {page_tokens: 0}", "engine.page_tokens: must be greater than or equal to 1, got 0"),
+        ("timing: {lease_s: .nan}", "timing.lease_s: must be a finite number, got nan"),
+        ("workers: [{name: d, role: draft}]", "workers.0.role: must be 'prefill' or 'decode', got 'draft'"),
+        ("workers: [{role: decode}]", "workers.0.name: is required"),
+        ("workers: [{name: p, role: prefill}]", "workers must have one of role decode"),
+        ("workers: [{name: d, role: decode}, {name: d, role: prefill}]", "workers must have names of their own"),
+        ("model: {path: x, simulated: {}}", "model: path and simulated exclude each other"),
+        ("timing: {silence_s: 0.5}", "silence_s (0.5) must be more than heartbeat_s (1.0)"),
+        ("gateway: {http_port: 9000, grpc_port: 9000}", "gateway.http_port and gateway.grpc_port are both 9000"),
+        ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
+        ("- a\n- b", "must be a mapping of sections, got list"),
+        ("a: [", "is not YAML"),
+        ("a: &a {b: *a}", "Circular reference"),
+    ],
+)
+def test_a_bad_file_is_refused_by_the_field_at_fault(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, text)
+    assert message in str(refused.value)
+    assert str(tmp_path / "mesh.yaml") in str(refused.value)
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, "engine: {kv_mb: 1, page_tokens: x}")
+    assert "engine.kv_mb: unknown key; did you mean kv_mib?" in str(refused.value)
+    assert "engine.page_tokens: must be a valid integer" in str(refused.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mesh.yaml").write_bytes(b"\xff\xfe\x00model")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "mesh.yaml")
+
+
+def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:
+    assert load(tmp_path, "# nothing yet\n") == Config()
+
+
+@pytest.mark.parametrize("name", ["local", "simulated", "docker"])
+def test_a_configuration_survives_the_way_to_another_process(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_relative_paths_count_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, "model: {path: models/tiny}\nmesh: {state: state}")
+    assert config.model.path == str(tmp_path / "models" / "tiny")
+    assert config.state == tmp_path / "state"
+    assert load(tmp_path, "model: {path: shipped}").model.path == SHIPPED
+
+
+def test_the_state_is_kept_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Config().state == tmp_path / "baton" / "local"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert Config().state == Path("/home/somebody/.local/state/baton/local")
