@@ -1,0 +1,45 @@
+"""The whole `baton` command on one page. What needs Ray (`up`, `down`, `status`) is added by whoever hosts it."""
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from runtime.cli import configuration
+from runtime.cli.face import LOOK, Face
+
+_HELP = """
+Baton serves large language models with prefill and decode on different workers, and hands the KV cache from one to the
+other like a baton in a relay.
+
+Start with [bold]baton up --demo[/bold]: it starts a mesh on this machine and talks to it.
+"""
+
+app = typer.Typer(
+    name="baton",
+    cls=Face,
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"baton {metadata.version('batonmesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def baton(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
