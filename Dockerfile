@@ -19,10 +19,12 @@ COPY --from=build /opt/baton /opt/baton
 COPY configs /etc/baton
 RUN useradd --create-home --uid 1000 baton
 USER baton
+# Made here, so that a volume mounted on it belongs to its user.
+RUN mkdir -p /home/baton/.local/state
 WORKDIR /home/baton
 ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1
 
-EXPOSE 8000 50051
+EXPOSE 8000 50051 8265
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v1/models', timeout=4)"]
 ENTRYPOINT ["baton"]
