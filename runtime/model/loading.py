@@ -1,0 +1,67 @@
+"""Weights from a checkpoint into a transformers model that computes attention through Baton. No remote code, no hub."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from runtime.errors import ModelError
+from runtime.model.checkpoint import ARCHITECTURES, Checkpoint
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {
+    kind.__name__: kind for kind in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+}
+assert set(_CLASSES) == set(ARCHITECTURES)
+_NAMED = 5
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The model in evaluation mode on the CPU; `attention` names a registered attention implementation.
+
+    Raises `ModelError` naming the tensors that are missing, unexpected or of another shape.
+    """
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it would report about tensors is raised below
+    try:
+        loaded: Any = _CLASSES[checkpoint.architecture].from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model: PreTrainedModel
+    model, report = loaded
+    _check_complete(checkpoint, report)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _check_complete(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    for kind, keys in (("missing", report["missing_keys"]), ("unexpected", report["unexpected_keys"])):
+        if keys:
+            raise ModelError(f"{checkpoint.path}: {len(keys)} tensors are {kind}: {_some(keys)}")
+    for name, stored, wanted in report["mismatched_keys"]:
+        raise ModelError(
+            f"{checkpoint.path}: tensor {name} has shape {list(stored)}, the configuration wants {list(wanted)}"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = "" if len(ordered) <= _NAMED else f" and {len(ordered) - _NAMED} more"
+    return ", ".join(ordered[:_NAMED]) + more
