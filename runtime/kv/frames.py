@@ -1,0 +1,94 @@
+"""KV pages as bytes: header and checksum around the canonical payload. Owns the layout that FRAME.md documents.
+
+Never trusts a length that a frame claims, and never looks into the payload.
+"""
+
+import struct
+
+from xxhash import xxh3_64
+
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Frame
+from runtime.errors import DataCorrupt
+from runtime.ids import PageId
+
+MAGIC = b"BKVF"
+VERSION = 1
+_FIELDS = struct.Struct("<4sHH16s16sIIHHHHBBHI")
+_CHECKSUM = struct.Struct("<Q")
+HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_DTYPES = {"float32": 1, "bfloat16": 2, "float16": 3}
+_PLAIN = 0
+
+
+class FrameCodec:
+    """Frames of one model. The header has room for layer groups and head ranges; there is one group of all heads."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._token_bytes = spec.token_bytes
+        self._page_tokens = spec.page_tokens
+        self._fingerprint = bytes.fromhex(spec.kv_fingerprint)
+        self._shape = (0, 1, 0, spec.kv_heads, _DTYPES[spec.dtype], _PLAIN, 0)
+        self.max_bytes = HEADER_BYTES + spec.page_bytes
+
+    def header(self, frame: Frame) -> bytes:
+        """The header of `frame`, which its payload follows; for those who can send two buffers without joining them."""
+        assert len(frame.payload) == frame.valid_tokens * self._token_bytes
+        fields = _FIELDS.pack(
+            MAGIC,
+            VERSION,
+            HEADER_BYTES,
+            self._fingerprint,
+            frame.page,
+            frame.index,
+            frame.valid_tokens,
+            *self._shape,
+            len(frame.payload),
+        )
+        return fields + _CHECKSUM.pack(_digest(fields, frame.payload))
+
+    def encode(self, frame: Frame) -> bytes:
+        return b"".join((self.header(frame), frame.payload))
+
+    def decode(self, data: bytes | memoryview) -> Frame:
+        """The one frame that `data` is; its payload is the only copy made.
+
+        Raises `DataCorrupt` naming the header field (or `checksum`) that is wrong or not this model's.
+        """
+        view = memoryview(data)
+        if len(view) < HEADER_BYTES:
+            raise _bad("header_bytes", len(view), f"{HEADER_BYTES} or more")
+        fields = _FIELDS.unpack_from(view)
+        magic, version, header_bytes, fingerprint, page, index, tokens, *shape, payload_bytes = fields
+        payload = view[HEADER_BYTES:]
+        for name, got, expected in (
+            ("magic", magic, MAGIC),
+            ("version", version, VERSION),
+            ("header_bytes", header_bytes, HEADER_BYTES),
+            ("payload_bytes", payload_bytes, len(payload)),
+            ("checksum", _CHECKSUM.unpack_from(view, _FIELDS.size)[0], _digest(view[: _FIELDS.size], payload)),
+            ("fingerprint", fingerprint, self._fingerprint),
+            *zip(_SHAPE_NAMES, shape, self._shape, strict=True),
+        ):
+            if got != expected:
+                raise _bad(name, got, expected)
+        if not 1 <= tokens <= self._page_tokens:
+            raise _bad("valid_tokens", tokens, f"1 to {self._page_tokens}")
+        if payload_bytes != tokens * self._token_bytes:
+            raise _bad("payload_bytes", payload_bytes, tokens * self._token_bytes)
+        return Frame(PageId(page), index, tokens, bytes(payload))
+
+
+_SHAPE_NAMES = ("layer_group", "layer_groups", "first_head", "heads", "dtype", "encoding", "reserved")
+
+
+def _digest(fields: bytes | memoryview, payload: bytes | memoryview) -> int:
+    digest = xxh3_64(fields)
+    digest.update(payload)
+    return digest.intdigest()
+
+
+def _bad(name: str, got: object, expected: object) -> DataCorrupt:
+    shown = got.hex() if isinstance(got, bytes) else got
+    wanted = expected.hex() if isinstance(expected, bytes) else expected
+    return DataCorrupt(f"frame: {name} is {shown}, expected {wanted}", field=name)
