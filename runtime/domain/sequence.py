@@ -8,8 +8,11 @@ from runtime.errors import InvalidArgument
 from runtime.ids import SequenceId, TurnId
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKEN_IDS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+_SHOWN = 200
 
 
 class FinishReason(enum.StrEnum):
@@ -53,14 +56,24 @@ class Sampling:
             ("stop", len(self.stop) <= MAX_STOP_STRINGS, f"takes at most {MAX_STOP_STRINGS} strings"),
             ("stop", all(self.stop), "must not hold an empty string"),
             (
+                "stop",
+                all(len(each) <= MAX_STOP_CHARACTERS for each in self.stop),
+                f"takes strings of at most {MAX_STOP_CHARACTERS} characters",
+            ),
+            (
+                "stop_token_ids",
+                len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
+                f"takes at most {MAX_STOP_TOKEN_IDS} token ids",
+            ),
+            (
                 "logprobs",
                 self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
                 f"must be between 0 and {MAX_TOP_LOGPROBS}",
             ),
         ):
             if not good:
-                value = getattr(self, name)
-                raise InvalidArgument(f"{name} {rule}, got {value!r}", field=name)
+                value = repr(getattr(self, name))
+                raise InvalidArgument(f"{name} {rule}, got {value[:_SHOWN]}", field=name)
 
 
 @dataclass(frozen=True, slots=True, order=True)

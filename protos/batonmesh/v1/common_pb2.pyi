@@ -92,7 +92,7 @@ class Error(_message.Message):
     message: _builtins.str
     """For people; at most 4096 characters."""
     field: _builtins.str
-    """Path of the request field at fault, such as `sampling.top_p`; at most 256 characters of ASCII."""
+    """The request field at fault, such as `top_p` or `ticket.pages`; at most 256 characters of ASCII."""
     retry_after_ms: _builtins.int
     """Milliseconds after which to try again."""
     def __init__(
@@ -207,7 +207,7 @@ class Sampling(_message.Message):
     """Present: report log-probabilities, of the chosen token and of the n most likely ones; n is 0 to 20."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the answer and are no part of it; at most 16, none empty."""
+        """Strings that end the answer and are no part of it; at most 16, each of 1 to 1024 characters."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
