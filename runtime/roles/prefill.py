@@ -33,6 +33,9 @@ class PrefillRole:
                 arrivals.put_nowait(error)
             raise
 
+    def running(self) -> int:
+        return len(self._running)
+
     async def prefill(self, call: PrefillCall) -> PrefillDone:
         """Compute and push the ticket's pages. Cancelling this frees everything here and tells the receiver."""
         ticket = call.ticket

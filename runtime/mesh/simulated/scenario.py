@@ -1,0 +1,95 @@
+"""One random schedule: how big the mesh is, what clients ask for and when, and what goes wrong. A function of a seed."""
+
+import random
+from dataclasses import dataclass
+
+from runtime.domain.sequence import Sampling
+from runtime.mesh.simulated.world import Weather
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A client: when it comes, what it wants, and when it goes away (None: it stays to the end)."""
+
+    at: float
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    deadline_s: float
+    leaves_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`kind` is kill, freeze, part or reset; `victim` a number that the harness maps to one of those who live."""
+
+    at: float
+    kind: str
+    victim: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    prefill: int
+    decode: int
+    gateways: int
+    pages: int
+    slots: int
+    max_running: int
+    weather: Weather
+    asks: tuple[Ask, ...]
+    faults: tuple[Fault, ...]
+
+
+def make_scenario(seed: int) -> Scenario:
+    rng = random.Random(seed)
+    span = rng.uniform(0.3, 2.0)
+    return Scenario(
+        prefill=rng.randint(1, 2),
+        decode=rng.randint(2, 3),
+        gateways=rng.randint(1, 2),
+        pages=rng.choice((24, 32, 64)),
+        slots=rng.choice((0, 8, 16, 16)),
+        max_running=rng.choice((2, 4, 8)),
+        weather=_weather(rng),
+        asks=_asks(rng, span),
+        faults=_faults(rng, span),
+    )
+
+
+def _weather(rng: random.Random) -> Weather:
+    return Weather(
+        straggle=rng.choice((0.0, 0.02, 0.1)),
+        lose=rng.choice((0.0, 0.0, 0.1)),
+        duplicate=rng.choice((0.0, 0.2)),
+        corrupt=rng.choice((0.0, 0.0, 0.05, 0.3)),
+    )
+
+
+def _asks(rng: random.Random, span: float) -> tuple[Ask, ...]:
+    stem = tuple(rng.randrange(97, 123) for _ in range(24))
+    return tuple(_ask(rng, span, stem) for _ in range(rng.randint(3, 10)))
+
+
+def _ask(rng: random.Random, span: float, stem: tuple[int, ...]) -> Ask:
+    own = tuple(rng.randrange(97, 123) for _ in range(rng.randint(1, 30)))
+    sampling = Sampling(
+        max_tokens=rng.randint(1, 24),
+        temperature=rng.choice((0.0, 1.0)),
+        seed=rng.randrange(1 << 30),
+    )
+    return Ask(
+        at=rng.uniform(0, span),
+        prompt=(stem[: rng.choice((0, 8, 24))] + own),
+        sampling=sampling,
+        deadline_s=rng.choice((20.0, 20.0, 20.0, rng.uniform(0.05, 1.0))),
+        leaves_after=rng.choice((None, None, rng.uniform(0.0, 0.6))),
+    )
+
+
+def _faults(rng: random.Random, span: float) -> tuple[Fault, ...]:
+    kinds = ("kill", "freeze", "freeze", "part", "reset", "reset")
+    return tuple(
+        Fault(rng.uniform(0, span + 0.5), rng.choice(kinds), rng.randrange(1 << 16), rng.uniform(0.2, 4.0))
+        for _ in range(rng.choice((0, 1, 2, 4)))
+    )

@@ -1,0 +1,60 @@
+"""Explores seeds: each is one schedule of loads and faults, played in virtual time and judged. Repeats one with a trace."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from runtime.errors import InvariantViolation
+from runtime.mesh.simulated.loop import Stalled, VirtualLoop
+from runtime.mesh.simulated.trial import Trial
+from runtime.mesh.simulated.world import flatten
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a seed violated; `invariants` are the numbers, empty for a failure that is none of them."""
+
+    seed: int
+    invariants: frozenset[int]
+    messages: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Report:
+    seeds: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def explore(seeds: Iterable[int], on_progress: Callable[[Report], None] | None = None) -> Report:
+    """Play every seed; `on_progress` hears of each."""
+    report = Report()
+    for seed in seeds:
+        failure, _ = play(seed)
+        report.seeds += 1
+        if failure is not None:
+            report.failures.append(failure)
+        if on_progress is not None:
+            on_progress(report)
+    return report
+
+
+def replay(seed: int) -> tuple[Failure | None, list[str]]:
+    """Play one seed again; the trace has a line for every event of every state table."""
+    return play(seed, tracing=True)
+
+
+def play(seed: int, *, tracing: bool = False) -> tuple[Failure | None, list[str]]:
+    trial = Trial(seed, tracing=tracing)
+    errors: list[BaseException] = []
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        try:
+            errors += runner.run(trial.run()).failures
+        except (Stalled, BaseExceptionGroup) as failed:
+            errors += [*trial.world.failures, *flatten(failed)]
+        runner.get_loop().set_exception_handler(lambda loop, context: None)
+    trace = trial.world.trace or []
+    if not errors:
+        return None, trace
+    numbers = frozenset(error.number for error in errors if isinstance(error, InvariantViolation))
+    messages = tuple(dict.fromkeys(str(error) or repr(error) for error in errors))
+    return Failure(seed, numbers, messages), trace
