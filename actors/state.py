@@ -1,0 +1,118 @@
+"""What a mesh keeps in its state folder while it runs: a lock, a record of itself, its log. Never the secrets."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from runtime.errors import StartError
+
+_TRIES = 5
+_TRY_S = 0.05
+
+
+class Record(BaseModel):
+    """What is known of the mesh that runs, or of one that was killed before it could tidy up.
+
+    `run` marks all its processes; `pid` is the supervisor's and `since` its start, seconds since 1970. The addresses
+    are known once `ready`. `scratch` is Ray's folder, removed at the end; `cluster` is set when that is another's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mesh: str
+    run: str
+    pid: int
+    since: float
+    scratch: Path
+    log: Path
+    cluster: str | None = None
+    ready: bool = False
+    grpc: str = ""
+    http: str = ""
+    dashboard: str = ""
+
+
+class StateFolder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log = root / "mesh.log"
+        self.token = root / "ray-token"
+        self._lock = root / "lock"
+        self._record = root / "running.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock that one supervisor has; raises `StartError` telling of the mesh that holds it."""
+        with self._opened_lock() as descriptor:
+            if not _try_lock(descriptor):
+                raise StartError(self._running_already())
+            yield
+
+    def is_held(self) -> bool:
+        """Whether a supervisor lives. The kernel lets go of the lock of a dead one."""
+        if not self._lock.exists():
+            return False
+        with self._opened_lock() as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def write(self, record: Record) -> None:
+        """Whole or not at all: another process may be reading."""
+        fresh = self._record.with_suffix(".new")
+        fresh.write_text(record.model_dump_json(indent=2), encoding="utf-8")
+        fresh.replace(self._record)
+
+    def read(self) -> Record | None:
+        """The record that is there, of a living mesh or not; None when there is none, or it is damaged."""
+        try:
+            return Record.model_validate_json(self._record.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def forget(self) -> None:
+        self._record.unlink(missing_ok=True)
+
+    @contextmanager
+    def _opened_lock(self) -> Iterator[int]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartError(f"mesh.state: {error.filename or self._lock}: {error.strerror}") from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _running_already(self) -> str:
+        record = self.read()
+        if record is None:
+            return f"a mesh with its state in {self.root} is starting or stopping"
+        return f"a mesh named {record.mesh} is running already: {describe(record)}"
+
+
+def _try_lock(descriptor: int) -> bool:
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TRY_S)  # somebody may only be looking whether it is held
+        else:
+            return True
+    return False
+
+
+def describe(record: Record) -> str:
+    """The mesh of a record in one line."""
+    since = datetime.fromtimestamp(record.since, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    where = f"gRPC {record.grpc}, HTTP {record.http}" if record.ready else "not ready yet"
+    return f"pid {record.pid}, since {since}, {where}"
