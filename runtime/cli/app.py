@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import configuration
+from runtime.cli import configuration, simtest
 from runtime.cli.face import LOOK, Face
 
 _HELP = """
@@ -43,3 +43,4 @@ def baton(
 
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
+app.command(rich_help_panel=LOOK)(simtest.simtest)
