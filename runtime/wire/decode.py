@@ -1,0 +1,160 @@
+"""The stream between a gateway and a decode worker: commands one way, step batches the other. On the token path."""
+
+from batonmesh.v1 import worker_pb2 as pb
+from runtime.domain.messages import (
+    Acknowledge,
+    Attach,
+    AttemptFailed,
+    CancelAttempt,
+    GatewayCommand,
+    Hello,
+    Output,
+    PrefillCandidate,
+    Start,
+    StepBatch,
+)
+from runtime.domain.sequence import Sampled
+from runtime.errors import InvalidArgument
+from runtime.ids import BootId, GatewayId, TenantId, WorkerId
+from runtime.wire import fields
+from runtime.wire.errors import pack_error, unpack_error
+from runtime.wire.handoff import pack_handoff, unpack_handoff
+from runtime.wire.sequence import (
+    TO_FINISH,
+    pack_load,
+    pack_ref,
+    pack_sampling,
+    pack_top,
+    unpack_finish,
+    unpack_load,
+    unpack_logprobs,
+    unpack_ref,
+    unpack_sampling,
+    unpack_top,
+)
+
+_MAX_CANDIDATES = 64
+
+
+def pack_command(command: Hello | GatewayCommand) -> pb.DecodeCommand:
+    match command:
+        case Hello(gateway):
+            return pb.DecodeCommand(hello=pb.Hello(gateway=gateway))
+        case Start():
+            return pb.DecodeCommand(start=_pack_start(command))
+        case CancelAttempt(ref):
+            return pb.DecodeCommand(cancel=pb.Cancel(ref=pack_ref(ref)))
+        case Attach(ref, have):
+            return pb.DecodeCommand(attach=pb.Attach(ref=pack_ref(ref), have=have))
+        case Acknowledge(ref):
+            return pb.DecodeCommand(acknowledge=pb.Acknowledge(ref=pack_ref(ref)))
+
+
+def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
+    match message.WhichOneof("command"):
+        case "hello":
+            return Hello(GatewayId(fields.name(message.hello.gateway, "hello.gateway")))
+        case "start":
+            return _unpack_start(message.start)
+        case "cancel":
+            return CancelAttempt(unpack_ref(message.cancel.ref))
+        case "attach":
+            return Attach(unpack_ref(message.attach.ref), message.attach.have)
+        case "acknowledge":
+            return Acknowledge(unpack_ref(message.acknowledge.ref))
+        case None:
+            raise InvalidArgument("command is absent or unknown", field="command")
+
+
+def _pack_start(start: Start) -> pb.Start:
+    return pb.Start(
+        ref=pack_ref(start.ref),
+        tenant=start.tenant,
+        prompt=start.prompt,
+        sampling=pack_sampling(start.sampling),
+        forced=start.forced,
+        candidates=[
+            pb.PrefillCandidate(worker=each.worker, boot=each.boot, address=each.address) for each in start.candidates
+        ],
+        remaining_ms=start.remaining_ms,
+    )
+
+
+def _unpack_start(message: pb.Start) -> Start:
+    fields.at_most(_MAX_CANDIDATES, len(message.candidates), "candidates")
+    return Start(
+        ref=unpack_ref(message.ref),
+        tenant=TenantId(fields.name(message.tenant, "tenant")),
+        prompt=fields.tokens(message.prompt, "prompt", least=1),
+        sampling=unpack_sampling(message.sampling, max_tokens=0, seed=0),
+        forced=fields.tokens(message.forced, "forced"),
+        candidates=tuple(
+            PrefillCandidate(
+                WorkerId(fields.name(each.worker, "candidates.worker")),
+                BootId(fields.name(each.boot, "candidates.boot")),
+                fields.name(each.address, "candidates.address", 256),
+            )
+            for each in message.candidates
+        ),
+        remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
+    )
+
+
+def pack_batch(batch: StepBatch) -> pb.StepBatch:
+    return pb.StepBatch(
+        outputs=[_pack_output(output) for output in batch.outputs],
+        load=None if batch.load is None else pack_load(batch.load),
+    )
+
+
+def unpack_batch(message: pb.StepBatch) -> StepBatch:
+    return StepBatch(
+        tuple([_unpack_output(output) for output in message.outputs]),
+        unpack_load(message.load) if message.HasField("load") else None,
+    )
+
+
+def _pack_output(output: Output | AttemptFailed) -> pb.Output:
+    if isinstance(output, AttemptFailed):
+        return pb.Output(ref=pack_ref(output.ref), failed=pack_error(output.error))
+    message = pb.Output(
+        ref=pack_ref(output.ref),
+        index=output.index,
+        tokens=[sampled.token for sampled in output.tokens],
+        text=output.text,
+    )
+    if any(sampled.logprob for sampled in output.tokens):
+        message.logprobs.extend([sampled.logprob for sampled in output.tokens])
+    if any(sampled.top for sampled in output.tokens):
+        message.top.extend([pack_top(sampled.top) for sampled in output.tokens])
+    if output.finish is not None:
+        message.finish = TO_FINISH[output.finish]
+    if output.handoff is not None:
+        message.handoff.CopyFrom(pack_handoff(output.handoff))
+    return message
+
+
+def _unpack_output(message: pb.Output) -> Output | AttemptFailed:
+    ref = unpack_ref(message.ref)
+    if message.HasField("failed"):
+        return AttemptFailed(ref, unpack_error(message.failed))
+    return Output(
+        ref,
+        message.index,
+        _unpack_tokens(message),
+        message.text,
+        unpack_finish(message.finish, "finish") if message.HasField("finish") else None,
+        unpack_handoff(message.handoff) if message.HasField("handoff") else None,
+    )
+
+
+def _unpack_tokens(message: pb.Output) -> tuple[Sampled, ...]:
+    tokens = fields.tokens(message.tokens, "tokens")
+    if not message.logprobs and not message.top:
+        return tuple([Sampled(token) for token in tokens])
+    logprobs = unpack_logprobs(message.logprobs, "logprobs") or (0.0,) * len(tokens)
+    top = tuple([unpack_top(each, "top") for each in message.top]) or ((),) * len(tokens)
+    for field, column in (("logprobs", logprobs), ("top", top)):
+        if len(column) != len(tokens):
+            raise InvalidArgument(f"{field} has {len(column)} entries for {len(tokens)} tokens", field=field)
+    return tuple(map(Sampled, tokens, logprobs, top))

@@ -1,0 +1,108 @@
+"""Tickets, prefill calls and the report of how a prompt got its KV."""
+
+from batonmesh.v1 import common_pb2 as common
+from batonmesh.v1 import kv_pb2 as kv
+from batonmesh.v1 import worker_pb2 as pb
+from runtime.domain.messages import Handoff, PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.spec import DTYPE_BYTES
+from runtime.errors import InvalidArgument
+from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
+from runtime.wire import fields
+
+_PAGE_ID_BYTES = 16
+
+
+def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
+    return pb.PrefillRequest(tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket))
+
+
+def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
+    return PrefillCall(
+        tenant=TenantId(fields.name(message.tenant, "tenant")),
+        tokens=fields.tokens(message.tokens, "tokens", least=2),
+        ticket=unpack_ticket(message.ticket),
+    )
+
+
+def pack_prefill_done(done: PrefillDone) -> pb.PrefillResponse:
+    return pb.PrefillResponse(cached_tokens=done.cached_tokens, pages=done.pages, payload_bytes=done.payload_bytes)
+
+
+def unpack_prefill_done(message: pb.PrefillResponse) -> PrefillDone:
+    return PrefillDone(message.cached_tokens, message.pages, message.payload_bytes)
+
+
+def pack_ticket(ticket: Ticket) -> kv.Ticket:
+    return kv.Ticket(
+        transfer=ticket.transfer,
+        epoch=ticket.epoch,
+        boot=ticket.boot,
+        transport=ticket.transport,
+        endpoint=ticket.endpoint,
+        fingerprint=ticket.fingerprint,
+        dtype=ticket.dtype,
+        pages=[kv.TicketPage(index=page.index, id=page.id, valid_tokens=page.valid_tokens) for page in ticket.pages],
+        remaining_ms=ticket.remaining_ms,
+    )
+
+
+def unpack_ticket(message: kv.Ticket) -> Ticket:
+    if message.dtype not in DTYPE_BYTES:
+        raise InvalidArgument(f"ticket.dtype must be one of {', '.join(DTYPE_BYTES)}", field="ticket.dtype")
+    return Ticket(
+        transfer=TransferId(fields.name(message.transfer, "ticket.transfer")),
+        epoch=fields.at_least(1, message.epoch, "ticket.epoch"),
+        boot=BootId(fields.name(message.boot, "ticket.boot")),
+        transport=fields.name(message.transport, "ticket.transport", 32),
+        endpoint=fields.name(message.endpoint, "ticket.endpoint", 256),
+        fingerprint=fields.fingerprint(message.fingerprint, "ticket.fingerprint"),
+        dtype=message.dtype,
+        pages=_unpack_pages(message),
+        remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
+    )
+
+
+def _unpack_pages(message: kv.Ticket) -> tuple[TicketPage, ...]:
+    pages: list[TicketPage] = []
+    for page in message.pages:
+        if len(page.id) != _PAGE_ID_BYTES:
+            raise InvalidArgument(
+                f"ticket.pages.id must have {_PAGE_ID_BYTES} bytes, has {len(page.id)}", field="ticket.pages.id"
+            )
+        if pages and page.index <= pages[-1].index:
+            raise InvalidArgument("ticket.pages must come by rising index", field="ticket.pages.index")
+        tokens = fields.at_least(1, page.valid_tokens, "ticket.pages.valid_tokens")
+        pages.append(TicketPage(page.index, PageId(page.id), tokens))
+    fields.at_least(1, len(pages), "ticket.pages")
+    return tuple(pages)
+
+
+def pack_handoff(handoff: Handoff) -> common.Handoff:
+    return common.Handoff(
+        prompt_tokens=handoff.prompt_tokens,
+        cached_tokens=handoff.cached_tokens,
+        moved_tokens=handoff.moved_tokens,
+        moved_pages=handoff.moved_pages,
+        moved_bytes=handoff.moved_bytes,
+        prefill_worker=handoff.prefill_worker,
+        prefill_cached_tokens=handoff.prefill_cached_tokens,
+        transport=handoff.transport,
+        wait_ms=handoff.wait_ms,
+        transfer_ms=handoff.transfer_ms,
+    )
+
+
+def unpack_handoff(message: common.Handoff) -> Handoff:
+    worker = message.prefill_worker if message.HasField("prefill_worker") else None
+    return Handoff(
+        prompt_tokens=message.prompt_tokens,
+        cached_tokens=message.cached_tokens,
+        moved_tokens=message.moved_tokens,
+        moved_pages=message.moved_pages,
+        moved_bytes=message.moved_bytes,
+        prefill_worker=None if worker is None else WorkerId(fields.name(worker, "handoff.prefill_worker")),
+        prefill_cached_tokens=message.prefill_cached_tokens,
+        transport=fields.text(message.transport, "handoff.transport", 32),
+        wait_ms=fields.milliseconds(message.wait_ms, "handoff.wait_ms"),
+        transfer_ms=fields.milliseconds(message.transfer_ms, "handoff.transfer_ms"),
+    )

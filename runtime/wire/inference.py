@@ -1,0 +1,115 @@
+"""What users ask and what they get: prompts and models, and the deltas of an answer as its messages."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from batonmesh.v1 import inference_pb2 as pb
+from runtime.domain.generation import Delta
+from runtime.domain.sequence import Sampled
+from runtime.domain.spec import ModelSpec
+from runtime.errors import InvalidArgument, TooLarge
+from runtime.wire import fields
+from runtime.wire.handoff import pack_handoff
+from runtime.wire.sequence import TO_FINISH, pack_top
+
+if TYPE_CHECKING:
+    from runtime.domain.messages import Handoff
+
+MAX_TEXT_BYTES = 4 << 20
+_MAX_MESSAGES = 16_384
+
+ChatMessages = list[dict[str, object]]
+
+
+def unpack_prompt(message: pb.Prompt) -> str | ChatMessages | tuple[int, ...]:
+    """Text, a conversation as chat templates want it, or token ids; raises `InvalidArgument` or `TooLarge`."""
+    kind = message.WhichOneof("content")
+    if kind == "tokens":
+        return fields.tokens(message.tokens.ids, "prompt", least=1)
+    if (size := message.ByteSize()) > MAX_TEXT_BYTES:
+        raise TooLarge(f"prompt has {size} bytes of text, the limit is {MAX_TEXT_BYTES}", field="prompt")
+    match kind:
+        case "text":
+            if not message.text:
+                raise InvalidArgument("prompt is empty", field="prompt")
+            return message.text
+        case "chat":
+            return _unpack_chat(message.chat)
+        case _:
+            raise InvalidArgument("prompt is absent: it needs text, chat or tokens", field="prompt")
+
+
+def _unpack_chat(message: pb.Chat) -> ChatMessages:
+    fields.at_least(1, len(message.messages), "messages")
+    fields.at_most(_MAX_MESSAGES, len(message.messages), "messages")
+    return [{"role": fields.name(each.role, "role", 64), "content": each.content} for each in message.messages]
+
+
+def pack_model(spec: ModelSpec, created: int) -> pb.Model:
+    return pb.Model(
+        name=spec.name,
+        max_tokens=spec.max_tokens,
+        vocab=spec.vocab,
+        page_tokens=spec.page_tokens,
+        created=created,
+        kv_fingerprint=spec.kv_fingerprint,
+        serving_fingerprint=spec.serving_fingerprint,
+    )
+
+
+class Answer:
+    """One answer on its way out; keeps what its final has to tell. `logprobs`: they were asked for."""
+
+    def __init__(self, prompt_tokens: int, *, logprobs: bool) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._logprobs = logprobs
+        self._completion_tokens = 0
+        self._first: Handoff | None = None
+        self._newest: Handoff | None = None
+
+    def pack(self, deltas: Iterable[Delta]) -> pb.GenerateResponse:
+        """One message with all of `deltas`, which follow those of the message before."""
+        message = pb.GenerateResponse()
+        for delta in deltas:
+            if delta.handoff is not None:
+                self._first = self._first or delta.handoff
+                self._newest = delta.handoff
+            self._completion_tokens += len(delta.tokens)
+            message.events.extend(self._events(delta))
+            if delta.finish is not None:
+                message.final.CopyFrom(self._final(delta))
+            else:
+                assert delta.tokens or not delta.text, "only the end has text without a token"
+        return message
+
+    def _events(self, delta: Delta) -> list[pb.TokenEvent]:
+        events = [self._event(delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]
+        if events:
+            events[-1].text = delta.text
+        return events
+
+    def _event(self, index: int, sampled: Sampled) -> pb.TokenEvent:
+        if not self._logprobs:
+            return pb.TokenEvent(index=index, id=sampled.token)
+        return pb.TokenEvent(index=index, id=sampled.token, logprob=sampled.logprob, top=pack_top(sampled.top))
+
+    def _final(self, delta: Delta) -> pb.Final:
+        assert delta.finish is not None
+        return pb.Final(
+            finish_reason=TO_FINISH[delta.finish],
+            text="" if delta.tokens else delta.text,
+            usage=pb.Usage(
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens(),
+                completion_tokens=self._completion_tokens,
+            ),
+            handoff=None if self._newest is None else pack_handoff(self._newest),
+            attempts=delta.attempt,
+        )
+
+    def _cached_tokens(self) -> int:
+        """As the first attempt found it, since a failover is not the client's doing. Both workers count from the
+        first token on, so the longer prefix is what nobody computed."""
+        if self._first is None:
+            return 0
+        return min(max(self._first.cached_tokens, self._first.prefill_cached_tokens), self._prompt_tokens)

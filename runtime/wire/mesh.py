@@ -1,0 +1,60 @@
+"""Workers and views: who belongs to the mesh."""
+
+from batonmesh.v1 import mesh_pb2 as pb
+from runtime.domain.messages import View, Worker
+from runtime.domain.routing import DECODE, PREFILL
+from runtime.errors import InvalidArgument
+from runtime.ids import BootId, WorkerId
+from runtime.wire import fields
+from runtime.wire.sequence import pack_load, unpack_load
+
+_MAX_WORKERS = 65_536
+_ROLES = (PREFILL, DECODE)
+
+
+def pack_view(view: View) -> pb.View:
+    return pb.View(
+        incarnation=view.incarnation,
+        version=view.version,
+        workers=[pack_worker(worker) for worker in view.workers],
+    )
+
+
+def unpack_view(message: pb.View) -> View:
+    fields.at_most(_MAX_WORKERS, len(message.workers), "view.workers")
+    workers = tuple(unpack_worker(worker) for worker in message.workers)
+    return View(message.incarnation, message.version, workers)
+
+
+def pack_worker(worker: Worker) -> pb.Worker:
+    return pb.Worker(
+        id=worker.id,
+        boot=worker.boot,
+        role=worker.role,
+        address=worker.address,
+        model=worker.model,
+        kv_fingerprint=worker.kv_fingerprint,
+        serving_fingerprint=worker.serving_fingerprint,
+        max_tokens=worker.max_tokens,
+        page_tokens=worker.page_tokens,
+        device=worker.device,
+        load=None if worker.load is None else pack_load(worker.load),
+    )
+
+
+def unpack_worker(message: pb.Worker) -> Worker:
+    if message.role not in _ROLES:
+        raise InvalidArgument(f"worker.role must be one of {', '.join(_ROLES)}", field="worker.role")
+    return Worker(
+        id=WorkerId(fields.name(message.id, "worker.id")),
+        boot=BootId(fields.name(message.boot, "worker.boot")),
+        role=message.role,
+        address=fields.name(message.address, "worker.address", 256),
+        model=fields.name(message.model, "worker.model", 256),
+        kv_fingerprint=fields.fingerprint(message.kv_fingerprint, "worker.kv_fingerprint"),
+        serving_fingerprint=fields.fingerprint(message.serving_fingerprint, "worker.serving_fingerprint"),
+        max_tokens=fields.at_least(1, message.max_tokens, "worker.max_tokens"),
+        page_tokens=fields.at_least(1, message.page_tokens, "worker.page_tokens"),
+        device=fields.text(message.device, "worker.device", 256),
+        load=unpack_load(message.load) if message.HasField("load") else None,
+    )

@@ -1,0 +1,110 @@
+"""Refs, sampling, finish reasons, top tokens and loads: what messages of several services have in common."""
+
+from collections.abc import Sequence
+
+from batonmesh.v1 import common_pb2 as pb
+from runtime.domain.pages import Occupancy
+from runtime.domain.sequence import MAX_TOP_LOGPROBS, FinishReason, Ref, Sampling
+from runtime.domain.steps import Load
+from runtime.errors import InvalidArgument
+from runtime.ids import TurnId
+from runtime.wire import fields
+
+TO_FINISH = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+_FROM_FINISH = {number: reason for reason, number in TO_FINISH.items()}
+
+
+def unpack_finish(number: int, field: str) -> FinishReason:
+    reason = _FROM_FINISH.get(pb.FinishReason.ValueType(number))
+    if reason is None:
+        raise InvalidArgument(f"{field} has the unknown value {number}", field=field)
+    return reason
+
+
+def pack_ref(ref: Ref) -> pb.Ref:
+    return pb.Ref(turn=ref.turn, epoch=ref.epoch, attempt=ref.attempt)
+
+
+def unpack_ref(message: pb.Ref) -> Ref:
+    turn, epoch, attempt = message.turn, message.epoch, message.attempt
+    if not 1 <= len(turn) <= 128 or not epoch or not attempt:
+        fields.name(turn, "ref.turn")
+        fields.at_least(1, epoch, "ref.epoch")
+        fields.at_least(1, attempt, "ref.attempt")
+    return Ref(TurnId(turn), epoch, attempt)
+
+
+def pack_sampling(sampling: Sampling) -> pb.Sampling:
+    return pb.Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+    )
+
+
+def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Sampling:
+    """Raises `InvalidArgument` naming the first field out of its range. `max_tokens` and `seed` are for absent ones."""
+    sampling = Sampling(
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else max_tokens,
+        temperature=message.temperature if message.HasField("temperature") else 1.0,
+        top_k=message.top_k,
+        top_p=message.top_p if message.HasField("top_p") else 1.0,
+        seed=message.seed if message.HasField("seed") else seed,
+        stop=tuple(message.stop),
+        stop_token_ids=fields.tokens(message.stop_token_ids, "stop_token_ids"),
+        ignore_eos=message.ignore_eos,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+    )
+    sampling.validate()
+    return sampling
+
+
+def pack_top(top: Sequence[tuple[int, float]]) -> pb.TopTokens:
+    return pb.TopTokens(ids=[token for token, _ in top], logprobs=[logprob for _, logprob in top])
+
+
+def unpack_top(message: pb.TopTokens, field: str) -> tuple[tuple[int, float], ...]:
+    if len(message.ids) != len(message.logprobs):
+        raise InvalidArgument(f"{field} has {len(message.ids)} ids and {len(message.logprobs)} logprobs", field=field)
+    fields.at_most(MAX_TOP_LOGPROBS, len(message.ids), field)
+    return tuple(zip(fields.tokens(message.ids, field), unpack_logprobs(message.logprobs, field), strict=True))
+
+
+def unpack_logprobs(logprobs: Sequence[float], field: str) -> tuple[float, ...]:
+    """-infinity is a probability of zero; NaN and +infinity are none."""
+    for logprob in logprobs:
+        if not logprob < float("inf"):
+            raise InvalidArgument(f"{field} holds {logprob}, which is no log-probability", field=field)
+    return tuple(logprobs)
+
+
+def pack_load(load: Load) -> pb.Load:
+    pages = load.pages
+    return pb.Load(
+        running=load.running,
+        waiting=load.waiting,
+        awaiting=load.awaiting,
+        prefill_tokens=load.prefill_tokens,
+        pages=pb.Occupancy(free=pages.free, landing=pages.landing, owned=pages.owned, cached=pages.cached),
+    )
+
+
+def unpack_load(message: pb.Load) -> Load:
+    pages = message.pages
+    return Load(
+        running=message.running,
+        waiting=message.waiting,
+        awaiting=message.awaiting,
+        prefill_tokens=message.prefill_tokens,
+        pages=Occupancy(pages.free, pages.landing, pages.owned, pages.cached),
+    )

@@ -1,0 +1,178 @@
+"""Hypothesis strategies for everything that processes say to each other."""
+
+from hypothesis import strategies as st
+
+from runtime.domain.generation import Delta
+from runtime.domain.messages import (
+    Acknowledge,
+    Attach,
+    CancelAttempt,
+    GatewayCommand,
+    Handoff,
+    Hello,
+    Output,
+    PrefillCall,
+    PrefillCandidate,
+    PrefillDone,
+    Start,
+    StepBatch,
+    Ticket,
+    TicketPage,
+    View,
+    Worker,
+)
+from runtime.domain.pages import Occupancy
+from runtime.domain.routing import DECODE, PREFILL
+from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
+from runtime.domain.spec import DTYPE_BYTES
+from runtime.domain.steps import Load
+from runtime.errors import BatonError, from_code
+from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
+from runtime.wire.fields import MAX_TOKEN
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+POSITIVE = st.integers(1, 2**32 - 1)
+TOKEN = st.integers(0, MAX_TOKEN)
+NAMES = st.text(min_size=1, max_size=128)
+ADDRESSES = st.text(min_size=1, max_size=256)
+FINGERPRINTS = st.binary(min_size=16, max_size=16).map(bytes.hex)
+MILLISECONDS = st.floats(0, 1e12)
+LOGPROBS = st.floats(max_value=0, width=32, allow_nan=False)
+TOKENS = st.lists(TOKEN, max_size=40).map(tuple)
+
+REFS = st.builds(Ref, NAMES.map(TurnId), st.integers(1, 2**64 - 1), POSITIVE)
+SAMPLINGS = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 2**31 - 1),
+    temperature=st.floats(0, 2),
+    top_k=st.integers(0, 2**31 - 1),
+    top_p=st.floats(0, 1, exclude_min=True),
+    seed=st.integers(0, MAX_SEED),
+    stop=st.lists(st.text(min_size=1, max_size=20), max_size=16).map(tuple),
+    stop_token_ids=TOKENS,
+    ignore_eos=st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+)
+CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
+STARTS = st.builds(
+    Start,
+    ref=REFS,
+    tenant=NAMES.map(TenantId),
+    prompt=st.lists(TOKEN, min_size=1, max_size=40).map(tuple),
+    sampling=SAMPLINGS,
+    forced=TOKENS,
+    candidates=st.lists(CANDIDATES, max_size=4).map(tuple),
+    remaining_ms=POSITIVE,
+)
+COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
+    st.builds(Hello, NAMES.map(GatewayId)),
+    STARTS,
+    st.builds(CancelAttempt, REFS),
+    st.builds(Attach, REFS, U32),
+    st.builds(Acknowledge, REFS),
+)
+
+HANDOFFS = st.builds(
+    Handoff,
+    prompt_tokens=U32,
+    cached_tokens=U32,
+    moved_tokens=U32,
+    moved_pages=U32,
+    moved_bytes=U64,
+    prefill_worker=st.none() | NAMES.map(WorkerId),
+    prefill_cached_tokens=U32,
+    transport=st.text(max_size=32),
+    wait_ms=MILLISECONDS,
+    transfer_ms=MILLISECONDS,
+)
+SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
+FINISHES = st.none() | st.sampled_from(FinishReason)
+OUTPUTS = st.builds(
+    Output,
+    ref=REFS,
+    index=U32,
+    tokens=st.lists(SAMPLED, max_size=5).map(tuple),
+    text=st.text(max_size=40),
+    finish=FINISHES,
+    handoff=st.none() | HANDOFFS,
+)
+LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
+BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
+
+PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)
+TICKETS = st.builds(
+    Ticket,
+    transfer=NAMES.map(TransferId),
+    epoch=POSITIVE,
+    boot=NAMES.map(BootId),
+    transport=st.text(min_size=1, max_size=32),
+    endpoint=ADDRESSES,
+    fingerprint=FINGERPRINTS,
+    dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+    pages=st.lists(PAGES, min_size=1, max_size=5, unique_by=lambda page: page.index).map(
+        lambda pages: tuple(sorted(pages, key=lambda page: page.index))
+    ),
+    remaining_ms=POSITIVE,
+)
+PREFILL_CALLS = st.builds(
+    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS
+)
+PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64)
+
+WORKERS = st.builds(
+    Worker,
+    id=NAMES.map(WorkerId),
+    boot=NAMES.map(BootId),
+    role=st.sampled_from((PREFILL, DECODE)),
+    address=ADDRESSES,
+    model=ADDRESSES,
+    kv_fingerprint=FINGERPRINTS,
+    serving_fingerprint=FINGERPRINTS,
+    max_tokens=POSITIVE,
+    page_tokens=POSITIVE,
+    device=st.text(max_size=256),
+    load=st.none() | LOADS,
+)
+VIEWS = st.builds(View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple))
+
+
+CODES = (
+    "invalid context too_large unsupported not_found precondition incompatible stale exhausted unavailable deadline "
+    "cancelled corrupt internal engine poison"
+).split()
+FIELDS = st.from_regex(r"[a-z_.]{1,256}", fullmatch=True)
+ERRORS = st.builds(
+    lambda code, message, field, after: from_code(code, message, field=field, retry_after_ms=after),
+    st.sampled_from(CODES),
+    st.text(max_size=100),
+    st.none() | FIELDS,
+    st.none() | st.integers(0, 2**32 - 1),
+)
+
+
+def same(one: BatonError, other: BatonError) -> bool:
+    return (type(one), one.message, one.field, one.retry_after_ms) == (
+        type(other),
+        other.message,
+        other.field,
+        other.retry_after_ms,
+    )
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> list[Delta]:
+    """The deltas of one whole answer: gapless, with a handoff at the start and a finish at the end."""
+    groups = draw(st.lists(st.lists(SAMPLED, min_size=1, max_size=4), min_size=1, max_size=5))
+    deltas, index = [], 0
+    for group in groups:
+        deltas.append(Delta(index, tuple(group), draw(st.text(max_size=10))))
+        index += len(group)
+    if draw(st.booleans()):
+        deltas.append(Delta(index, (), draw(st.text(max_size=10))))
+    first, last = deltas[0], deltas[-1]
+    deltas[0] = Delta(0, first.tokens, first.text, first.finish, draw(HANDOFFS))
+    last = deltas[-1]
+    finish, attempt = draw(st.sampled_from(FinishReason)), draw(st.integers(1, 16))
+    deltas[-1] = Delta(last.index, last.tokens, last.text, finish, last.handoff, attempt)
+    return deltas
