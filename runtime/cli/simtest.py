@@ -27,10 +27,7 @@ def simtest(
     invariant is printed and does the same again with --replay. Exits with 1 when there was one.
     """
     logging.getLogger("runtime").setLevel(logging.ERROR)  # here a lost worker is no news
-    if repeat is not None:
-        failed = _replay(repeat)
-    else:
-        failed = _explore(range(first, first + seeds))
+    failed = _replay(repeat) if repeat is not None else _explore(range(first, first + seeds))
     if failed:
         raise typer.Exit(FAILED)
 
