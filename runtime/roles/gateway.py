@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from runtime.clock import Clock, Timer
 from runtime.domain import turn as t
@@ -58,6 +59,30 @@ class ServedModel:
     spec: ModelSpec
     tokenizer: Tokenizer
     created: int
+
+
+class Deltas:
+    """What a turn brings to its client, in order, up to the delta with `finish`; or the error that it failed with."""
+
+    def __init__(self, queue: asyncio.Queue[Delta | BatonError]) -> None:
+        self._queue = queue
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._over:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        self._over = isinstance(item, BatonError) or item.finish is not None
+        if isinstance(item, BatonError):
+            raise item
+        return item
+
+    def ready(self) -> bool:
+        """Whether the next step will not wait, so that what is there goes out together."""
+        return not self._queue.empty()
 
 
 class _Live:
@@ -136,7 +161,7 @@ class GatewayRole:
         return self._ids.seed()
 
     @asynccontextmanager
-    async def open(self, generation: Generation) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def open(self, generation: Generation) -> AsyncIterator[Deltas]:
         """Run a turn; the context yields its deltas. Leaving it early cancels the turn everywhere.
 
         Raises the `InvalidArgument` of the first field at fault; iterating raises how the turn failed.
@@ -148,21 +173,12 @@ class GatewayRole:
         self._after(live, generation.deadline_s, t.DeadlinePassed())
         self._feed(live, t.Opened())
         try:
-            yield self._deltas(live)
+            yield Deltas(live.queue)
         finally:
             self._feed(live, t.ClientGone())
             for timer in live.timers:
                 timer.cancel()
             del self._live[turn.ref.turn]
-
-    async def _deltas(self, live: _Live) -> AsyncIterator[Delta]:
-        while True:
-            item = await live.queue.get()
-            if isinstance(item, BatonError):
-                raise item
-            yield item
-            if item.finish is not None:
-                return
 
     def _validate(self, generation: Generation) -> None:
         spec = self.served(generation.model).spec
