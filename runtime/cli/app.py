@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import configuration, simtest
+from runtime.cli import configuration, model, simtest
 from runtime.cli.face import LOOK, Face
 
 _HELP = """
@@ -43,4 +43,5 @@ def baton(
 
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
+app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")
 app.command(rich_help_panel=LOOK)(simtest.simtest)
