@@ -1,0 +1,73 @@
+"""What a supervisor tells whoever started it: one JSON object a line, until that one stops reading."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, TextIO
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from actors.state import Record
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Step(_Event):
+    """How far one of the parts is that start side by side."""
+
+    kind: Literal["step"] = "step"
+    part: Literal["ray", "workers", "gateway"]
+    detail: str
+    done: bool = False
+
+
+class Ready(_Event):
+    kind: Literal["ready"] = "ready"
+    record: Record
+
+
+class News(_Event):
+    """Something happened to a mesh that serves."""
+
+    kind: Literal["news"] = "news"
+    text: str
+
+
+class Failed(_Event):
+    """The mesh did not start or cannot go on. Told after everything was cleared away; nothing follows."""
+
+    kind: Literal["failed"] = "failed"
+    message: str
+
+
+class Stopped(_Event):
+    """The mesh was stopped as asked and nothing is left of it; nothing follows."""
+
+    kind: Literal["stopped"] = "stopped"
+
+
+Event = Step | Ready | News | Failed | Stopped
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+class Teller:
+    """The supervisor's end. Nobody has to listen."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out: TextIO | None = out
+
+    def tell(self, event: Event) -> None:
+        if self._out is None:
+            return
+        try:
+            self._out.write(event.model_dump_json() + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            self._out = None
+
+
+def read_events(source: TextIO) -> Iterator[Event]:
+    """All events until the supervisor ends; a line that it was killed in the middle of is left out."""
+    for line in source:
+        if line.endswith("\n"):
+            yield _EVENT.validate_json(line)
