@@ -1,5 +1,6 @@
 """What a supervisor tells whoever started it: one JSON object a line, until that one stops reading."""
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Literal, TextIO
 
@@ -51,19 +52,18 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="k
 
 
 class Teller:
-    """The supervisor's end. Nobody has to listen."""
+    """The supervisor's end, a pipe. Nobody has to listen."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out: TextIO | None = out
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
 
     def tell(self, event: Event) -> None:
-        if self._out is None:
+        if self._descriptor is None:
             return
         try:
-            self._out.write(event.model_dump_json() + "\n")
-            self._out.flush()
+            os.write(self._descriptor, f"{event.model_dump_json()}\n".encode())
         except BrokenPipeError:
-            self._out = None
+            self._descriptor = None
 
 
 def read_events(source: TextIO) -> Iterator[Event]:

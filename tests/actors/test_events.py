@@ -16,12 +16,13 @@ EVENTS: list[Event] = [
 
 
 def test_every_event_is_read_as_it_was_told() -> None:
-    pipe = io.StringIO()
-    teller = Teller(pipe)
+    reading, writing = os.pipe()
+    teller = Teller(writing)
     for event in EVENTS:
         teller.tell(event)
-    pipe.seek(0)
-    assert list(read_events(pipe)) == EVENTS
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert list(read_events(pipe)) == EVENTS
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out() -> None:
@@ -32,6 +33,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out() -> None:
 def test_a_supervisor_goes_on_when_nobody_listens_any_more() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    teller = Teller(os.fdopen(writing, "w"))
+    teller = Teller(writing)
     teller.tell(Stopped())
+    os.close(writing)
     teller.tell(Stopped())
