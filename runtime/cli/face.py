@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from runtime.config import Config
 from runtime.errors import BatonError, SetupError
 
 RUN = "Run a mesh"
@@ -29,14 +29,14 @@ class Addresses:
     http: str
 
 
-MeshStarter = Callable[[Path], AbstractContextManager[Addresses]]
+MeshStarter = Callable[[Config], AbstractContextManager[Addresses]]
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What whoever runs the command line lends it, as typer's `obj`.
 
-    `start_mesh` starts the whole mesh of a configuration file, Ray and all, for as long as the context is open.
+    `start_mesh` starts the whole mesh of a configuration, Ray and all, for as long as the context is open.
     """
 
     start_mesh: MeshStarter | None = None
