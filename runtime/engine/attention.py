@@ -1,0 +1,171 @@
+"""Attention over KV pages, as the attention function that transformers' models call. Owns the seam and the arithmetic.
+
+The function hides KV write and attention in one opaque custom operation, which finds the step that is running on its
+thread instead of being handed it: so a compiled graph of the model depends on nothing but the number of tokens.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from runtime.engine.kv_tensors import KVTensors
+from runtime.engine.paging import DecodeGroup, PackedStep, PrefillSpan
+from runtime.errors import ModelError
+
+ATTENTION = "baton_paged"
+# What models pass beside the arguments of the function, and what may be left unread in a packed step.
+_UNREAD = {"position_ids", "use_cache", "output_attentions", "is_causal"}
+_running = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer scores: scores are `scaling * q @ k`, over the last `window` tokens, bounded by `softcap`."""
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class StepAttention:
+    """The attention of one packed step over `kv`, for all layers."""
+
+    def __init__(self, step: PackedStep, kv: KVTensors) -> None:
+        self._step = step
+        self._kv = kv
+        self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor] = {}
+        self.layers: set[int] = set()
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Store the step's keys and values of `layer`, then attend. `[T, heads, head_dim]` in and out."""
+        self.layers.add(layer)
+        self._kv.write(layer, self._step.slots, keys, values)
+        output = torch.empty(queries.shape, dtype=queries.dtype)
+        for group in self._step.decodes:
+            output[group.rows] = self._decode(group, queries[group.rows], layer, scoring)
+        for span in self._step.prefills:
+            rows = slice(span.first, span.end)
+            past = self._past(span, layer) if span.start else (keys[rows], values[rows])
+            output[rows] = self._prefill(span, queries[rows], *past, scoring)
+        return output
+
+    def _decode(self, group: DecodeGroup, queries: torch.Tensor, layer: int, scoring: Scoring) -> torch.Tensor:
+        """The query heads that share a key head stand where a longer query would have its tokens."""
+        gathered = self._kv.gather(layer, group.pages)
+        keys, values = (pages.view(len(queries), group.tokens, *pages.shape[2:]).transpose(1, 2) for pages in gathered)
+        shared = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
+        return _attend(shared, keys, values, self._mask(group, queries.dtype, scoring), scoring).flatten(1, 2)
+
+    def _past(self, span: PrefillSpan, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the span's own rows and of all before them, `[length, kv_heads, head_dim]`."""
+        keys, values = (pages.flatten(0, 1)[: span.length] for pages in self._kv.gather(layer, span.pages))
+        return keys, values
+
+    def _prefill(
+        self, span: PrefillSpan, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        plain = span.plainly_causal(scoring.window) and scoring.softcap is None
+        mask = None if plain else self._mask(span, queries.dtype, scoring)
+        queries, keys, values = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+        return _attend(queries, keys, values, mask, scoring)[0].transpose(0, 1)
+
+    def _mask(self, part: DecodeGroup | PrefillSpan, dtype: torch.dtype, scoring: Scoring) -> torch.Tensor:
+        known = self._masks.get((part, scoring.window))
+        if known is None:
+            known = self._masks[part, scoring.window] = part.mask(scoring.window, dtype)
+        return known
+
+
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scoring: Scoring
+) -> torch.Tensor:
+    """`[n, heads, tokens, head_dim]` each; causal without a mask. Softmax in float32 whatever the dtype."""
+    if scoring.softcap is None:
+        return scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=mask is None, scale=scoring.scaling, enable_gqa=True
+        )
+    assert mask is not None
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    scores = queries @ keys.transpose(-1, -2) * scoring.scaling
+    scores = scoring.softcap * torch.tanh(scores / scoring.softcap) + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype) @ values
+
+
+@contextmanager
+def attending(attention: StepAttention) -> Iterator[None]:
+    """Models that run on this thread within the context attend through `attention`."""
+    assert getattr(_running, "attention", None) is None, "a step began within another on the same thread"
+    _running.attention = attention
+    try:
+        yield
+    finally:
+        _running.attention = None
+
+
+@torch.library.custom_op("baton::paged_attention", mutates_args=())
+def _paged_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """`[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
+    attention: StepAttention = _running.attention
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (queries, keys, values))
+    return attention.attend(layer, queries, keys, values, Scoring(scaling, window, softcap))[None]
+
+
+@_paged_attention.register_fake
+def _(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layer: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    return queries.new_empty(queries.transpose(1, 2).shape)
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """What the model passes is trusted, its attributes are not: some have a window and do not use it.
+
+    Raises `ModelError` for what would change attention in a way that is not known here.
+    """
+    if unknown := set(others) - _UNREAD:
+        raise ModelError(f"{type(module).__name__} passes {', '.join(sorted(unknown))} to attention: not supported yet")
+    if attention_mask is not None:
+        raise ModelError(f"{type(module).__name__} brings an attention mask of its own: not supported yet")
+    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise ModelError(f"{type(module).__name__} attends in both directions: not supported")
+    if dropout:
+        raise ModelError(f"{type(module).__name__} drops attention out ({dropout}): the model is in training mode")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _paged_attention(query, key, value, module.layer_idx, scale, sliding_window, softcap), None
+
+
+# Without a mask function of the same name, models make no mask at all, which is what packed steps need.
+AttentionInterface.register(ATTENTION, _attention_function)

@@ -1,0 +1,69 @@
+"""The pool's keys and values on the CPU. Owns their memory and its layout; who holds which page is the batcher's.
+
+Tokens of a page that nobody wrote since it was handed out are zeros, so what is masked out is never a stale NaN.
+"""
+
+import math
+import sys
+
+import numpy as np
+import torch
+
+from runtime.domain.spec import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The canonical payload is little endian, and so are the tensors that it is copied from.
+assert sys.byteorder == "little"
+
+
+class KVTensors:
+    """`pages` pages of `[page_tokens, kv_heads, head_dim]` for the keys and the values of each layer.
+
+    Page number `zero_page` is one more than the pool has: it is always zero, and pads short block tables.
+    """
+
+    def __init__(self, spec: ModelSpec, pages: int) -> None:
+        self.page_tokens = spec.page_tokens
+        self.zero_page = pages
+        self.dtype = DTYPES[spec.dtype]
+        self._page_shape = (spec.page_tokens, spec.kv_heads, spec.head_dim)
+        self._pool = torch.zeros(spec.layers, 2, pages + 1, *self._page_shape, dtype=self.dtype)
+        self._bytes = self._pool.view(torch.uint8).numpy()
+        self._gathered = torch.empty(2, 0, *self._page_shape, dtype=self.dtype)
+
+    @property
+    def layer_page_bytes(self) -> int:
+        """Bytes of the keys and values that one page holds of one layer."""
+        return 2 * math.prod(self._page_shape) * self.dtype.itemsize
+
+    def clear(self, pages: torch.Tensor) -> None:
+        """Zero whole pages, `[n]` int64, in all layers."""
+        self._pool.index_fill_(2, pages, 0)
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store `[n, kv_heads, head_dim]` keys and values at `slots`, `[n]` int64: page * page_tokens + offset."""
+        for place, new in enumerate((keys, values)):
+            self._pool[layer, place].flatten(0, 1).index_copy_(0, slots, new)
+
+    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of `pages`, `[n]` int64, each `[n, page_tokens, kv_heads, head_dim]`.
+
+        They lie in a workspace that the next `gather` overwrites: fresh memory each time costs more than the copy.
+        """
+        count = len(pages)
+        if self._gathered.shape[1] < count:
+            self._gathered = torch.empty(2, count, *self._page_shape, dtype=self.dtype)
+        keys, values = self._gathered[0, :count], self._gathered[1, :count]
+        torch.index_select(self._pool[layer, 0], 0, pages, out=keys)
+        torch.index_select(self._pool[layer, 1], 0, pages, out=values)
+        return keys, values
+
+    def read_page(self, page: int, tokens: int) -> bytes:
+        """The canonical payload `[layer, k|v, token, kv_head, head_dim]` of the first `tokens` tokens."""
+        return self._bytes[:, :, page, :tokens].tobytes()
+
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
+        """The inverse of `read_page`; the page's other tokens become zero."""
+        target = self._bytes[:, :, page, :tokens]
+        target[...] = np.frombuffer(payload, np.uint8).reshape(target.shape)
+        self._bytes[:, :, page, tokens:] = 0

@@ -1,0 +1,146 @@
+"""Where one packed step reads and writes KV: slots, page lists and masks as index tensors. Never touches KV itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from runtime.domain.pages import pages_for
+from runtime.domain.steps import Chunk
+
+# Keys and values that decode rows gather together: so many that they stay in the processor's cache.
+_GROUP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeGroup:
+    """Rows of one new token each that attend together, over `tokens` gathered tokens each.
+
+    `rows` `[n]` are their places in the packed step; `pages` `[n * tokens / page_tokens]` their block tables, the short
+    ones padded with the zero page; `lengths` `[n]` how many of the tokens are theirs, the new one included.
+    """
+
+    rows: torch.Tensor
+    pages: torch.Tensor
+    lengths: torch.Tensor
+    tokens: int
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to scores: `[n, 1, 1, tokens]`, 0 or minus infinity."""
+        positions = torch.arange(self.tokens)
+        ends = self.lengths[:, None]
+        hidden = positions >= ends
+        if window is not None:
+            hidden |= positions < ends - window
+        return _minus_infinity(hidden[:, None, None, :], dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefillSpan:
+    """Rows `first` to `end` of the packed step: consecutive new tokens of one sequence, from position `start` on.
+
+    `pages` `[n]` is the block table that covers them and all before.
+    """
+
+    first: int
+    end: int
+    start: int
+    pages: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.start + self.end - self.first
+
+    def plainly_causal(self, window: int | None) -> bool:
+        """Whether each row attends to all rows before it and to nothing else."""
+        return self.start == 0 and (window is None or window >= self.length)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to scores: `[end - first, length]`, 0 or minus infinity."""
+        queries = torch.arange(self.start, self.length)[:, None]
+        keys = torch.arange(self.length)
+        hidden = keys > queries
+        if window is not None:
+            hidden |= keys <= queries - window
+        return _minus_infinity(hidden, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """All chunks of a step in one row of T tokens, in batch order.
+
+    `input_ids`, `positions` and `slots` are `[T]` int64; `sampled` `[n]` are the rows whose logits are wanted;
+    `opened` `[m]` are the pages that this step begins and does not fill.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    sampled: torch.Tensor
+    opened: torch.Tensor
+    decodes: tuple[DecodeGroup, ...]
+    prefills: tuple[PrefillSpan, ...]
+
+
+def pack(chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_bytes: int) -> PackedStep:
+    """Chunks of one token attend in groups, whatever they are; longer ones each for itself."""
+    positions, slots, sampled, opened = [], [], [], []
+    decodes: list[_Decode] = []
+    prefills: list[PrefillSpan] = []
+    row = 0
+    for chunk in chunks:
+        length, end = chunk.start + len(chunk.tokens), row + len(chunk.tokens)
+        table = np.array(chunk.table[: pages_for(length, page_tokens)], np.int64)
+        assert len(table) * page_tokens >= length, f"the block table of {chunk.sequence} is too short"
+        position = np.arange(chunk.start, length)
+        positions.append(position)
+        slots.append(table[position // page_tokens] * page_tokens + position % page_tokens)
+        if length % page_tokens and (len(table) - 1) * page_tokens >= chunk.start:
+            opened.append(int(table[-1]))
+        if chunk.sample:
+            sampled.append(end - 1)
+        if len(chunk.tokens) == 1:
+            decodes.append(_Decode(row, length, table))
+        else:
+            prefills.append(PrefillSpan(row, end, chunk.start, torch.from_numpy(table)))
+        row = end
+    return PackedStep(
+        torch.tensor([token for chunk in chunks for token in chunk.tokens]),
+        torch.from_numpy(np.concatenate(positions)),
+        torch.from_numpy(np.concatenate(slots)),
+        torch.tensor(sampled, dtype=torch.int64),
+        torch.tensor(opened, dtype=torch.int64),
+        tuple(_group(decodes, page_tokens, zero_page, layer_page_bytes)),
+        tuple(prefills),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    row: int
+    length: int
+    table: npt.NDArray[np.int64]
+
+
+def _group(decodes: list[_Decode], page_tokens: int, zero_page: int, layer_page_bytes: int) -> Iterator[DecodeGroup]:
+    """Longest first, so that rows of similar length share a group and little is padded."""
+    ordered = sorted(decodes, key=lambda decode: -decode.length)
+    while ordered:
+        width = len(ordered[0].table)
+        count = max(1, _GROUP_BYTES // (width * layer_page_bytes))
+        members, ordered = ordered[:count], ordered[count:]
+        pages = np.full((len(members), width), zero_page, np.int64)
+        for place, member in enumerate(members):
+            pages[place, : len(member.table)] = member.table
+        yield DecodeGroup(
+            torch.tensor([member.row for member in members]),
+            torch.from_numpy(pages.reshape(-1)),
+            torch.tensor([member.length for member in members]),
+            width * page_tokens,
+        )
+
+
+def _minus_infinity(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)

@@ -1,0 +1,75 @@
+"""Runs a model over one packed step of many sequences. Owns the device; never samples, schedules or knows text."""
+
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from runtime.domain.pages import pages_for
+from runtime.domain.steps import Chunk
+from runtime.engine.attention import StepAttention, attending
+from runtime.engine.kv_tensors import KVTensors
+from runtime.engine.paging import pack
+from runtime.errors import ModelError
+from runtime.ids import SequenceId
+
+
+class Runner(Protocol):
+    """What the native engine needs of a device."""
+
+    kv: KVTensors
+
+    def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
+        """Write the chunks' KV; the logits `[n, vocab]` in float32 of the last token of each that samples, in order."""
+
+    def synchronize(self) -> None:
+        """Return when all that was started has ended."""
+
+
+class CpuRunner:
+    """`model` must have been loaded with the attention implementation `ATTENTION`."""
+
+    def __init__(self, model: PreTrainedModel, kv: KVTensors) -> None:
+        self.kv = kv
+        self._model = model
+        self._vocab: int = model.config.vocab_size
+
+    @torch.inference_mode()
+    def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
+        logits, _ = self._forward(chunks)
+        return logits
+
+    def synchronize(self) -> None:
+        """On the CPU, what was started has ended."""
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Run a few tokens, as prefill and as decode, in the first pages of an empty pool.
+
+        Raises `ModelError` naming what the model does that Baton's attention does not know.
+        """
+        sequence, table = SequenceId("probe"), tuple(range(pages_for(3, self.kv.page_tokens)))
+        wanted = set(range(self._model.config.num_hidden_layers))
+        for chunk in (Chunk(sequence, (0, 1), 0, table, sample=False), Chunk(sequence, (0,), 2, table, sample=True)):
+            logits, layers = self._forward((chunk,))
+            if layers != wanted:
+                raise ModelError(f"layers {sorted(wanted - layers)} of the model do not attend through Baton")
+            if not torch.isfinite(logits).all():
+                raise ModelError(
+                    "the model's logits are not finite: its weights are damaged, or overflow in this dtype"
+                )
+        self.kv.clear(torch.tensor(table))
+
+    def _forward(self, chunks: tuple[Chunk, ...]) -> tuple[torch.Tensor, set[int]]:
+        kv = self.kv
+        step = pack(chunks, kv.page_tokens, kv.zero_page, kv.layer_page_bytes)
+        kv.clear(step.opened)
+        attention = StepAttention(step, kv)
+        inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
+        with attending(attention):
+            if len(step.sampled):
+                logits = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits[0].float()
+            else:
+                self._model.base_model(**inputs, use_cache=False)
+                logits = torch.empty(0, self._vocab)
+        return logits, attention.layers
