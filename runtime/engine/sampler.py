@@ -1,0 +1,89 @@
+"""Chooses the next tokens from logits. A pure function of each row's logits, its sampling and its position.
+
+Randomness is counter-based: one uniform number in [0, 1) with 53 bits, out of BLAKE2b(seed, position), looks up the
+cumulative distribution in float64. So neither the batch, nor the worker, nor what was sampled before changes a draw.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from runtime.domain.sequence import Sampled, Sampling
+from runtime.engine.core import SampleRow
+from runtime.errors import EngineFailed
+
+# Where a nucleus nearly always ends; only when it does not is the whole vocabulary sorted.
+_HEAD = 1024
+
+
+def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+    """One token for each row of `logits`, `[n, vocab]` float32. Raises `EngineFailed` when a row holds a NaN."""
+    if not rows:
+        return []
+    best, greedy = logits.max(dim=-1)
+    if not torch.isfinite(best).all():
+        raise EngineFailed("the model gave logits that are not finite")
+    tokens = greedy.tolist()
+    for place, row in enumerate(rows):
+        if row.sampling.temperature > 0:
+            tokens[place] = _draw(logits[place], row.sampling, uniform(row.sampling.seed, row.position))
+    return [
+        Sampled(token) if row.sampling.logprobs is None else _with_logprobs(logits[place], token, row.sampling.logprobs)
+        for place, (token, row) in enumerate(zip(tokens, rows, strict=True))
+    ]
+
+
+def uniform(seed: int, position: int) -> float:
+    """In [0, 1), a function of both and of nothing else."""
+    digest = hashlib.blake2b(struct.pack("<QQ", seed, position), digest_size=8, person=b"baton sampling").digest()
+    return float(int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
+    """Temperature, then the `top_k` most likely, then of those the fewest that hold `top_p` of the probability."""
+    scores = logits.double()
+    scores = (scores - scores.max()) / sampling.temperature
+    weights = scores.exp()
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return _look_up(weights, point)
+    weights, tokens = _most_likely(weights, sampling.top_k, sampling.top_p)
+    return int(tokens[_look_up(weights, point)])
+
+
+def _most_likely(weights: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights left by both limits, in falling order, and their tokens; of equals the lower token comes first."""
+    size = len(weights)
+    if top_k:
+        ordered, tokens = _ordered(weights, min(top_k, size))
+        needed = top_p * ordered.sum()
+    else:
+        needed = top_p * weights.sum()
+        ordered, tokens = _ordered(weights, min(_HEAD, size))
+        if ordered.sum() < needed:
+            ordered, tokens = _ordered(weights, size)
+    kept = int((ordered.cumsum(0) < needed).sum()) + 1
+    return ordered[:kept], tokens
+
+
+def _ordered(weights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` greatest in falling order. Stable, which topk alone is not: it may pick any among equals."""
+    least = weights.topk(count).values[-1]
+    candidates = (weights >= least).nonzero()[:, 0]
+    order = weights[candidates].sort(descending=True, stable=True)
+    return order.values[:count], candidates[order.indices[:count]]
+
+
+def _look_up(weights: torch.Tensor, point: float) -> int:
+    """The first place whose cumulative weight is above `point` of the whole; places of no weight are never chosen."""
+    cumulative = weights.cumsum(0)
+    place = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
+    return min(place, int(weights.nonzero()[-1]))
+
+
+def _with_logprobs(logits: torch.Tensor, token: int, count: int) -> Sampled:
+    """Of the distribution as the model gave it, before temperature and limits."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, tokens = _ordered(logprobs, min(count, len(logprobs))) if count else (logprobs[:0], logprobs[:0].long())
+    return Sampled(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
