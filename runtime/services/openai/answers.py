@@ -1,0 +1,219 @@
+"""The JSON of answers, whole and in pieces, as OpenAI documents it. Never reads a stream or a socket.
+
+The events of a stream differ in little, so each is put together around the JSON of its text. All JSON here is ASCII:
+some clients take other characters for ends of lines.
+
+Beyond OpenAI's shape a whole answer and the chunk with its `finish_reason` have a `baton` object: `attempts`, and
+`handoff`, how the prompt got its KV (the fields of runtime.domain.messages.Handoff).
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from runtime.domain.generation import Delta
+from runtime.domain.sequence import FinishReason, Sampled
+from runtime.services.openai.spelling import Spelling
+
+if TYPE_CHECKING:
+    from runtime.domain.messages import Handoff
+
+DONE = "data: [DONE]\n\n"
+# JSON has no infinity; OpenAI writes this for a token that could not have been chosen.
+_IMPOSSIBLE = -9999.0
+
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all chunks of one answer repeat. `created` is unix seconds."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+    def of(self, kind: str) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+
+class Tally:
+    """What an answer took, gathered from its deltas."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.finish: FinishReason | None = None
+        self._prompt = prompt_tokens
+        self._completion = 0
+        self._attempts = 1
+        self._first: Handoff | None = None
+        self._newest: Handoff | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.finish = delta.finish
+        self._completion += len(delta.tokens)
+        self._attempts = delta.attempt
+        if delta.handoff is not None:
+            self._first = self._first or delta.handoff
+            self._newest = delta.handoff
+
+    def usage(self) -> Json:
+        """A failover is not the client's doing: cached tokens are what the first attempt found."""
+        cached = max(self._first.cached_tokens, self._first.prefill_cached_tokens) if self._first else 0
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._completion,
+            "total_tokens": self._prompt + self._completion,
+            "prompt_tokens_details": {"cached_tokens": min(cached, self._prompt)},
+        }
+
+    def baton(self) -> Json:
+        return {"attempts": self._attempts, "handoff": asdict(self._newest) if self._newest else None}
+
+
+class Answer(ABC):
+    """One answer: the events of its stream, or its whole."""
+
+    ids: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    around_text: ClassVar[tuple[str, str]]
+
+    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool) -> None:
+        self.logprobs = logprobs
+        self._head = head
+        self._spelling = spelling
+        self._start = f"data: {_json(head.of(self.chunk_kind))[:-1]},"
+        self._end = ',"usage":null}\n\n' if usage_asked else "}\n\n"
+        before, after = self.around_text
+        self._before_text = f'{self._start}"choices":[{before}'
+        self._before_logprobs = f'{after},"logprobs":'
+        self._before_end = ',"finish_reason":null}]'
+        self._after_text = f"{self._before_logprobs}null{self._before_end}{self._end}"
+
+    def pieces(self, delta: Delta) -> str:
+        """An event with the delta's text, if it has any; with log-probabilities one event for each token."""
+        if not self.logprobs or not delta.tokens:
+            return self._piece(delta.text) if delta.text else ""
+        *silent, last = delta.tokens
+        return "".join([*(self._explained(token, "") for token in silent), self._explained(last, delta.text)])
+
+    def _piece(self, text: str) -> str:
+        return f"{self._before_text}{_json(text)}{self._after_text}"
+
+    def _explained(self, token: Sampled, text: str) -> str:
+        shown = _json(self.logprobs_of((token,)))
+        return f"{self._before_text}{_json(text)}{self._before_logprobs}{shown}{self._before_end}{self._end}"
+
+    def closing(self, tally: Tally) -> str:
+        choice = {**self._last_choice(), "finish_reason": tally.finish}
+        return f'{self._start}"choices":[{_json(choice)}],"baton":{_json(tally.baton())}{self._end}'
+
+    def usage(self, tally: Tally) -> str:
+        return f'{self._start}"choices":[],"usage":{_json(tally.usage())}}}\n\n'
+
+    def whole(self, text: str, tokens: Sequence[Sampled], tally: Tally) -> bytes:
+        logprobs = self.logprobs_of(tokens) if self.logprobs else None
+        choice = {**self._whole_choice(text), "logprobs": logprobs, "finish_reason": tally.finish}
+        more = {"choices": [choice], "usage": tally.usage(), "baton": tally.baton()}
+        return _json(self._head.of(self.whole_kind) | more).encode()
+
+    whole_kind: ClassVar[str]
+
+    @abstractmethod
+    def opening(self) -> str:
+        """What comes before the first piece."""
+
+    @abstractmethod
+    def logprobs_of(self, tokens: Sequence[Sampled]) -> Json:
+        """The log-probabilities of the next tokens of the answer."""
+
+    @abstractmethod
+    def _last_choice(self) -> Json: ...
+
+    @abstractmethod
+    def _whole_choice(self, text: str) -> Json: ...
+
+
+class ChatAnswer(Answer):
+    ids = "chatcmpl"
+    whole_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    around_text = ('{"index":0,"delta":{"content":', "}")
+
+    def opening(self) -> str:
+        choice = '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return f'{self._start}"choices":[{choice}]{self._end}'
+
+    def logprobs_of(self, tokens: Sequence[Sampled]) -> Json:
+        return {
+            "content": [
+                {
+                    **self._entry(sampled.token, sampled.logprob),
+                    "top_logprobs": [self._entry(*each) for each in sampled.top],
+                }
+                for sampled in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _entry(self, token: int, logprob: float) -> Json:
+        spelling = self._spelling
+        return {"token": spelling.text(token), "logprob": _finite(logprob), "bytes": spelling.utf8(token)}
+
+    def _last_choice(self) -> Json:
+        return {"index": 0, "delta": {}, "logprobs": None}
+
+    def _whole_choice(self, text: str) -> Json:
+        return {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+
+
+class CompletionAnswer(Answer):
+    ids = "cmpl"
+    whole_kind = "text_completion"
+    chunk_kind = "text_completion"
+    around_text = ('{"index":0,"text":', "")
+
+    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool) -> None:
+        super().__init__(head, spelling, logprobs=logprobs, usage_asked=usage_asked)
+        self._offset = 0
+
+    def opening(self) -> str:
+        return ""
+
+    def logprobs_of(self, tokens: Sequence[Sampled]) -> Json:
+        """Offsets count characters from the beginning of the answer."""
+        texts = [self._spelling.text(sampled.token) for sampled in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [_finite(sampled.logprob) for sampled in tokens],
+            "top_logprobs": [self._top(sampled) for sampled in tokens],
+            "text_offset": offsets,
+        }
+
+    def _top(self, sampled: Sampled) -> dict[str, float]:
+        """The likeliest tokens, and the chosen one even if it is none of them."""
+        chosen = (sampled.token, sampled.logprob)
+        return {self._spelling.text(token): _finite(logprob) for token, logprob in (*sampled.top, chosen)}
+
+    def _last_choice(self) -> Json:
+        return {"index": 0, "text": "", "logprobs": None}
+
+    def _whole_choice(self, text: str) -> Json:
+        return {"index": 0, "text": text}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _IMPOSSIBLE)

@@ -1,0 +1,141 @@
+"""A POST that generates: its body becomes a turn of the gateway, the turn's deltas become the response.
+
+Leaves the turn, and so cancels it everywhere, when the client goes away or its deadline passes.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from runtime.domain.generation import Generation
+from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded, InvalidArgument
+from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.services.openai.answers import DONE, Answer, Head, Tally
+from runtime.services.openai.body import ClientGone, parse_body, read_body
+from runtime.services.openai.exchange import Exchange, deadline_of
+from runtime.services.openai.schema import GenerationRequest
+from runtime.services.openai.settings import DEADLINE_HEADER, OpenAiSettings
+from runtime.services.openai.spelling import Spelling
+from runtime.services.openai.tokenizing import TokenizingPool
+
+if TYPE_CHECKING:
+    from runtime.domain.sequence import Sampled
+
+T = TypeVar("T")
+
+
+class Generating:
+    """An ASGI application for one path; `asks` and `answers` say which of the two APIs it speaks."""
+
+    def __init__(
+        self,
+        gateway: GatewayRole,
+        settings: OpenAiSettings,
+        pool: TokenizingPool,
+        asks: type[GenerationRequest],
+        answers: type[Answer],
+    ) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._pool = pool
+        self._asks = asks
+        self._answers = answers
+        self._spellings: dict[str, Spelling] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(Exchange(scope, receive, send))
+        except* (ClientGone, TimeoutError):
+            pass  # nobody is there, or nobody reads: the connection ends with us
+
+    async def _serve(self, exchange: Exchange) -> None:
+        """Raises `TimeoutError` when the client did not read until well after its deadline."""
+        arrived = asyncio.get_running_loop().time()
+        try:
+            ends = arrived + deadline_of(exchange.scope, self._settings.deadline_s)
+            body = await _within(ends, read_body(exchange.scope, exchange.receive, self._settings.max_body_bytes))
+        except BatonError as error:
+            await exchange.fail(error)
+            return
+        async with asyncio.timeout_at(ends + self._settings.linger_s), asyncio.TaskGroup() as group:
+            watch = group.create_task(exchange.until_gone())
+            await self._respond(exchange, body, ends)
+            watch.cancel()
+
+    async def _respond(self, exchange: Exchange, body: bytes, ends: float) -> None:
+        called: Callable[[str], str] = str
+        try:
+            asked = parse_body(self._asks, body)
+            called = asked.called
+            served = self._gateway.served(asked.model)
+            generation = await self._generation(asked, served, ends)
+            answer = self._answer(asked, served)
+            tally = Tally(len(generation.prompt))
+            async with self._gateway.open(generation) as deltas:
+                if asked.stream:
+                    await _stream(exchange, answer, tally, deltas, usage_asked=asked.usage_asked)
+                else:
+                    await exchange.respond(200, await _gather(answer, tally, deltas), {})
+        except BatonError as error:
+            await exchange.fail(error, called)
+
+    async def _generation(self, asked: GenerationRequest, served: ServedModel, ends: float) -> Generation:
+        if asked.text_size <= self._settings.inline_chars:
+            prompt = asked.tokenize(served.tokenizer)
+        else:
+            prompt = await _within(ends, self._pool.run(partial(asked.tokenize, served.tokenizer)))
+        room = served.spec.max_tokens - len(prompt)
+        if room < 1:
+            limit = f"the model's context of {served.spec.max_tokens} tokens leaves no room for an answer"
+            raise ContextExceeded(f"the prompt has {len(prompt)} tokens: {limit}", field="prompt")
+        if not all(token < served.spec.vocab for token in asked.stop_token_ids or ()):
+            rule = f"holds a token id outside the vocabulary of {served.spec.vocab}"
+            raise InvalidArgument(f"stop_token_ids {rule}", field="stop_token_ids")
+        sampling = asked.sampling(room, self._gateway.fresh_seed())
+        remaining = ends - asyncio.get_running_loop().time()
+        return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
+
+    def _answer(self, asked: GenerationRequest, served: ServedModel) -> Answer:
+        spec = served.spec
+        spelling = self._spellings.setdefault(spec.name, Spelling(served.tokenizer))
+        ident = f"{self._answers.ids}-{uuid.uuid4().hex}"
+        head = Head(ident, int(time.time()), spec.name, f"fp_{spec.serving_fingerprint[:12]}")
+        return self._answers(head, spelling, logprobs=asked.logprobs_asked is not None, usage_asked=asked.usage_asked)
+
+
+async def _within(ends: float, work: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout_at(ends):
+            return await work
+    except TimeoutError as error:
+        raise DeadlineExceeded("the deadline passed while the request was read", field=DEADLINE_HEADER) from error
+
+
+async def _stream(exchange: Exchange, answer: Answer, tally: Tally, deltas: Deltas, *, usage_asked: bool) -> None:
+    """What is ready at the same time goes out in one write."""
+    exchange.add(answer.opening())
+    async for delta in deltas:
+        tally.add(delta)
+        exchange.add(answer.pieces(delta))
+        if not deltas.ready() and delta.finish is None:
+            await exchange.flush()
+    exchange.add(answer.closing(tally))
+    if usage_asked:
+        exchange.add(answer.usage(tally))
+    exchange.add(DONE)
+    await exchange.end()
+
+
+async def _gather(answer: Answer, tally: Tally, deltas: Deltas) -> bytes:
+    texts: list[str] = []
+    tokens: list[Sampled] = []
+    async for delta in deltas:
+        tally.add(delta)
+        texts.append(delta.text)
+        tokens.extend(delta.tokens)
+    return answer.whole("".join(texts), tokens, tally)

@@ -1,0 +1,242 @@
+"""What a request to the OpenAI-compatible API may say, field by field: read, or refused by name, never ignored.
+
+`only(...)` marks what is documented elsewhere and not supported yet; what has no place here is an unknown field.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
+
+from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampling
+from runtime.errors import InvalidArgument
+from runtime.ports import Tokenizer
+from runtime.services.openai.fields import only, read_content, read_prompt, read_stop, read_top_k, word
+from runtime.services.openai.settings import DEADLINE_HEADER
+
+_FRAME_CHARS = 32  # what a template writes around a message, about
+Limit = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Label = Annotated[str, Field(max_length=512)]
+Off = Annotated[Any, only(False)]
+On = Annotated[Any, only(True)]
+Zero = Annotated[Any, only(0)]
+One = Annotated[Any, only(1)]
+NoList = Annotated[Any, only([])]
+NoText = Annotated[Any, only("")]
+Nothing = Annotated[Any, only()]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Object):
+    include_usage: bool = False
+    include_obfuscation: Off = None
+    continuous_usage_stats: Off = None
+
+
+class GenerationRequest(_Object):
+    """What both kinds of requests share."""
+
+    model: Annotated[str, Field(max_length=256)]
+    max_tokens: Limit | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int | None, BeforeValidator(read_top_k)] = None
+    seed: int | None = None
+    stop: Annotated[tuple[str, ...], PlainValidator(read_stop)] = ()
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # They ask for nothing that shows in the answer.
+    user: Label | None = None
+    metadata: dict[str, Label] | None = None
+
+    # Of OpenAI's API.
+    n: One = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: Annotated[Any, only({})] = None
+
+    # Of other servers' API, where clients send them by habit.
+    best_of: One = None
+    min_p: Zero = None
+    min_tokens: Zero = None
+    repetition_penalty: One = None
+    length_penalty: One = None
+    use_beam_search: Off = None
+    skip_special_tokens: On = None
+    spaces_between_special_tokens: On = None
+    include_stop_str_in_output: Off = None
+    bad_words: NoList = None
+    allowed_token_ids: Nothing = None
+    prompt_logprobs: Nothing = None
+    truncate_prompt_tokens: Nothing = None
+    guided_json: Nothing = None
+    guided_regex: Nothing = None
+    guided_choice: Nothing = None
+    guided_grammar: Nothing = None
+    structured_outputs: Nothing = None
+    priority: Zero = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidArgument("stream_options needs stream to be true", field="stream_options")
+        return self
+
+    @property
+    def usage_asked(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tokens_asked(self) -> int | None:
+        """None: as many as the context has room for."""
+        return self.max_tokens
+
+    @property
+    @abstractmethod
+    def logprobs_asked(self) -> int | None: ...
+
+    @property
+    @abstractmethod
+    def text_size(self) -> int:
+        """Characters to tokenize, about."""
+
+    @abstractmethod
+    def tokenize(self, tokenizer: Tokenizer) -> list[int]: ...
+
+    def called(self, field: str) -> str:
+        """What this request calls a field of `Generation`."""
+        return DEADLINE_HEADER if field == "deadline_ms" else field
+
+    def sampling(self, room: int, seed: int) -> Sampling:
+        """`room` is how many tokens the context leaves, `seed` is for a request that has none."""
+        return Sampling(
+            max_tokens=room if self.tokens_asked is None else self.tokens_asked,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=seed if self.seed is None else self.seed,
+            stop=self.stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=self.logprobs_asked,
+        )
+
+
+class ContentPart(_Object):
+    type: Annotated[str, word(("text",), ("image_url", "input_audio", "file", "refusal", "video_url", "audio_url"))]
+    text: str
+
+
+class Message(_Object):
+    role: Annotated[str, word(("system", "developer", "user", "assistant"), ("tool", "function"))]
+    name: Nothing = None
+    # An answer's message may come back as it was given.
+    tool_calls: NoList = None
+    tool_call_id: Nothing = None
+    function_call: Nothing = None
+    refusal: NoText = None
+    audio: Nothing = None
+    annotations: NoList = None
+    reasoning: NoText = None
+    reasoning_content: NoText = None
+    content: Annotated[list[ContentPart], BeforeValidator(read_content)]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+    def for_template(self) -> dict[str, object]:
+        """Chat templates know the older name of a developer's message."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+
+
+class ChatRequest(GenerationRequest):
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
+    max_completion_tokens: Limit | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+
+    store: Off = None
+    tools: NoList = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    functions: NoList = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Annotated[Any, only("medium")] = None
+    moderation: Nothing = None
+    web_search_options: Nothing = None
+    prompt_cache_options: Nothing = None
+    prompt_cache_retention: Annotated[Any, only("in_memory")] = None
+
+    chat_template: Nothing = None
+    chat_template_kwargs: Annotated[Any, only({})] = None
+    add_generation_prompt: On = None
+    continue_final_message: Off = None
+    echo: Off = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidArgument("top_logprobs needs logprobs to be true", field="top_logprobs")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise InvalidArgument(
+                f"max_completion_tokens is {self.max_completion_tokens} and its older name max_tokens is "
+                f"{self.max_tokens}: send one of them",
+                field="max_completion_tokens",
+            )
+        return self
+
+    @property
+    def text_size(self) -> int:
+        return sum(_FRAME_CHARS + len(message.text) for message in self.messages)
+
+    @property
+    def tokens_asked(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def logprobs_asked(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def tokenize(self, tokenizer: Tokenizer) -> list[int]:
+        return tokenizer.render_chat([message.for_template() for message in self.messages])
+
+    def called(self, field: str) -> str:
+        if field == "max_tokens" and self.max_completion_tokens:
+            return "max_completion_tokens"
+        return "messages" if field == "prompt" else super().called(field)
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Annotated[str | list[int], PlainValidator(read_prompt)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    suffix: NoText = None
+    echo: Off = None
+
+    @property
+    def text_size(self) -> int:
+        return len(self.prompt) if isinstance(self.prompt, str) else 0
+
+    @property
+    def logprobs_asked(self) -> int | None:
+        return self.logprobs
+
+    def tokenize(self, tokenizer: Tokenizer) -> list[int]:
+        return tokenizer.encode(self.prompt) if isinstance(self.prompt, str) else self.prompt
