@@ -86,6 +86,7 @@ class Batcher:
         self._reserving: deque[_Entry] = deque()
         self._waiting: deque[_Entry] = deque()
         self._running: list[_Entry] = []
+        self._full = False
 
     def __contains__(self, sequence: SequenceId) -> bool:
         return sequence in self._entries
@@ -95,8 +96,8 @@ class Batcher:
 
     @property
     def busy(self) -> bool:
-        """Whether a step now would do anything; sequences that only await frames need none."""
-        return bool(self._running or self._waiting or self._reserving)
+        """Whether a step now would do anything: those that await frames, or found no room, need none."""
+        return bool(self._running or self._reserving or (self._waiting and not self._full))
 
     def load(self) -> Load:
         awaiting = sum(entry.phase is Phase.AWAITING for entry in self._entries.values())
@@ -112,6 +113,7 @@ class Batcher:
         self._entries[sequence.id] = entry
         self._extend(entry)
         (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
+        self._full &= len(self._waiting) > 1
 
     def admit(self) -> list[StepEvent]:
         """Reserve for those that await frames and admit those that wait, in order, as far as there is room."""
@@ -119,6 +121,7 @@ class Batcher:
         while self._waiting and len(self._running) < self._limits.max_running:
             entry = self._waiting[0]
             taken = self.pool.try_take(self._reusable(entry), pages_for(entry.target, self._spec.page_tokens))
+            self._full = taken is None
             if taken is None:
                 break
             self._waiting.popleft()
@@ -215,6 +218,7 @@ class Batcher:
             if entry in queue:
                 queue.remove(entry)
         self.pool.release(entry.table)
+        self._full = False
         return True
 
     def check(self) -> None:

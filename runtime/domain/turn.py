@@ -24,7 +24,17 @@ from dataclasses import dataclass, replace
 from runtime.domain.generation import Delta
 from runtime.domain.messages import AttemptFailed, Output
 from runtime.domain.sequence import Ref
-from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, IllegalTransition, Internal, Poison, Unavailable
+from runtime.errors import (
+    BatonError,
+    DeadlineExceeded,
+    EngineFailed,
+    IllegalTransition,
+    Internal,
+    NotFound,
+    Poison,
+    StaleAttempt,
+    Unavailable,
+)
 from runtime.ids import BootId, TurnId
 
 
@@ -246,9 +256,10 @@ class Turn:
         if failed.ref != self.ref or self.state is TurnState.QUEUED:
             return []
         self._crashes += isinstance(failed.error, EngineFailed)
-        if not failed.error.status.retryable and failed.error.status.code not in ("stale", "not_found"):
+        forgotten = isinstance(failed.error, NotFound | StaleAttempt)
+        if not failed.error.status.retryable and not forgotten:
             return self._fail(failed.error)
-        return self._again(failed.error)
+        return self._again(failed.error, suspect=not forgotten)
 
     def _broken(self, boot: BootId) -> list[TurnCommand]:
         if boot != self.boot or self.state not in (TurnState.PLACED, TurnState.STREAMING):
@@ -262,13 +273,14 @@ class Turn:
         self._crashes += crashed
         return [*self._cancel(), *self._again(Unavailable("the decode worker was lost", retry_after_ms=1000))]
 
-    def _again(self, error: BatonError) -> list[TurnCommand]:
+    def _again(self, error: BatonError, *, suspect: bool = True) -> list[TurnCommand]:
         if self._crashes >= MAX_CRASHES:
             return self._fail(Poison(f"the request was running on {self._crashes} engines when they crashed"))
         if self.ref.attempt >= MAX_ATTEMPTS:
             return self._fail(error)
         assert self.boot is not None
-        self._suspects.add(self.boot)
+        if suspect:
+            self._suspects.add(self.boot)
         self._to(TurnState.QUEUED)
         return [Place(frozenset(self._suspects))]
 

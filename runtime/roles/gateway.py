@@ -42,12 +42,14 @@ _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """`placement_s`: how long a turn waits for a decode worker to appear. `overdue_s`: an attempt that brings nothing
+    """`placement_s`: how long a turn waits for a decode worker to appear; after `second_chance_s` of it one that the
+    turn suspects will do, if the view still has it. `overdue_s`: an attempt that brings nothing
     for so long is tried elsewhere. `deltas` bounds what a slow client may leave unread before its request is
     cancelled."""
 
     stream: StreamSettings
     placement_s: float = 10.0
+    second_chance_s: float = 0.5
     overdue_s: float = 60.0
     deltas: int = 4096
 
@@ -229,6 +231,9 @@ class GatewayRole:
                     live.exclude = exclude
                     self._after(live, self._settings.placement_s, t.NobodyServes(_NOBODY))
                     self._place(live)
+                    if exclude and live.exclude is not None:
+                        chance = self._settings.second_chance_s
+                        live.timers.append(self._clock.call_later(chance, lambda: self._forgive(live)))
                 case t.SendStart() | t.SendAttach():
                     self._send(live, command)
                 case t.SendCancel(boot, ref):
@@ -252,6 +257,11 @@ class GatewayRole:
         live.stream = self._stream(worker)
         live.stream.turns += 1
         self._feed(live, t.Placed(worker.boot))
+
+    def _forgive(self, live: _Live) -> None:
+        if live.exclude is not None and not live.turn.ended:
+            live.exclude = frozenset()
+            self._place(live)
 
     def _leave(self, live: _Live) -> None:
         if live.stream is not None:

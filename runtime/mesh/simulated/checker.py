@@ -1,5 +1,6 @@
 """Judges trials: what clients received, what was given out by which attempt, and what is held where, by invariant."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ class Client:
     text: str = ""
     finish: FinishReason | None = None
     error: BatonError | None = None
-    ended: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     orphaned: bool = False
     took_s: float = 0.0
 
@@ -48,13 +49,14 @@ class Client:
         self.finish = delta.finish
 
     def end(self, world: World, error: BatonError | None) -> None:
-        self.ended = True
+        self.over.set()
         self.error = error
         self.took_s = world.loop.time() - self.began
 
     def orphan(self) -> None:
         """Its gateway died: a stateless request ends there, without a finish."""
-        self.ended = self.orphaned = True
+        self.orphaned = True
+        self.over.set()
 
 
 class Checker:
@@ -86,7 +88,7 @@ class Checker:
             self._world.violated(7, "the text is not that of the tokens")
         if client.orphaned:
             return
-        if not client.ended or client.took_s > client.ask.deadline_s + client.patience + _SLACK_S:
+        if not client.over.is_set() or client.took_s > client.ask.deadline_s + client.patience + _SLACK_S:
             self._world.violated(17, f"a request with a deadline of {client.ask.deadline_s:.2f} s did not end in time")
         if client.error is not None and client.error.status.code not in _MAY_SEE:
             self._world.report(AssertionError(f"a client saw {client.error.status.code}: {client.error}"))

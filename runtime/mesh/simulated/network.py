@@ -7,17 +7,19 @@ may fail although its work was done.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, TYPE_CHECKING
 
 from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, View, Worker
 from runtime.errors import BatonError, Unavailable
 from runtime.ids import BootId, GatewayId, WorkerId
-from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.world import Process, World, cancel, flatten, resolve
 from runtime.ports import DecodeStream
 from runtime.roles.controller import ControllerRole
 from runtime.roles.decode import DecodeRole
 from runtime.roles.prefill import PrefillRole
+
+if TYPE_CHECKING:
+    from runtime.mesh.simulated.onesided import OneSidedTransport
 
 T = TypeVar("T")
 _RESET = Unavailable("the connection was reset")
@@ -191,6 +193,7 @@ class SimulatedPrefillPeer:
         answer: asyncio.Future[PrefillDone] = world.loop.create_future()
         host.process.at_death(lambda: _fail(answer, _RESET))
         serving = host.group.create_task(_serve_prefill(world, host, self._process, call, answer))
+        self._process.at_death(lambda: host.process.when_awake(lambda: cancel(serving)))
         try:
             done = await answer
         finally:

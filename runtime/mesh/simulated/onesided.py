@@ -18,7 +18,7 @@ from runtime.domain.staging import Staging
 from runtime.domain.steps import Frame
 from runtime.errors import BatonError, DataCorrupt, StaleAttempt, Unavailable
 from runtime.ids import TransferId
-from runtime.kv import frames
+from runtime.kv.frames import FrameCodec
 from runtime.mesh.simulated.world import Process, World, resolve
 from runtime.ports import Sender
 
@@ -53,7 +53,7 @@ class OneSidedTransport:
     ) -> None:
         self.world = world
         self.process = process
-        self.spec = spec
+        self.codec = FrameCodec(spec)
         self.staging = Staging(slots)
         self.memory: list[bytes] = [b""] * slots
         self._address = address
@@ -95,7 +95,7 @@ class OneSidedTransport:
             return
         copy = self.memory[expected.slots[index]] if data is None else data
         try:
-            frame = frames.decode(copy, self.spec)
+            frame = self.codec.decode(copy)
         except DataCorrupt as error:
             expected.sink(FrameCorrupt(transfer, epoch, index, error.message))
         else:
@@ -185,7 +185,7 @@ class OneSidedSender:
             await self._progress()
         if self._done or self._lost:
             raise Unavailable("the receiver is gone") if self._lost else StaleAttempt("the receiver gave up")
-        data = frames.encode(frame, self._transport.spec)
+        data = self._transport.codec.encode(frame)
         self._sent += 1
         self._unanswered.add(frame.index)
         slot = self._slots.get(frame.index)
@@ -306,3 +306,5 @@ class OneSidedSender:
 def _refuse(answer: "asyncio.Future[dict[int, int]]", error: BatonError) -> None:
     if not answer.done():
         answer.set_exception(error)
+        # Marks it as seen: whoever asked may have been cancelled meanwhile.
+        answer.exception()

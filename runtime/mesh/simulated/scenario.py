@@ -1,4 +1,4 @@
-"""One random schedule: how big the mesh is, what clients ask for and when, and what goes wrong. A function of a seed."""
+"""One random schedule, a function of a seed: how big the mesh is, what clients ask for when, and what goes wrong."""
 
 import random
 from dataclasses import dataclass

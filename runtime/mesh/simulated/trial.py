@@ -6,6 +6,7 @@ simulated.
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from runtime.domain.batching import Limits
@@ -156,8 +157,9 @@ class Trial:
         asks = [group.create_task(self._ask(ask)) for ask in self.scenario.asks]
         await asyncio.gather(*asks, *faults)
         ends = max((client.must_end for client in self._clients), default=0.0)
-        while any(not client.ended for client in self._clients) and self.world.loop.time() < ends:
-            await asyncio.sleep(0.1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(ends):
+                await asyncio.gather(*(client.over.wait() for client in self._clients))
         self.world.calm()
         for process in self._processes():
             process.thaws = 0.0

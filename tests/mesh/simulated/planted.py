@@ -1,0 +1,150 @@
+"""Ten bugs that the simulation has to find. Each is a switch that patches the production code or the simulated path."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from runtime.domain import request as r
+from runtime.domain import turn as t
+from runtime.domain.batching import Batcher, Phase
+from runtime.domain.messages import Output
+from runtime.domain.sequence import Sampled, Sequence
+from runtime.domain.steps import Generated, Work
+from runtime.engine.core import EngineCore
+from runtime.ids import SequenceId, TransferId
+from runtime.mesh.simulated.onesided import OneSidedSender, OneSidedTransport
+from runtime.roles.attempt import Attempt
+from runtime.roles.gateway import GatewayRole
+
+Patch = pytest.MonkeyPatch
+
+
+def late_one_sided_write(patch: Patch) -> None:
+    """The sender confirms a stop while its posted writes are still in flight."""
+
+    def stop(self: OneSidedSender, when_quiet: Callable[[], None]) -> None:
+        self._done = True
+        when_quiet()
+
+    patch.setattr(OneSidedSender, "stop", stop)
+
+
+def output_of_an_older_attempt_accepted(patch: Patch) -> None:
+    original = t.Turn._arrived
+
+    def arrived(self: t.Turn, output: Output) -> list[t.TurnCommand]:
+        current, self.ref = self.ref, output.ref
+        try:
+            return original(self, output)
+        finally:
+            self.ref = current
+
+    patch.setattr(t.Turn, "_arrived", arrived)
+
+
+def page_freed_while_landing(patch: Patch) -> None:
+    original = Batcher.remove
+
+    def remove(self: Batcher, sequence: SequenceId) -> bool:
+        entry = self._entries.get(sequence)
+        if entry is not None and entry.phase is Phase.AWAITING:
+            self.pool.release(entry.table)
+            return True
+        return original(self, sequence)
+
+    patch.setattr(Batcher, "remove", remove)
+
+
+def staging_slot_reused_before_its_fence(patch: Patch) -> None:
+    async def fence(self: OneSidedTransport, transfer: TransferId) -> None:
+        self._expected.pop(transfer, None)
+        self.staging.release(transfer)
+
+    patch.setattr(OneSidedTransport, "fence", fence)
+
+
+def missing_deadline(patch: Patch) -> None:
+    original = GatewayRole._after
+
+    def after(self: GatewayRole, live: object, seconds: float, event: t.TurnEvent) -> None:
+        if not isinstance(event, t.DeadlinePassed):
+            original(self, live, seconds, event)  # type: ignore[arg-type]
+
+    patch.setattr(GatewayRole, "_after", after)
+
+
+def double_run(patch: Patch) -> None:
+    original = r.Request.on
+
+    def on(self: r.Request, event: r.RequestEvent) -> list[r.RequestCommand]:
+        commands = original(self, event)
+        return [*commands, r.RunSequence()] if isinstance(event, r.LandingComplete) and commands else commands
+
+    patch.setattr(r.Request, "on", on)
+
+
+def lost_cancel(patch: Patch) -> None:
+    """The engine never hears that a sequence was given up."""
+    original = Attempt._do
+
+    def do(self: Attempt, command: r.RequestCommand) -> None:
+        if not isinstance(command, r.CancelSequence):
+            original(self, command)
+
+    patch.setattr(Attempt, "_do", do)
+
+
+def detached_sequence_never_closed(patch: Patch) -> None:
+    original = Attempt._do
+
+    def do(self: Attempt, command: r.RequestCommand) -> None:
+        if not isinstance(command, r.ArmGrace):
+            original(self, command)
+
+    patch.setattr(Attempt, "_do", do)
+
+
+def verified_page_dropped_twice(patch: Patch) -> None:
+    original = Batcher.remove
+
+    def remove(self: Batcher, sequence: SequenceId) -> bool:
+        entry = self._entries.get(sequence)
+        landed = [entry.table[index] for index in entry.landed] if entry and entry.table else []
+        gone = original(self, sequence)
+        self.pool.release(landed)
+        return gone
+
+    patch.setattr(Batcher, "remove", remove)
+
+
+def repeated_token_after_failover(patch: Patch) -> None:
+    """The next attempt gives its last forced token out again, and the gateway trusts the order of what comes."""
+    submit, arrived = EngineCore._submit, t.Turn._arrived
+
+    def submit_and_repeat(self: EngineCore, sequence: Sequence, work: Work) -> None:
+        submit(self, sequence, work)
+        if sequence.forced and sequence.id in self._live:
+            again = Sampled(sequence.forced[-1])
+            self._early.append(Generated(sequence.id, len(sequence.forced), (again,), "", None))
+
+    def trusting(self: t.Turn, output: Output) -> list[t.TurnCommand]:
+        return arrived(self, replace(output, index=len(self._given)))
+
+    patch.setattr(EngineCore, "_submit", submit_and_repeat)
+    patch.setattr(t.Turn, "_arrived", trusting)
+
+
+BUGS: dict[Callable[[Patch], None], set[int]] = {
+    late_one_sided_write: {16},
+    output_of_an_older_attempt_accepted: {7},
+    page_freed_while_landing: {8, 16},
+    staging_slot_reused_before_its_fence: {16},
+    missing_deadline: {17},
+    double_run: {16},
+    lost_cancel: {16},
+    detached_sequence_never_closed: {16},
+    verified_page_dropped_twice: {16},
+    repeated_token_after_failover: {7},
+}
+"""Each bug with the invariants that may find it."""
