@@ -29,6 +29,11 @@ class Resident(Generic[T]):
         """Wait until the context was left; raises what broke it."""
         await asyncio.shield(self._task)
 
+    def check(self) -> None:
+        """Raise what broke the context, if anything did."""
+        if self._task.done():
+            self._task.result()
+
     async def stop(self) -> None:
         """Leave the context, wait until it is left, and raise what that raised."""
         self._leave.set()

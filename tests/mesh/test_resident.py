@@ -53,11 +53,14 @@ async def test_what_breaks_the_context_is_told_to_all_who_wait_for_its_end() -> 
     guest = Guest()
     resident = Resident(guest.visit())
     await resident.start()
+    resident.check()
     guest.fault.set()
     for wait in (resident.ended, resident.ended, resident.stop):
         with pytest.raises(ExceptionGroup) as broke:
             await wait()
         assert str(broke.value.exceptions[0]) == "fell over"
+    with pytest.raises(ExceptionGroup):
+        resident.check()
     assert guest.log == ["in", "out"]
 
 
