@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from runtime.errors import ModelError
 from runtime.model.recall.conversations import Conversation, Mix
@@ -83,12 +84,15 @@ class GreedyModel:
 
     def __init__(self, model_dir: Path) -> None:
         """Raises ModelError where the directory holds no usable model."""
+        transformers_logging.disable_progress_bar()
         try:
             self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(model_dir)
             # transformers types `generate` for its own mix-in only, with five kinds of output.
             self._model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ModelError(f"model directory {model_dir} cannot be loaded: {error}") from error
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any token will do
 
     def answers(self, chats: Sequence[Messages]) -> list[str]:
         """The next text of each chat, up to the end token, or "..." at its end where none came in time."""
