@@ -5,6 +5,7 @@ cumulative distribution in float64. So neither the batch, nor the worker, nor wh
 """
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 
@@ -14,8 +15,10 @@ from runtime.domain.sequence import Sampled, Sampling
 from runtime.engine.core import SampleRow
 from runtime.errors import EngineFailed
 
-# Where a nucleus nearly always ends; only when it does not is the whole vocabulary sorted.
-_HEAD = 1024
+# Where a nucleus nearly always ends; only when it does not is more of the vocabulary sorted.
+_HEAD = 512
+# Below it a draw is greedy in all but name, and float32 would divide by nothing.
+_COLDEST = 1e-6
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
@@ -43,43 +46,45 @@ def uniform(seed: int, position: int) -> float:
 
 def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
     """Temperature, then the `top_k` most likely, then of those the fewest that hold `top_p` of the probability."""
-    scores = logits.double()
-    scores = (scores - scores.max()) / sampling.temperature
-    weights = scores.exp()
+    scores = (logits - logits.max()) / max(sampling.temperature, _COLDEST)
     if sampling.top_k == 0 and sampling.top_p == 1:
-        return _look_up(weights, point)
-    weights, tokens = _most_likely(weights, sampling.top_k, sampling.top_p)
+        return _look_up(scores.exp(), point)
+    weights, tokens = _most_likely(scores, sampling.top_k, sampling.top_p)
     return int(tokens[_look_up(weights, point)])
 
 
-def _most_likely(weights: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _most_likely(scores: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights left by both limits, in falling order, and their tokens; of equals the lower token comes first."""
-    size = len(weights)
-    if top_k:
-        ordered, tokens = _ordered(weights, min(top_k, size))
-        needed = top_p * ordered.sum()
-    else:
-        needed = top_p * weights.sum()
-        ordered, tokens = _ordered(weights, min(_HEAD, size))
-        if ordered.sum() < needed:
-            ordered, tokens = _ordered(weights, size)
-    kept = int((ordered.cumsum(0) < needed).sum()) + 1
-    return ordered[:kept], tokens
+    size = len(scores)
+    count = min(top_k or _HEAD, size)
+    weights, tokens = _heaviest(scores, count)
+    needed = top_p * (weights if top_k else scores.exp()).sum(dtype=torch.float64)
+    while weights.sum(dtype=torch.float64) < needed and count < size and not top_k:
+        count = min(8 * count, size)
+        weights, tokens = _heaviest(scores, count)
+    kept = int((weights.cumsum(0, dtype=torch.float64) < needed).sum()) + 1
+    return weights[:kept], tokens
 
 
-def _ordered(weights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _heaviest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    values, tokens = _ordered(scores, count)
+    return values.exp(), tokens
+
+
+def _ordered(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` greatest in falling order. Stable, which topk alone is not: it may pick any among equals."""
-    least = weights.topk(count).values[-1]
-    candidates = (weights >= least).nonzero()[:, 0]
-    order = weights[candidates].sort(descending=True, stable=True)
+    least = scores.topk(count, sorted=False).values.min()
+    candidates = (scores >= least).nonzero()[:, 0]
+    order = scores[candidates].sort(descending=True, stable=True)
     return order.values[:count], candidates[order.indices[:count]]
 
 
 def _look_up(weights: torch.Tensor, point: float) -> int:
-    """The first place whose cumulative weight is above `point` of the whole; places of no weight are never chosen."""
-    cumulative = weights.cumsum(0)
-    place = int(torch.searchsorted(cumulative, point * cumulative[-1], right=True))
-    return min(place, int(weights.nonzero()[-1]))
+    """The first place whose cumulative weight is above `point` of the whole."""
+    cumulative = weights.cumsum(0, dtype=torch.float64)
+    # Rounding can lift the product to the whole itself, which nothing is above.
+    below = min(point * float(cumulative[-1]), math.nextafter(float(cumulative[-1]), 0))
+    return int(torch.searchsorted(cumulative, below, right=True))
 
 
 def _with_logprobs(logits: torch.Tensor, token: int, count: int) -> Sampled:

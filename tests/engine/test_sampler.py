@@ -14,7 +14,7 @@ from runtime.engine.core import SampleRow
 from runtime.engine.sampler import sample, uniform
 from runtime.errors import EngineFailed
 
-DRAWS = 4000
+DRAWS = 2000
 
 
 def row(position: int = 0, *, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> SampleRow:
@@ -86,9 +86,9 @@ def test_top_p_counts_within_top_k() -> None:
 def test_a_nucleus_wider_than_the_sorted_head_is_found() -> None:
     logits = torch.zeros(1, 3000)
     logits[0, 2000:] = -1e9
-    rows = [row(place, top_p=0.9) for place in range(DRAWS)]
-    tokens = {sampled.token for sampled in sample(logits.expand(DRAWS, -1), rows)}
-    assert 1500 < max(tokens) < 1800
+    rows = [row(place, top_p=0.9) for place in range(200)]
+    tokens = {sampled.token for sampled in sample(logits.expand(200, -1), rows)}
+    assert 1600 < max(tokens) < 1800
 
 
 @given(seed=st.integers(0, 2**63 - 1), position=st.integers(0, 2**40), top_k=st.sampled_from([0, 1, 5, 40]))
