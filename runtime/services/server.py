@@ -1,0 +1,85 @@
+"""A gRPC server: its port, its limits, health and reflection. Serves whatever services it is given."""
+
+from types import TracebackType
+from typing import Protocol, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime.errors import StartError
+from runtime.services.guard import Guard
+
+MESSAGE_BYTES = 8 << 20
+_MAX_CALLS = 10_000
+_KEEPALIVE_S = 10
+
+
+class Service(Protocol):
+    """A servicer that knows its name."""
+
+    name: str
+
+    def add_to(self, server: grpc.aio.Server) -> None: ...
+
+
+class GrpcServer:
+    """Binds at once, on the running event loop, so that `port` is known before there is anything to serve; serves
+    while entered.
+
+    `port` 0 takes any free one. `shared`: several processes of this machine listen on the port and the kernel deals
+    out connections; a port that was not meant to be shared is never shared, whatever gRPC's default.
+    `message_bytes` bounds what is received. `grace_s`: how long calls may go on after the end; then they are cancelled.
+    Raises `StartError` naming the port.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, shared: bool = False, message_bytes: int = MESSAGE_BYTES, grace_s: float = 0.0
+    ) -> None:
+        self._grace_s = grace_s
+        self._names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in its stubs
+        self._server = grpc.aio.server(
+            interceptors=(Guard(),),
+            options=(
+                ("grpc.so_reuseport", int(shared)),
+                ("grpc.max_receive_message_length", message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_S * 500),
+                # Clients of ours ping every 10 s; gRPC's default calls that an attack.
+                ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_S * 500),
+            ),
+            maximum_concurrent_rpcs=_MAX_CALLS,
+        )
+        self.port = self._bind(host, port)
+
+    def add(self, service: Service) -> None:
+        """Before the server is entered."""
+        service.add_to(self._server)
+        self._names.append(service.name)
+
+    async def drain(self) -> None:
+        """Tell health checks that this server is about to stop; calls are still taken."""
+        await self._health.enter_graceful_shutdown()
+
+    async def __aenter__(self) -> Self:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(self._names, self._server)
+        for name in self._names:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.drain()
+        await self._server.stop(self._grace_s)
+
+    def _bind(self, host: str, port: int) -> int:
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartError(f"port {port} on {host} cannot be listened on; is it in use?") from error
