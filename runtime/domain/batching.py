@@ -278,12 +278,14 @@ class Batcher:
 
     def _publish(self, entry: _Entry, upto: int | None = None) -> None:
         """Give every page that is now full its id, so that others may share it."""
-        self._extend(entry)
         full = (entry.computed if upto is None else upto) // self._spec.page_tokens
+        if full <= entry.published:
+            return
+        self._extend(entry)
         for index in range(entry.published, full):
             parent = entry.chain[index - 1] if index else ROOT
             self.pool.publish(entry.table[index], entry.chain[index], parent)
-        entry.published = max(entry.published, full)
+        entry.published = full
 
     def _grow(self, entry: _Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
         """Make the block table cover `tokens`, preempting others if need be; False when this one was preempted."""
