@@ -60,6 +60,8 @@ def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
 def _rope_types(config: Mapping[str, Any]) -> set[str]:
     """Of all layer types, where they differ. Older configurations say rope_scaling and type."""
     declared = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(declared, dict):
+        raise ModelError(f"{CONFIG_FILE}: rope_parameters is not an object: {declared!r}")
     groups = [group for group in declared.values() if isinstance(group, dict)] or [declared]
     return {str(group.get("rope_type", group.get("type", "default"))) for group in groups}
 

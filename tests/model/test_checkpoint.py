@@ -84,6 +84,7 @@ def test_a_configuration_that_is_not_json_is_refused(copy: Path) -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE type dynamic is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "RoPE type longrope is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "RoPE type dynamic is not supported"),
+        ({"rope_parameters": "none"}, "rope_parameters is not an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq are not supported yet"),
     ],
 )

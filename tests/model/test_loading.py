@@ -78,6 +78,25 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama: Path, tmp_pa
         load_model(open_checkpoint(path), torch.float32, "eager")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "many"}, "hidden_size"),
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "Missing required keys in `rope_parameters`"),
+        ({"hidden_act": "invented"}, "invented"),
+    ],
+)
+def test_a_configuration_that_no_model_can_be_built_from_is_named(
+    llama: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = Path(shutil.copytree(llama, tmp_path / "odd"))
+    config = json.loads((path / CONFIG_FILE).read_text()) | changes
+    (path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        load_model(open_checkpoint(path), torch.float32, "eager")
+
+
 def test_code_that_a_checkpoint_brings_along_is_never_run(llama: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(llama, tmp_path / "remote"))
     config = json.loads((path / CONFIG_FILE).read_text())

@@ -1,0 +1,93 @@
+"""The native engine's compute: a checkpoint on the CPU behind the engine core. Joins loading, runner and sampler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from runtime.domain.batching import Limits
+from runtime.domain.sequence import Sampled
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Chunk
+from runtime.engine.attention import ATTENTION
+from runtime.engine.core import EngineCore, SampleRow
+from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.runner import CpuRunner, Runner
+from runtime.engine.sampler import sample
+from runtime.errors import ModelError
+from runtime.model.checkpoint import Checkpoint, open_checkpoint
+from runtime.model.fingerprint import kv_fingerprint, serving_fingerprint
+from runtime.model.loading import load_config, load_model
+from runtime.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSettings:
+    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `max_tokens` None is the model's own."""
+
+    name: str
+    path: Path
+    dtype: str
+    page_tokens: int
+    pages: int
+    threads: int
+    max_tokens: int | None = None
+
+
+def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
+    """What the mesh compares. Reads all weights once for the fingerprint; raises `ModelError` for a bad setting."""
+    if settings.dtype not in DTYPES:
+        raise ModelError(f"{settings.name}: dtype {settings.dtype} is not supported; there are {', '.join(DTYPES)}")
+    config = load_config(checkpoint)
+    limit: int = config.max_position_embeddings
+    if settings.max_tokens is not None and not 1 < settings.max_tokens <= limit:
+        raise ModelError(f"{settings.name}: max_tokens must be 2 to {limit}, got {settings.max_tokens}")
+    heads: int = config.num_attention_heads
+    kv = kv_fingerprint(checkpoint)
+    return ModelSpec(
+        name=settings.name,
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=settings.dtype,
+        vocab=config.vocab_size,
+        max_tokens=settings.max_tokens or limit,
+        page_tokens=settings.page_tokens,
+        kv_fingerprint=kv,
+        serving_fingerprint=serving_fingerprint(checkpoint, kv),
+    )
+
+
+class NativeCompute:
+    """Build and use it on one thread, the engine's: torch keeps its number of threads for each."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @classmethod
+    def load(cls, settings: NativeSettings) -> tuple[ModelSpec, "NativeCompute"]:
+        """Raises `ModelError` for a checkpoint that is missing, damaged or not supported."""
+        torch.set_num_threads(settings.threads)
+        checkpoint = open_checkpoint(settings.path)
+        spec = spec_of(checkpoint, settings)
+        model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
+        runner = CpuRunner(model, KVTensors(spec, settings.pages))
+        runner.probe()
+        return spec, cls(runner)
+
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
+        return sample(self._runner.forward(chunks), rows)
+
+    def read_page(self, page: int, tokens: int) -> bytes:
+        self._runner.synchronize()
+        return self._runner.kv.read_page(page, tokens)
+
+    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+        self._runner.kv.write_page(page, payload, tokens)
+
+
+def build_native(settings: NativeSettings, limits: Limits) -> EngineCore:
+    """An engine core over a checkpoint; for `ThreadedEngine`, which calls this on its own thread."""
+    spec, compute = NativeCompute.load(settings)
+    tokenizer = Tokenizer(settings.path)
+    return EngineCore(spec, settings.pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder)
