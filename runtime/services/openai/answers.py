@@ -59,6 +59,7 @@ class Tally:
         self._newest: Handoff | None = None
 
     def add(self, delta: Delta) -> None:
+        assert delta.finish is not FinishReason.CANCELLED, "a client that waits did not cancel"
         self.finish = delta.finish
         self._completion += len(delta.tokens)
         self._attempts = delta.attempt
