@@ -67,13 +67,23 @@ def _answering(behavior: Behavior, method: str) -> Behavior:
             await _refuse(context, request)
         try:
             return await behavior(request, context)
-        except BatonError as error:
-            await _refuse(context, error)
-        except Exception:  # noqa: BLE001 - the root of every call
-            _log.exception("a call failed by a bug", extra={"method": method})
-            await _refuse(context, Internal("internal error"))
+        except Exception as error:  # noqa: BLE001 - the root of every call
+            cause = _first(error)
+            if isinstance(cause, grpc.aio.InternalError):
+                return None  # a write to a caller that has just gone away
+            if not isinstance(cause, BatonError):
+                _log.exception("a call failed by a bug", extra={"method": method})
+                cause = Internal("internal error")
+            await _refuse(context, cause)
 
     return answer
+
+
+def _first(error: BaseException) -> BaseException:
+    """Out of the groups that task groups make."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _reading(handler: Handler, method: str) -> Callable[[bytes], object] | None:

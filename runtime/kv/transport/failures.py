@@ -9,6 +9,8 @@ import grpc
 from runtime.errors import BatonError, Unavailable
 from runtime.wire.errors import from_status
 
+# What grpc.aio says of a write to a call whose end it has not read yet, whatever it ended with.
+_CALL_ENDED = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 T = TypeVar("T")
 
 
@@ -30,6 +32,8 @@ async def told(call: grpc.aio.StreamStreamCall[Any, Any], operation: Awaitable[T
 
 
 def _error(code: grpc.StatusCode, details: str | None, metadata: object) -> BatonError:
+    if (code, details) == _CALL_ENDED:
+        return Unavailable("the stream broke")
     # Pairs, which the stubs of grpc call something else.
     pairs = cast("Iterable[tuple[str, str | bytes]]", metadata or ())
     return from_status(code.name, details or "", pairs)

@@ -1,0 +1,48 @@
+"""`batonmesh.v1.Decode`: one gateway's stream with a decode worker. Translates and delegates; decides nothing."""
+
+import asyncio
+
+import grpc
+
+from batonmesh.v1 import worker_pb2 as pb
+from batonmesh.v1 import worker_pb2_grpc
+from runtime.domain.messages import Hello
+from runtime.errors import InvalidArgument, Unavailable
+from runtime.roles.decode import DecodeRole, Link
+from runtime.services.guard import Context
+from runtime.wire.decode import pack_batch, unpack_command
+
+
+class DecodeService(worker_pb2_grpc.DecodeServicer):
+    name = pb.DESCRIPTOR.services_by_name["Decode"].full_name
+
+    def __init__(self, role: DecodeRole) -> None:
+        self._role = role
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        worker_pb2_grpc.add_DecodeServicer_to_server(self, server)
+
+    async def Attach(self, _requests: object, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        first = await context.read()
+        hello = unpack_command(first) if isinstance(first, pb.DecodeCommand) else None
+        if not isinstance(hello, Hello):
+            raise InvalidArgument("the first command on a stream is hello", field="command")
+        async with self._role.attach(hello.gateway) as link, asyncio.TaskGroup() as group:
+            writing = group.create_task(_write(link, context))
+            await _obey(link, context)
+            writing.cancel()
+
+
+async def _obey(link: Link, context: Context) -> None:
+    """Until the gateway ends its side."""
+    while isinstance(message := await context.read(), pb.DecodeCommand):
+        command = unpack_command(message)
+        if isinstance(command, Hello):
+            raise InvalidArgument("hello comes only once on a stream", field="command")
+        link.command(command)
+
+
+async def _write(link: Link, context: Context) -> None:
+    async for batch in link.batches():
+        await context.write(pack_batch(batch))
+    raise Unavailable("the gateway does not read what it is sent")

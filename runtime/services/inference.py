@@ -1,0 +1,86 @@
+"""`batonmesh.v1.Inference`: what users call by gRPC. Translates, tokenizes, delegates."""
+
+from dataclasses import dataclass, replace
+
+import grpc
+
+from batonmesh.v1 import inference_pb2 as pb
+from batonmesh.v1 import inference_pb2_grpc
+from runtime.domain.generation import Generation
+from runtime.ids import TenantId
+from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.services.guard import Context
+from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.wire import fields
+from runtime.wire.inference import Answer, pack_model, unpack_prompt
+from runtime.wire.sequence import unpack_sampling
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """`tenant` is whose all requests are. `deadline_s` bounds every request, also one that names no deadline. Prompts
+    of more than `inline_bytes` are tokenized off the event loop."""
+
+    tenant: TenantId
+    deadline_s: float = 600.0
+    inline_bytes: int = 16 << 10
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    name = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+
+    def __init__(self, role: GatewayRole, pool: TokenizingPool, settings: InferenceSettings) -> None:
+        self._role = role
+        self._pool = pool
+        self._settings = settings
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        inference_pb2_grpc.add_InferenceServicer_to_server(self, server)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        generation = await self._generation(request, context)
+        answer = Answer(len(generation.prompt), logprobs=generation.sampling.logprobs is not None)
+        async with self._role.open(generation) as deltas:
+            async for delta in deltas:
+                await context.write(answer.pack((delta,)))
+
+    async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
+        return pb.CountTokensResponse(tokens=len(await self._tokens(self._model(request.model), request.prompt)))
+
+    async def ListModels(self, _request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[pack_model(model.spec, model.created) for model in self._role.models()])
+
+    async def _generation(self, request: pb.GenerateRequest, context: Context) -> Generation:
+        model = self._model(request.model)
+        limit = model.spec.max_tokens
+        deadline_s = self._deadline_s(request, context)
+        sampling = unpack_sampling(request.sampling, max_tokens=limit, seed=self._role.fresh_seed())
+        prompt = await self._tokens(model, request.prompt)
+        if not request.sampling.HasField("max_tokens"):
+            # At least 1, so that a prompt that fills the context is refused as that.
+            sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
+        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, deadline_s)
+
+    def _model(self, name: str) -> ServedModel:
+        return self._role.served(fields.name(name, "model", 256))
+
+    def _deadline_s(self, request: pb.GenerateRequest, context: Context) -> float:
+        bounds = [self._settings.deadline_s]
+        if request.HasField("deadline_ms"):
+            bounds.append(fields.at_least(1, request.deadline_ms, "deadline_ms") / 1000)
+        remaining = context.time_remaining()
+        if remaining is not None:
+            bounds.append(remaining)
+        return min(bounds)
+
+    async def _tokens(self, model: ServedModel, message: pb.Prompt) -> tuple[int, ...]:
+        prompt, tokenizer = unpack_prompt(message), model.tokenizer
+        if isinstance(prompt, tuple):
+            return prompt
+
+        def tokenize() -> list[int]:
+            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.render_chat(prompt)
+
+        if message.ByteSize() <= self._settings.inline_bytes:
+            return tuple(tokenize())
+        return tuple(await self._pool.run(tokenize))

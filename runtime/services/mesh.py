@@ -1,0 +1,52 @@
+"""`batonmesh.v1.Mesh` for users and `batonmesh.v1.Registry` for the mesh's own. Translate and delegate."""
+
+from collections.abc import Callable
+
+import grpc
+
+from batonmesh.v1 import mesh_pb2 as pb
+from batonmesh.v1 import mesh_pb2_grpc
+from runtime.domain.messages import View
+from runtime.ids import BootId, WorkerId
+from runtime.roles.controller import ControllerRole
+from runtime.services.guard import Context
+from runtime.wire import fields
+from runtime.wire.mesh import pack_view, unpack_worker
+
+
+class MeshService(mesh_pb2_grpc.MeshServicer):
+    """Answers from `view`, which a gateway and the controller both have."""
+
+    name = pb.DESCRIPTOR.services_by_name["Mesh"].full_name
+
+    def __init__(self, view: Callable[[], View]) -> None:
+        self._view = view
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        mesh_pb2_grpc.add_MeshServicer_to_server(self, server)
+
+    async def Topology(self, _request: pb.TopologyRequest, _context: Context) -> pb.TopologyResponse:
+        return pb.TopologyResponse(view=pack_view(self._view()))
+
+
+class RegistryService(mesh_pb2_grpc.RegistryServicer):
+    name = pb.DESCRIPTOR.services_by_name["Registry"].full_name
+
+    def __init__(self, role: ControllerRole) -> None:
+        self._role = role
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        mesh_pb2_grpc.add_RegistryServicer_to_server(self, server)
+
+    async def Register(self, request: pb.RegisterRequest, _context: Context) -> pb.RegisterResponse:
+        await self._role.register(unpack_worker(request.worker))
+        return pb.RegisterResponse()
+
+    async def Leave(self, request: pb.LeaveRequest, _context: Context) -> pb.LeaveResponse:
+        worker, boot = fields.name(request.worker, "worker"), fields.name(request.boot, "boot")
+        await self._role.leave(WorkerId(worker), BootId(boot))
+        return pb.LeaveResponse()
+
+    async def Watch(self, _request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        async for view in self._role.views():
+            await context.write(pb.WatchResponse(view=pack_view(view)))
