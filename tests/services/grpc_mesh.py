@@ -1,0 +1,141 @@
+"""A whole mesh in this process over real gRPC: controller, simulated workers and gateway, each on a server of its own."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from runtime.clients.channels import Channels
+from runtime.clients.directory import GrpcDirectory
+from runtime.clients.peers import GrpcPeers
+from runtime.clock import LoopClock
+from runtime.domain.batching import Limits
+from runtime.domain.messages import Worker
+from runtime.domain.request import Policy
+from runtime.domain.routing import DECODE, PREFILL, Placement, Router
+from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
+from runtime.ids import GatewayId, Ids, TenantId, WorkerId
+from runtime.kv.transport.grpc import GrpcTransport
+from runtime.roles.controller import ControllerRole
+from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
+from runtime.roles.prefill import PrefillRole
+from runtime.roles.stream import StreamSettings
+from runtime.services.decode import DecodeService
+from runtime.services.inference import InferenceService, InferenceSettings
+from runtime.services.mesh import MeshService, RegistryService
+from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.prefill import PrefillService
+from runtime.services.server import GrpcServer
+
+SPEC = simulated_spec("simulated", page_tokens=8, max_tokens=4096)
+TENANT = TenantId("default")
+LOCAL = "127.0.0.1"
+_IDS = Ids(random.Random(7))
+
+
+@dataclass
+class RunningWorker:
+    worker: Worker
+    role: DecodeRole | PrefillRole
+    engine: SimulatedEngine
+    transport: GrpcTransport
+    _life: AsyncExitStack
+    _running: asyncio.Task[None]
+
+    async def kill(self) -> None:
+        """Like a death of the process: its connections break and nothing more comes of it."""
+        self._running.cancel()
+        await self._life.aclose()
+
+
+@dataclass
+class GrpcMesh:
+    controller: ControllerRole
+    gateway: GatewayRole
+    address: str
+    controller_address: str
+    channels: Channels
+    workers: dict[str, RunningWorker] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def grpc_mesh(
+    *, decode: int = 1, prefill: int = 1, profile: StepProfile = StepProfile(), deadline_s: float = 30.0
+) -> AsyncIterator[GrpcMesh]:
+    async with AsyncExitStack() as stack:
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        stack.callback(_cancel_all, tasks := [])
+        channels = await stack.enter_async_context(Channels())
+        controller = ControllerRole(1, 30.0, LoopClock())
+        registry = GrpcServer(LOCAL, 0)
+        registry.add(RegistryService(controller))
+        registry.add(MeshService(controller.view))
+        await stack.enter_async_context(registry)
+        directory = GrpcDirectory(channels, f"{LOCAL}:{registry.port}", LoopClock())
+        workers = {}
+        for number in range(prefill + decode):
+            role = PREFILL if number < prefill else DECODE
+            name = f"{role}-{number if role is PREFILL else number - prefill}"
+            workers[name] = await _worker(name, role, profile, channels, group, stack)
+            tasks.append(workers[name]._running)
+            await directory.register(workers[name].worker)
+        gateway = _gateway(directory, channels)
+        tasks.append(group.create_task(gateway.run()))
+        pool = TokenizingPool(threads=1, waiting=4)
+        stack.callback(pool.close)
+        server = GrpcServer(LOCAL, 0, message_bytes=32 << 20)
+        server.add(InferenceService(gateway, pool, InferenceSettings(TENANT, deadline_s)))
+        server.add(MeshService(gateway.view))
+        await stack.enter_async_context(server)
+        await gateway.wait_ready()
+        yield GrpcMesh(
+            controller, gateway, f"{LOCAL}:{server.port}", f"{LOCAL}:{registry.port}", channels, workers
+        )
+
+
+def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _gateway(directory: GrpcDirectory, channels: Channels) -> GatewayRole:
+    return GatewayRole(
+        GatewayId("gw-1"),
+        (ServedModel(SPEC, SimulatedTokenizer(), 1_700_000_000),),
+        Router(Placement.ROUND_ROBIN),
+        directory,
+        GrpcPeers(channels, GatewayId("gw-1")),
+        _IDS,
+        LoopClock(),
+        GatewaySettings(StreamSettings()),
+    )
+
+
+async def _worker(
+    name: str, role: str, profile: StepProfile, channels: Channels, group: asyncio.TaskGroup, stack: AsyncExitStack
+) -> RunningWorker:
+    life = await stack.enter_async_context(AsyncExitStack())
+    clock, boot = LoopClock(), _IDS.boot()
+    engine = SimulatedEngine(SPEC, 512, Limits(step_tokens=256, max_running=64), profile, clock)
+    server = GrpcServer(LOCAL, 0)
+    transport = GrpcTransport(SPEC, f"{LOCAL}:{server.port}", channels.bulk)
+    tenants = {TENANT: b"secret"}
+    running: DecodeRole | PrefillRole
+    if role == DECODE:
+        settings = DecodeSettings(Policy(remote_min_tokens=64, detached_tokens=1024, transfers=2))
+        peers = GrpcPeers(channels, GatewayId(name))
+        running = DecodeRole(engine, transport, peers, tenants, boot, _IDS, clock, settings)
+        server.add(DecodeService(running))
+        server.add(transport.service)
+    else:
+        running = PrefillRole(engine, transport, tenants)
+        server.add(PrefillService(running))
+    task = group.create_task(running.run())
+    await life.enter_async_context(server)
+    worker = Worker(
+        WorkerId(name), boot, role, f"{LOCAL}:{server.port}", SPEC.name, SPEC.kv_fingerprint, SPEC.serving_fingerprint,
+        SPEC.max_tokens, SPEC.page_tokens, "simulated x1",
+    )  # fmt: skip
+    return RunningWorker(worker, running, engine, transport, life, task)
