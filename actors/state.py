@@ -45,6 +45,7 @@ class StateFolder:
         self.token = root / "ray-token"
         self._lock = root / "lock"
         self._record = root / "running.json"
+        self._incarnation = root / "incarnation"
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -52,18 +53,20 @@ class StateFolder:
         with self._opened_lock() as descriptor:
             if not _try_lock(descriptor):
                 raise StartError(self._running_already())
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
             yield
 
-    def is_held(self) -> bool:
-        """Whether a supervisor lives. The kernel lets go of the lock of a dead one."""
+    def holder(self) -> int | None:
+        """The pid of the supervisor that lives, if one does. The kernel lets go of the lock of a dead one."""
         if not self._lock.exists():
-            return False
+            return None
         with self._opened_lock() as descriptor:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return True
-        return False
+                return int(self._lock.read_text() or 0) or None
+        return None
 
     def write(self, record: Record) -> None:
         """Whole or not at all: another process may be reading."""
@@ -80,6 +83,19 @@ class StateFolder:
 
     def forget(self) -> None:
         self._record.unlink(missing_ok=True)
+
+    def next_incarnation(self) -> int:
+        """A greater number at every call, over all supervisors of this mesh: orders its controllers. Under the lock."""
+        try:
+            number = int(self._incarnation.read_text()) + 1
+        except FileNotFoundError:
+            number = 1
+        except ValueError as error:
+            raise StartError(f"mesh.state: {self._incarnation} holds no number") from error
+        fresh = self._incarnation.with_suffix(".new")
+        fresh.write_text(f"{number}\n")
+        fresh.replace(self._incarnation)
+        return number
 
     @contextmanager
     def _opened_lock(self) -> Iterator[int]:

@@ -39,6 +39,11 @@ class Resident(Generic[T]):
         self._leave.set()
         await self._task
 
+    async def abort(self) -> None:
+        """Cancel whatever is inside, and wait until it is gone."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+
     async def _hold(self) -> None:
         async with self._context as entered:
             self._entered.set_result(entered)

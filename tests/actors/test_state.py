@@ -29,13 +29,13 @@ def test_a_second_supervisor_is_told_of_the_first(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     with folder.held():
         folder.write(record(ready=True, grpc="127.0.0.1:50051", http="http://127.0.0.1:8000"))
-        assert folder.is_held()
+        assert folder.holder() == os.getpid()
         with (
             pytest.raises(StartError, match=r"local is running already: pid 4242, since 2025-.*127\.0\.0\.1:50051"),
             folder.held(),
         ):
             pytest.fail("two held one lock")
-    assert not folder.is_held()
+    assert folder.holder() is None
 
 
 def test_a_mesh_that_starts_is_told_even_before_it_wrote_its_record(tmp_path: Path) -> None:
@@ -51,12 +51,12 @@ def test_the_lock_of_a_killed_supervisor_is_free(tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        assert folder.is_held()
+        assert folder.holder() == holder.pid
         holder.kill()
         holder.wait()
-    assert not folder.is_held()
+    assert folder.holder() is None
     with folder.held():
-        assert folder.is_held()
+        assert folder.holder() == os.getpid()
 
 
 def test_a_record_is_read_back_until_it_is_forgotten(tmp_path: Path) -> None:
@@ -82,3 +82,14 @@ def test_a_mesh_that_is_not_ready_has_no_addresses_to_tell() -> None:
 def test_a_folder_that_cannot_be_made_names_the_field() -> None:
     with pytest.raises(StartError, match=r"mesh\.state: "), StateFolder(Path(os.devnull) / "state").held():
         pytest.fail("held a lock inside a device")
+
+
+def test_controllers_are_numbered_over_all_supervisors(tmp_path: Path) -> None:
+    numbers = [StateFolder(tmp_path).next_incarnation() for _ in range(3)]
+    assert numbers == [1, 2, 3]
+
+
+def test_a_damaged_number_is_not_started_over(tmp_path: Path) -> None:
+    (tmp_path / "incarnation").write_text("many")
+    with pytest.raises(StartError, match="incarnation holds no number"):
+        StateFolder(tmp_path).next_incarnation()

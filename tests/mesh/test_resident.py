@@ -70,3 +70,13 @@ async def test_who_gives_up_waiting_for_the_end_does_not_bring_it_about() -> Non
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(resident.ended(), 0.01)
     await resident.stop()
+
+
+async def test_a_context_that_is_aborted_is_cancelled_and_gone() -> None:
+    guest = Guest()
+    resident = Resident(guest.visit())
+    await resident.start()
+    await resident.abort()
+    assert guest.log == ["in", "out"]
+    with pytest.raises(asyncio.CancelledError):
+        await resident.ended()

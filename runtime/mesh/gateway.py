@@ -1,0 +1,100 @@
+"""A gateway, wired: the role behind its gRPC server, and the HTTP application for whoever hosts that."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+
+from runtime.clients.channels import Channels
+from runtime.clients.directory import GrpcDirectory
+from runtime.clients.peers import GrpcPeers
+from runtime.clock import LoopClock
+from runtime.config import Config
+from runtime.domain.routing import Placement, Router
+from runtime.errors import StartError
+from runtime.ids import Ids
+from runtime.mesh.models import served_model
+from runtime.mesh.scope import Scope
+from runtime.mesh.tenants import DEFAULT
+from runtime.roles.gateway import GatewayRole, GatewaySettings
+from runtime.roles.stream import StreamSettings
+from runtime.services.inference import InferenceService, InferenceSettings
+from runtime.services.mesh import MeshService
+from runtime.services.openai.app import openai_app
+from runtime.services.openai.settings import OpenAiSettings
+from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.server import GrpcServer
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """`app` is ASGI and wants its lifespan run; `port` is that of the gRPC server."""
+
+    role: GatewayRole
+    app: Starlette
+    port: int
+
+
+@asynccontextmanager
+async def gateway_process(
+    config: Config, controller: str, *, port: int, shared: bool = False
+) -> AsyncIterator[RunningGateway]:
+    """Serves until the context is left, and then for up to `gateway.drain_s` those who are being served.
+
+    `shared`: other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
+    """
+    gateway = config.gateway
+    model = await asyncio.to_thread(served_model, config)
+    async with AsyncExitStack() as stack:
+        channels = await stack.enter_async_context(Channels())
+        clock, ids = LoopClock(), Ids(random.SystemRandom())
+        ident = ids.gateway()
+        role = GatewayRole(
+            ident,
+            (model,),
+            Router(Placement(gateway.placement)),
+            GrpcDirectory(channels, controller, clock),
+            GrpcPeers(channels, ident),
+            ids,
+            clock,
+            _settings(config),
+        )
+        http = OpenAiSettings(tenant=DEFAULT, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
+        pool = TokenizingPool(http.tokenize_threads, http.tokenize_waiting)
+        stack.callback(pool.close)
+        server = _server(config, port, shared)
+        server.add(InferenceService(role, pool, InferenceSettings(DEFAULT, gateway.deadline_s)))
+        server.add(MeshService(role.view))
+        group = await stack.enter_async_context(Scope())
+        running = group.create_task(role.run())
+        stack.callback(running.cancel)
+        await stack.enter_async_context(server)
+        yield RunningGateway(role, openai_app(role, http), server.port)
+
+
+def _server(config: Config, port: int, shared: bool) -> GrpcServer:
+    gateway = config.gateway
+    try:
+        return GrpcServer(
+            gateway.host,
+            port,
+            shared=shared,
+            message_bytes=gateway.max_body_mib * _MIB,
+            grace_s=gateway.drain_s,
+        )
+    except StartError as error:
+        raise StartError(f"gateway.grpc_port: {error}") from error
+
+
+def _settings(config: Config) -> GatewaySettings:
+    timing = config.timing
+    return GatewaySettings(
+        stream=StreamSettings(attach_s=timing.attach_s, silence_s=timing.silence_s),
+        placement_s=timing.placement_s,
+        overdue_s=timing.overdue_s,
+    )

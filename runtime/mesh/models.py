@@ -1,0 +1,68 @@
+"""The model of a configuration: checked early, and as a gateway serves it. Never its weights."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.config import SHIPPED, Config, ModelConfig
+from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
+from runtime.errors import ConfigError, ModelError
+from runtime.model.checkpoint import open_checkpoint
+from runtime.model.recall.shipped import SHIPPED_MODEL
+from runtime.roles.gateway import ServedModel
+
+SHIPPED_NAME = "baton-recall"
+_SIMULATED_NAME = "simulated"
+
+
+def model_name(model: ModelConfig) -> str:
+    """What requests call it."""
+    if model.name is not None:
+        return model.name
+    if model.simulated is not None:
+        return _SIMULATED_NAME
+    return SHIPPED_NAME if model.path == SHIPPED else Path(model.path).resolve().name
+
+
+def model_path(model: ModelConfig) -> Path:
+    return SHIPPED_MODEL if model.path == SHIPPED else Path(model.path)
+
+
+def model_dtype(model: ModelConfig, declared: Mapping[str, Any]) -> str:
+    """`declared` is the checkpoint's config.json."""
+    if model.dtype != "auto":
+        return model.dtype
+    return str(declared.get("dtype") or declared.get("torch_dtype") or "float32")
+
+
+def check_model(config: Config) -> None:
+    """Raises `ConfigError` when there is no model where the configuration says, as far as a quick look can tell."""
+    if config.model.simulated is None:
+        try:
+            open_checkpoint(model_path(config.model))
+        except ModelError as error:
+            raise ConfigError(f"model.path: {error}") from error
+
+
+def served_model(config: Config) -> ServedModel:
+    """Spec and tokenizer. Reads the weights once, for the fingerprint; raises `ModelError`."""
+    created = int(time.time())
+    model, simulated = config.model, config.model.simulated
+    if simulated is not None:
+        spec = simulated_spec(model_name(model), config.engine.page_tokens, simulated.max_tokens)
+        return ServedModel(spec, SimulatedTokenizer(), created)
+    from runtime.engine.native import NativeSettings, spec_of  # imports torch, which a simulated mesh can do without
+    from runtime.model.tokenizer import Tokenizer
+
+    path = model_path(model)
+    checkpoint = open_checkpoint(path)
+    settings = NativeSettings(
+        name=model_name(model),
+        path=path,
+        dtype=model_dtype(model, checkpoint.config),
+        page_tokens=config.engine.page_tokens,
+        pages=1,
+        threads=1,
+    )
+    return ServedModel(spec_of(checkpoint, settings), Tokenizer(path), created)

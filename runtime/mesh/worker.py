@@ -1,0 +1,156 @@
+"""One worker, wired: engine, role, transport and gRPC server, registered with the controller until it leaves."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from runtime.clients.channels import Channels
+from runtime.clients.directory import GrpcDirectory
+from runtime.clients.peers import GrpcPeers
+from runtime.clock import Clock, LoopClock
+from runtime.config import Config, WorkerConfig
+from runtime.domain.messages import Worker
+from runtime.domain.request import Policy
+from runtime.domain.routing import DECODE
+from runtime.domain.spec import ModelSpec
+from runtime.errors import BatonError, Incompatible, StartError, Unavailable
+from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
+from runtime.kv.transport.grpc import GrpcTransport
+from runtime.mesh.engines import running_engine
+from runtime.mesh.scope import Scope
+from runtime.ports import Directory, Engine
+from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.prefill import PrefillRole
+from runtime.services.decode import DecodeService
+from runtime.services.prefill import PrefillService
+from runtime.services.server import GrpcServer
+
+_LEAVE_S = 2.0
+_RENEWALS_PER_LEASE = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """`engine` and `transport` are there to be checked once idle."""
+
+    worker: Worker
+    role: DecodeRole | PrefillRole
+    engine: Engine
+    transport: GrpcTransport
+
+
+def planned_workers(config: Config) -> dict[WorkerId, WorkerConfig]:
+    """The workers of a configuration, by name."""
+    return {WorkerId(f"{worker.name}-{number}"): worker for worker in config.workers for number in range(worker.count)}
+
+
+@asynccontextmanager
+async def worker_process(
+    config: Config,
+    worker: WorkerId,
+    boot: BootId,
+    controller: str,
+    tenants: Mapping[TenantId, bytes],
+    host: str,
+) -> AsyncIterator[RunningWorker]:
+    """A generation of a worker, from its engine's start to its leave; cancelled or broken it is gone without leaving.
+    `controller` is the address to register at, `host` where it listens, on any free port.
+
+    Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later.
+    """
+    plan, clock = planned_workers(config)[worker], LoopClock()
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        channels = await stack.enter_async_context(Channels())
+        server = GrpcServer(host, 0)
+        address = f"{host}:{server.port}"
+        transport = GrpcTransport(engine.spec, address, channels.bulk)
+        role: DecodeRole | PrefillRole
+        if plan.role == DECODE:
+            role = DecodeRole(
+                engine,
+                transport,
+                GrpcPeers(channels, GatewayId(worker)),
+                tenants,
+                boot,
+                Ids(random.SystemRandom()),
+                clock,
+                _decode_settings(config),
+            )
+            server.add(DecodeService(role))
+        else:
+            role = PrefillRole(engine, transport, tenants)
+            server.add(PrefillService(role))
+        server.add(transport.service)
+        here = _describe(worker, boot, plan, address, engine.spec)
+        group = await stack.enter_async_context(Scope())
+        serving = group.create_task(role.run())
+        stack.callback(serving.cancel)
+        await stack.enter_async_context(server)
+        directory = GrpcDirectory(channels, controller, clock)
+        await _join(directory, replace(here, load=engine.load()))
+        renewing = group.create_task(_renew(directory, here, engine, clock, config.timing.lease_s))
+        stack.callback(renewing.cancel)
+        yield RunningWorker(here, role, engine, transport)
+        renewing.cancel()
+        await _leave(directory, here)
+
+
+def _decode_settings(config: Config) -> DecodeSettings:
+    timing, handoff = config.timing, config.handoff
+    return DecodeSettings(
+        policy=Policy(
+            remote_min_tokens=handoff.remote_min_tokens,
+            detached_tokens=timing.detached_tokens,
+            transfers=handoff.transfers,
+        ),
+        progress_s=timing.progress_s,
+        grace_s=timing.grace_s,
+        heartbeat_s=timing.heartbeat_s,
+    )
+
+
+def _describe(worker: WorkerId, boot: BootId, plan: WorkerConfig, address: str, spec: ModelSpec) -> Worker:
+    return Worker(
+        id=worker,
+        boot=boot,
+        role=plan.role,
+        address=address,
+        model=spec.name,
+        kv_fingerprint=spec.kv_fingerprint,
+        serving_fingerprint=spec.serving_fingerprint,
+        max_tokens=spec.max_tokens,
+        page_tokens=spec.page_tokens,
+        device=f"{plan.device} x{plan.threads}",
+    )
+
+
+async def _join(directory: Directory, here: Worker) -> None:
+    try:
+        await directory.register(here)
+    except Incompatible as error:
+        raise StartError(f"the mesh refused it: {error.message}") from error
+    except BatonError as error:
+        raise StartError(f"it could not register with the controller: {error.message}") from error
+
+
+async def _renew(directory: Directory, here: Worker, engine: Engine, clock: Clock, lease_s: float) -> None:
+    """For ever. The controller may be away for any time; that it refuses us now ends this worker."""
+    while True:
+        await clock.sleep(lease_s / _RENEWALS_PER_LEASE)
+        try:
+            await directory.register(replace(here, load=engine.load()))
+        except Unavailable as error:
+            _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
+
+
+async def _leave(directory: Directory, here: Worker) -> None:
+    try:
+        async with asyncio.timeout(_LEAVE_S):
+            await directory.leave(here.id, here.boot)
+    except (BatonError, TimeoutError):
+        _log.info("left without telling the controller, which does not answer", extra={"worker": here.id})
