@@ -4,10 +4,12 @@ Owns every sequence on the engine and the pool's pages they hold. Never computes
 
     WAITING    to be admitted when there is room; also after a preemption, and then all it had is recomputed
     AWAITING   holds its pages while frames land in them, until `run`
+    LANDED     holds its pages until there is a place in the batch
     RUNNING    takes part in steps
 
 A step takes one token of every sequence that only has its newest to run, then gives what is left of the token budget
-to prefill chunks, in the order of admission. Without a free page the sequence admitted last is preempted.
+to prefill chunks, in the order of admission. Without a free page the sequence admitted last is preempted; it comes
+before all others then, and nothing new is reserved until it has its pages back.
 """
 
 import enum
@@ -44,6 +46,7 @@ class Limits:
 class Phase(enum.Enum):
     WAITING = "waiting"
     AWAITING = "awaiting"
+    LANDED = "landed"
     RUNNING = "running"
 
 
@@ -57,7 +60,7 @@ class Ready:
     id: PageId
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     sequence: Sequence
     work: Work
@@ -70,11 +73,18 @@ class _Entry:
     local: int = 0
     landed: dict[int, int] = field(default_factory=dict)
     exported: int = 0
+    preempted: bool = False
 
     @property
     def target(self) -> int:
         """Tokens that need KV before this sequence is done with what it knows so far."""
         return self.work.upto if isinstance(self.work, Prefill) else len(self.tokens)
+
+    @property
+    def to_prefill(self) -> int:
+        """Tokens to compute before it decodes; what it awaits is computed elsewhere."""
+        left = self.target - self.computed
+        return left if left > 1 and self.phase is not Phase.AWAITING else 0
 
 
 class Batcher:
@@ -85,6 +95,7 @@ class Batcher:
         self._entries: dict[SequenceId, _Entry] = {}
         self._reserving: deque[_Entry] = deque()
         self._waiting: deque[_Entry] = deque()
+        self._landed: deque[_Entry] = deque()
         self._running: list[_Entry] = []
         self._full = False
 
@@ -97,13 +108,13 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether a step now would do anything: those that await frames, or found no room, need none."""
-        return bool(self._running or self._reserving or (self._waiting and not self._full))
+        return bool(self._running or self._landed or self._reserving or (self._waiting and not self._full))
 
     def load(self) -> Load:
-        awaiting = sum(entry.phase is Phase.AWAITING for entry in self._entries.values())
-        prefill = sum(entry.target - entry.computed for entry in self._entries.values())
-        waiting = len(self._waiting) + len(self._reserving)
-        return Load(len(self._running), waiting, awaiting, prefill, self.pool.occupancy())
+        running = len(self._running)
+        waiting = len(self._waiting) + len(self._reserving) + len(self._landed)
+        prefill = sum(entry.to_prefill for entry in self._entries.values())
+        return Load(running, waiting, len(self._entries) - running - waiting, prefill, self.pool.occupancy())
 
     def submit(self, sequence: Sequence, work: Work) -> None:
         if sequence.id in self._entries:
@@ -113,11 +124,20 @@ class Batcher:
         self._entries[sequence.id] = entry
         self._extend(entry)
         (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
-        self._full &= len(self._waiting) > 1
 
     def admit(self) -> list[StepEvent]:
-        """Reserve for those that await frames and admit those that wait, in order, as far as there is room."""
-        events = [self._reserve(self._reserving.popleft()) for _ in range(len(self._reserving))]
+        """Admit those that landed and those that wait, in order, as far as there is room; reserve for the others."""
+        events: list[StepEvent] = []
+        while self._landed and len(self._running) < self._limits.max_running:
+            entry = self._landed.popleft()
+            events.append(Admitted(entry.sequence.id, entry.local, entry.computed - entry.local))
+            self._start(entry)
+        events += self._admit_waiting()
+        events += [self._reserve(self._reserving.popleft()) for _ in range(len(self._reserving))]
+        return events
+
+    def _admit_waiting(self) -> list[StepEvent]:
+        events: list[StepEvent] = []
         while self._waiting and len(self._running) < self._limits.max_running:
             entry = self._waiting[0]
             taken = self.pool.try_take(self._reusable(entry), pages_for(entry.target, self._spec.page_tokens))
@@ -148,11 +168,11 @@ class Batcher:
         self.pool.landed(entry.table[frame.index])
         return entry.table[frame.index]
 
-    def run(self, sequence: SequenceId) -> list[StepEvent]:
+    def run(self, sequence: SequenceId) -> None:
         """Let a sequence that awaited frames decode; what did not land is computed here."""
         entry = self._entries.get(sequence)
         if entry is None:
-            return []
+            return
         if entry.phase is not Phase.AWAITING:
             raise InvariantViolation(16, f"sequence {sequence} was run twice")
         entry.computed = self._landed_tokens(entry)
@@ -160,8 +180,8 @@ class Batcher:
             if index not in entry.landed:
                 self.pool.landed(entry.table[index])
         self._publish(entry)
-        self._start(entry)
-        return [Admitted(sequence, entry.local, entry.computed - entry.local)]
+        entry.phase = Phase.LANDED
+        self._landed.append(entry)
 
     def plan(self) -> tuple[Chunk, ...]:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
@@ -214,7 +234,7 @@ class Batcher:
             return False
         if entry.phase is Phase.AWAITING:
             self._publish(entry, upto=self._landed_tokens(entry))
-        for queue in (self._waiting, self._reserving, self._running):
+        for queue in (self._waiting, self._reserving, self._landed, self._running):
             if entry in queue:
                 queue.remove(entry)
         self.pool.release(entry.table)
@@ -229,9 +249,9 @@ class Batcher:
         if len(held) != total.owned + total.landing:
             raise InvariantViolation(16, f"{len(held)} pages are in block tables, the pool says {total}")
         phases = Counter(entry.phase for entry in self._entries.values())
-        queued = len(self._waiting) + len(self._reserving)
-        if (phases[Phase.RUNNING], phases[Phase.WAITING]) != (len(self._running), queued):
-            raise InvariantViolation(16, f"{phases} differ from the queues: {len(self._running)} running")
+        queues = (len(self._running), len(self._landed), len(self._waiting) + len(self._reserving))
+        if (phases[Phase.RUNNING], phases[Phase.LANDED], phases[Phase.WAITING]) != queues:
+            raise InvariantViolation(16, f"the sequences are {phases}, the queues hold {queues}")
 
     def _pages(self, tokens: int) -> int:
         return pages_for(tokens, self._spec.page_tokens)
@@ -253,7 +273,9 @@ class Batcher:
         return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
     def _reserve(self, entry: _Entry) -> StepEvent:
-        taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
+        taken = None
+        if not (self._waiting and self._waiting[0].preempted):
+            taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
         if taken is None:
             del self._entries[entry.sequence.id]
             return NoRoom(entry.sequence.id)
@@ -273,7 +295,7 @@ class Batcher:
         return min(tokens, len(entry.tokens) - 1)
 
     def _start(self, entry: _Entry) -> None:
-        entry.phase = Phase.RUNNING
+        entry.phase, entry.preempted = Phase.RUNNING, False
         self._running.append(entry)
 
     def _publish(self, entry: _Entry, upto: int | None = None) -> None:
@@ -283,8 +305,7 @@ class Batcher:
             return
         self._extend(entry)
         for index in range(entry.published, full):
-            parent = entry.chain[index - 1] if index else ROOT
-            self.pool.publish(entry.table[index], entry.chain[index], parent)
+            entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
         entry.published = full
 
     def _grow(self, entry: _Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
@@ -303,8 +324,10 @@ class Batcher:
     def _preempt(self, entry: _Entry) -> None:
         self._running.remove(entry)
         self.pool.release(entry.table)
-        entry.table, entry.computed, entry.published, entry.phase = [], 0, 0, Phase.WAITING
+        entry.table, entry.computed, entry.published = [], 0, 0
+        entry.phase, entry.preempted = Phase.WAITING, True
         self._waiting.appendleft(entry)
+        self._full = False
 
     def _ready(self, entry: _Entry) -> list[Ready]:
         assert isinstance(entry.work, Prefill)

@@ -5,14 +5,16 @@ Every page is in exactly one of four places (invariant 16):
     FREE      holds nothing
     LANDING   reserved by one sequence for a frame that is on its way
     OWNED     pinned by `references` sequences
-    CACHED    pinned by none, its content known by a page id; evicted leaf first, the least recently used of them
+    CACHED    pinned by none, its content known by a page id; the least recently used is evicted first
 
 A page enters the prefix cache with `publish`, once all its tokens have KV; until then it is private to its sequence.
+No content is there twice, so whoever holds a page holds all that it continues, and releases it before them: the
+least recently used page is always a leaf, and no eviction leaves a page that nobody can find.
 """
 
 import enum
 import hashlib
-from array import array
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,8 +31,8 @@ def page_id(salt: bytes, parent: PageId, tokens: Sequence[int], page_tokens: int
     The id of a partial tail hashes just its valid tokens, so it never equals the id of the full page.
     """
     digest = hashlib.blake2b(parent, digest_size=16, key=salt)
-    digest.update(array("i", tokens).tobytes())
-    digest.update(b"%d:%s" % (page_tokens, fingerprint.encode()))
+    digest.update(struct.pack(f"<{len(tokens)}i", *tokens))
+    digest.update(b"%d:%d:%s" % (len(tokens), page_tokens, fingerprint.encode()))
     return PageId(digest.digest())
 
 
@@ -74,7 +76,6 @@ class _Page:
     state: PageState = PageState.FREE
     references: int = 0
     id: PageId | None = None
-    parent: PageId | None = None
 
 
 class PagePool:
@@ -85,10 +86,8 @@ class PagePool:
         self._free = list(range(pages - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._by_id: dict[PageId, int] = {}
-        self._children: dict[PageId, int] = {}
         self._landing = 0
-        self._stored: list[PageId] = []
-        self._removed: list[PageId] = []
+        self._changed: dict[PageId, bool] = {}
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -130,17 +129,24 @@ class PagePool:
         self._landing -= 1
         entry.state, entry.references = PageState.OWNED, 1
 
-    def publish(self, page: int, ident: PageId, parent: PageId) -> None:
-        """Make the content of an owned page known; when another page already holds it, this one stays private."""
+    def publish(self, page: int, ident: PageId) -> int:
+        """Make the content of an owned page known; returns the page that bears it from now on.
+
+        When another page has the same content already, the reference moves to that one and this one is freed.
+        """
         entry = self._pages[page]
-        if entry.state is not PageState.OWNED:
-            raise InvariantViolation(16, f"page {page} published while {entry.state.value}")
-        if entry.id is not None or ident in self._by_id:
-            return
-        entry.id, entry.parent = ident, parent
-        self._by_id[ident] = page
-        self._children[parent] = self._children.get(parent, 0) + 1
-        self._stored.append(ident)
+        if entry.state is not PageState.OWNED or entry.id not in (None, ident):
+            raise InvariantViolation(16, f"page {page} published while {entry.state.value}, or under a second id")
+        known = self._by_id.get(ident)
+        if known is None:
+            entry.id = ident
+            self._by_id[ident] = page
+            self._changed[ident] = True
+            return page
+        if known != page:
+            self.release([page])
+            self._pin(known)
+        return known
 
     def release(self, table: Iterable[int]) -> None:
         """Give back one reference to each page of a block table."""
@@ -160,11 +166,10 @@ class PagePool:
                 self._cached[page] = None
 
     def drain_changes(self) -> tuple[tuple[PageId, ...], tuple[PageId, ...]]:
-        """Page ids (stored, removed) since the last call, for the directory."""
-        stored, removed = tuple(self._stored), tuple(self._removed)
-        self._stored.clear()
-        self._removed.clear()
-        return stored, removed
+        """Page ids (stored, removed) since the last call, for the directory; each once, as it is now."""
+        changed, self._changed = self._changed, {}
+        stored = tuple(ident for ident, here in changed.items() if here)
+        return stored, tuple(ident for ident, here in changed.items() if not here)
 
     def check(self) -> None:
         """Raise `InvariantViolation` 16 unless every page is in exactly one place."""
@@ -174,11 +179,15 @@ class PagePool:
             raise InvariantViolation(16, f"pages counted {counted}, accounted {self.occupancy()}")
         if len(set(self._free)) != len(self._free) or not all(states[page] is PageState.FREE for page in self._free):
             raise InvariantViolation(16, "the free list holds a page twice, or one that is not free")
+        if set(self._cached) != {page for page, state in enumerate(states) if state is PageState.CACHED}:
+            raise InvariantViolation(16, "the eviction order lacks a cached page, or has one that is not cached")
+        if self._by_id != {entry.id: page for page, entry in enumerate(self._pages) if entry.id is not None}:
+            raise InvariantViolation(16, "the prefix cache and the ids of the pages differ")
         for page, entry in enumerate(self._pages):
             if (entry.references > 0) != (entry.state is PageState.OWNED):
                 raise InvariantViolation(16, f"page {page} is {entry.state.value} with {entry.references} references")
-            if entry.id is not None and self._by_id.get(entry.id) != page:
-                raise InvariantViolation(16, f"page {page} bears an id that the cache gives to another page")
+            if entry.state in (PageState.FREE, PageState.LANDING) and entry.id is not None:
+                raise InvariantViolation(16, f"page {page} bears an id while {entry.state.value}")
 
     def _pin(self, page: int) -> None:
         entry = self._pages[page]
@@ -200,26 +209,11 @@ class PagePool:
         return page
 
     def _evict(self) -> None:
-        """Drop the least recently used cached page that no resident page continues.
-
-        A sequence releases its deepest page first, so the oldest one is nearly always such a leaf; only when a
-        duplicate kept its parent out of the cache is there none, and the oldest goes.
-        """
-        leaf = (page for page in self._cached if not self._children.get(self._pages[page].id or ROOT))
-        page = next(leaf, None)
-        if page is None:
-            page = next(iter(self._cached))
-        del self._cached[page]
-        entry = self._pages[page]
-        assert entry.id is not None
-        assert entry.parent is not None
-        self._removed.append(entry.id)
-        del self._by_id[entry.id]
-        left = self._children[entry.parent] - 1
-        if left:
-            self._children[entry.parent] = left
-        else:
-            del self._children[entry.parent]
+        page, _ = self._cached.popitem(last=False)
+        ident = self._pages[page].id
+        assert ident is not None, "a cached page has an id"
+        del self._by_id[ident]
+        self._changed[ident] = False
         self._to_free(page)
 
     def _to_free(self, page: int) -> None:
