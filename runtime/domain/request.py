@@ -7,6 +7,7 @@ Owns where one attempt stands and what has to happen next; never waits, computes
                   Begin -> RESERVING                                                   SubmitWork(awaiting)
     RESERVING     Reserved -> LANDING                                                  OpenLanding
                   NoRoom -> WAITING_ROOM
+                  Generated(finish), as forced tokens can -> FINISHED                  Emit, ArmGrace
     WAITING_ROOM  PagesFreed -> RESERVING                                              SubmitWork(awaiting)
     LANDING       FrameVerified -> same                                                Land, Progress
                   LandingComplete -> RUNNING                                           RunSequence
@@ -47,7 +48,7 @@ class RequestState(enum.Enum):
 _S = RequestState
 _NEXT = {
     _S.NEW: {_S.RESERVING, _S.RUNNING, _S.CLOSED},
-    _S.RESERVING: {_S.LANDING, _S.WAITING_ROOM, _S.CLOSED},
+    _S.RESERVING: {_S.LANDING, _S.WAITING_ROOM, _S.FINISHED, _S.CLOSED},
     _S.WAITING_ROOM: {_S.RESERVING, _S.CLOSED},
     _S.LANDING: {_S.RUNNING, _S.CLOSED},
     _S.RUNNING: {_S.FINISHED, _S.CLOSED},
@@ -347,7 +348,7 @@ class Request:
         return []
 
     def _generated(self, event: NewTokens) -> list[RequestCommand]:
-        if self.state is not RequestState.RUNNING:
+        if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
         handoff = None if self._log else self._handoff
         output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff)

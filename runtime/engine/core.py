@@ -33,7 +33,7 @@ from runtime.domain.steps import (
     Work,
 )
 from runtime.engine.output import OutputStream
-from runtime.errors import ContextExceeded
+from runtime.errors import BatonError, ContextExceeded, InvalidArgument
 from runtime.ids import PageId, SequenceId
 from runtime.ports import TextDecoder
 
@@ -110,7 +110,7 @@ class EngineCore:
             case Land(sequence, frame):
                 self._land(sequence, frame)
             case Run(sequence):
-                self._early.extend(self._batcher.run(sequence))
+                self._batcher.run(sequence)
             case Cancel(sequence):
                 self._remove(sequence)
 
@@ -129,21 +129,32 @@ class EngineCore:
         return StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
 
     def _submit(self, sequence: Sequence, work: Work) -> None:
-        room = min(len(self._batcher.pool) * self.spec.page_tokens, self.spec.max_tokens)
-        if len(sequence.tokens) + 1 > room:
-            error = ContextExceeded(f"the sequence has {len(sequence.tokens)} tokens, the limit is {room - 1}")
-            self._early.append(SequenceFailed(sequence.id, error))
-            return
         live = _Live(sequence, work, generated=len(sequence.forced))
-        if not isinstance(work, Prefill):
+        error = self._refusal(sequence)
+        if error is None and not isinstance(work, Prefill):
             live.output = OutputStream(sequence.sampling, self._eos_ids, self._decoder())
-            for token in sequence.forced:
-                live.output.push(token)
-            if live.output.finish is not None:
-                self._early.append(Generated(sequence.id, live.generated, (), "", live.output.finish))
-                return
-        self._live[sequence.id] = live
-        self._batcher.submit(sequence, work)
+            error = _replay(live.output, sequence.forced)
+        if error is not None:
+            self._early.append(SequenceFailed(sequence.id, error))
+        elif live.output is not None and live.output.finish is not None:
+            self._early.append(Generated(sequence.id, live.generated, (), "", live.output.finish))
+        else:
+            self._batcher.submit(sequence, work)
+            self._live[sequence.id] = live
+
+    def _refusal(self, sequence: Sequence) -> BatonError | None:
+        """What is never let in: it could wait for more pages than there are, or ask the model for what it has not."""
+        room = min(len(self._batcher.pool) * self.spec.page_tokens, self.spec.max_tokens)
+        prompt, most = len(sequence.prompt), sequence.sampling.max_tokens
+        if prompt + most > room:
+            return ContextExceeded(
+                f"the prompt has {prompt} tokens and max_tokens is {most}, together more than the {room} tokens that "
+                f"this worker has room for",
+                field="max_tokens" if prompt < room else "prompt",
+            )
+        if max(sequence.tokens, default=0) >= self.spec.vocab:
+            return InvalidArgument(f"a token id is outside the vocabulary of {self.spec.vocab}", field="prompt")
+        return None
 
     def _land(self, sequence: SequenceId, frame: Frame) -> None:
         page = self._batcher.land(sequence, frame)
@@ -196,3 +207,14 @@ class EngineCore:
     def _remove(self, sequence: SequenceId) -> None:
         if self._live.pop(sequence, None) is not None:
             self._freed |= self._batcher.remove(sequence)
+
+
+def _replay(output: OutputStream, forced: tuple[int, ...]) -> BatonError | None:
+    """Bring the text to where the forced tokens left it; an error when they go on after the end."""
+    for count, token in enumerate(forced, 1):
+        output.push(token)
+        if output.finish is not None and count < len(forced):
+            return InvalidArgument(
+                f"{len(forced)} tokens are forced, but token {count} ends the answer", field="forced"
+            )
+    return None
