@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.domain import request as r
 from runtime.domain.landing import Complete, Deliver, Incomplete, Landing, LandingEvent
-from runtime.domain.messages import Handoff, Output, PrefillCall, Start, Ticket, TicketPage
+from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCall, Start, Ticket, TicketPage
 from runtime.domain.pages import ROOT, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Cancel, Land, Run, Submit
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from runtime.roles.decode import DecodeRole, Link
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Transfer:
-    number: int
+    """The landing's epoch is the number that the request gave this transfer."""
+
     landing: Landing
-    call: asyncio.Task[None] | None = None
+    call: asyncio.Task[None]
 
 
 class Attempt:
@@ -47,6 +48,16 @@ class Attempt:
             extend_chain(self._chain, self._sequence.salt, self._sequence.tokens, spec.page_tokens, spec.kv_fingerprint)
             cached = self._role.engine.match(self._chain) * spec.page_tokens
         self.feed(r.Begin(cached))
+
+    def lacks(self) -> int:
+        """Pages that the prompt needs beyond what the prefix cache holds now; advisory."""
+        engine = self._role.engine
+        return pages_for(len(self._sequence.tokens), engine.spec.page_tokens) - engine.match(self._chain)
+
+    def stop(self) -> None:
+        """Let nothing of it happen any more: the worker ends, and all it held with it."""
+        for name in tuple(self._timers):
+            self._disarm(name)
 
     def feed(self, event: r.RequestEvent) -> None:
         """Give the request an event and do what its table says."""
@@ -79,15 +90,16 @@ class Attempt:
             case r.ArmGrace():
                 self._arm("grace", self._role.settings.grace_s, r.GraceOver())
             case r.Forget():
-                for name in tuple(self._timers):
-                    self._disarm(name)
+                self.stop()
+                if self._transfer is not None:
+                    self._transfer.call.cancel()
                 self._role.forget(self)
 
-    def _emit(self, output: object) -> None:
+    def _emit(self, output: Output | AttemptFailed) -> None:
         assert self.link is not None, "the table emits only while attached"
         if isinstance(output, Output) and output.handoff is not None:
             output = replace(output, handoff=self._timed(output.handoff))
-        self.link.pending.append(output)  # type: ignore[arg-type]
+        self.link.pending.append(output)
 
     def _timed(self, handoff: Handoff) -> Handoff:
         waited = (self._in_batch or self._began) - self._began
@@ -96,16 +108,25 @@ class Attempt:
         return replace(handoff, wait_ms=waited * 1000, transfer_ms=moved * 1000, transport=name)
 
     def _open(self, command: r.OpenLanding) -> None:
-        role, start = self._role, self.request.start
+        role = self._role
         pages = tuple(page for page in self._pages(command.local_tokens) if page.index not in command.verified)
+        if not pages:
+            # Of the transfer before, only the commit was lost.
+            self.feed(r.LandingComplete(command.transfer))
+            return
         landing = Landing(role.ids.transfer(), command.transfer, pages)
-        transfer = _Transfer(command.transfer, landing)
         endpoint = role.transport.expect(
-            landing.transfer, landing.epoch, pages, lambda event: self._landed(transfer, event)
+            landing.transfer, landing.epoch, pages, lambda event: self._landed(landing, event)
         )
-        spec = role.engine.spec
-        remaining = start.remaining_ms - round((role.clock.now() - self._began) * 1000)
-        ticket = Ticket(
+        call = PrefillCall(self.request.start.tenant, self._sequence.tokens, self._ticket(landing, pages, endpoint))
+        task = role.group.create_task(self._call(command.transfer, command.peer.address, call))
+        self._transfer = _Transfer(landing, task)
+        self._arm_progress()
+
+    def _ticket(self, landing: Landing, pages: tuple[TicketPage, ...], endpoint: str) -> Ticket:
+        role, spec = self._role, self._role.engine.spec
+        remaining = self.request.start.remaining_ms - round((role.clock.now() - self._began) * 1000)
+        return Ticket(
             landing.transfer,
             landing.epoch,
             role.boot,
@@ -116,10 +137,6 @@ class Attempt:
             pages,
             max(remaining, 1),
         )
-        call = PrefillCall(start.tenant, self._sequence.tokens, ticket)
-        transfer.call = role.group.create_task(self._call(transfer, command.peer.address, call))
-        self._transfer = transfer
-        self._arm_progress()
 
     def _pages(self, local_tokens: int) -> list[TicketPage]:
         """The pages beyond `local_tokens` that hold all tokens but the last, which runs here."""
@@ -133,31 +150,30 @@ class Attempt:
             pages.append(TicketPage(full, tail, upto - full * size))
         return pages
 
-    async def _call(self, transfer: _Transfer, address: str, call: PrefillCall) -> None:
+    async def _call(self, number: int, address: str, call: PrefillCall) -> None:
         try:
             done = await self._role.peers.prefill(address).prefill(call)
         except BatonError as error:
-            self.feed(r.LandingLost(transfer.number, error.message))
+            self.feed(r.LandingLost(number, error.message))
         else:
-            self.feed(r.PeerDone(transfer.number, done))
+            self.feed(r.PeerDone(number, done))
 
-    def _landed(self, transfer: _Transfer, event: LandingEvent) -> None:
-        for command in transfer.landing.on(event):
+    def _landed(self, landing: Landing, event: LandingEvent) -> None:
+        for command in landing.on(event):
             match command:
                 case Deliver(frame):
                     self._last_frame = self._role.clock.now()
                     self._first_frame = self._first_frame or self._last_frame
                     self._arm_progress()
-                    self.feed(r.FrameVerified(transfer.number, frame))
+                    self.feed(r.FrameVerified(landing.epoch, frame))
                 case Complete():
-                    self.feed(r.LandingComplete(transfer.number))
+                    self.feed(r.LandingComplete(landing.epoch))
                 case Incomplete(reason):
-                    self.feed(r.LandingLost(transfer.number, reason))
+                    self.feed(r.LandingLost(landing.epoch, reason))
 
     def _fence(self) -> None:
         transfer = self._transfer
-        assert transfer is not None
-        assert transfer.call is not None
+        assert transfer is not None, "the table fences only what it opened"
         self._disarm("progress")
         transfer.landing.abort()
         transfer.call.cancel()

@@ -23,7 +23,7 @@ from runtime.domain.messages import (
     Start,
     StepBatch,
 )
-from runtime.domain.steps import Admitted, Generated, NoRoom, Reserved, SequenceFailed, StepEvent, StepOutput
+from runtime.domain.steps import Admitted, Generated, Load, NoRoom, Reserved, SequenceFailed, StepEvent, StepOutput
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
 from runtime.ids import BootId, GatewayId, Ids, SequenceId, TenantId, TurnId
 from runtime.ports import Engine, Observe, Peers, Transport, unobserved
@@ -56,13 +56,13 @@ class Link:
         self.gateway = gateway
         self.pending: list[Output | AttemptFailed] = []
         self._role = role
-        self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound + 1)
-        self._bound = bound
-        self._broken = False
+        self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound)
+        self._open = True
 
     def command(self, command: GatewayCommand) -> None:
         """Take a command; what it leads to comes out of `batches`."""
-        self._role.command(self, command)
+        if self._open:
+            self._role.command(self, command)
 
     async def batches(self) -> AsyncIterator[StepBatch]:
         """What goes out to this gateway; ends when the stream is to be broken."""
@@ -71,14 +71,24 @@ class Link:
 
     def flush(self, *, heartbeat: bool = False) -> None:
         """Send what is pending, with the load."""
-        if self._broken or not (self.pending or heartbeat):
+        if not self._open or not (self.pending or heartbeat):
             return
-        if self._queue.qsize() >= self._bound:
-            self._broken = True
-            self._queue.put_nowait(None)
+        if self._queue.full():
+            _log.warning("a gateway does not read its stream: broken", extra={"gateway": self.gateway})
+            self.close()
             return
         self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load()))
         self.pending = []
+
+    def close(self) -> None:
+        """End the stream. Whoever still writes may hang at a gateway that does not read, so nothing waits for it."""
+        if self._open:
+            self._open = False
+            self.pending = []
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._queue.put_nowait(None)
+            self._role.lost(self)
 
 
 class DecodeRole:
@@ -105,21 +115,27 @@ class DecodeRole:
         self.group: asyncio.TaskGroup
         self._tenants = tenants
         self._attempts: dict[SequenceId, Attempt] = {}
-        self._newest: OrderedDict[TurnId, Ref] = OrderedDict()
+        self._turns: dict[TurnId, Attempt] = {}
+        self._ended: OrderedDict[TurnId, Ref] = OrderedDict()
+        self._roomless: dict[SequenceId, Attempt] = {}
         self._links: list[Link] = []
 
     async def run(self) -> None:
-        """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every gateway."""
-        async with asyncio.TaskGroup() as self.group:
-            self.group.create_task(self._heartbeats())
-            try:
-                async for step in self.engine.steps():
-                    self._on_step(step)
-            except EngineFailed as error:
-                for attempt in list(self._attempts.values()):
-                    attempt.feed(r.SequenceLost(error))
-                self._flush()
-                raise
+        """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""
+        try:
+            async with asyncio.TaskGroup() as self.group:
+                self.group.create_task(self._heartbeats())
+                try:
+                    async for step in self.engine.steps():
+                        self._on_step(step)
+                except EngineFailed as error:
+                    for attempt in list(self._attempts.values()):
+                        attempt.feed(r.SequenceLost(error))
+                    self._flush()
+                    raise
+        finally:
+            for attempt in self._attempts.values():
+                attempt.stop()
 
     @asynccontextmanager
     async def attach(self, gateway: GatewayId) -> AsyncIterator[Link]:
@@ -131,10 +147,14 @@ class DecodeRole:
             yield link
         finally:
             self._links.remove(link)
-            for attempt in list(self._attempts.values()):
-                if attempt.link is link:
-                    attempt.link = None
-                    attempt.feed(r.GatewayLost())
+            link.close()
+
+    def lost(self, link: Link) -> None:
+        """The stream is over: its requests wait for their gateway on another one, or end."""
+        for attempt in list(self._attempts.values()):
+            if attempt.link is link:
+                attempt.link = None
+                attempt.feed(r.GatewayLost())
 
     def command(self, link: Link, command: GatewayCommand) -> None:
         if isinstance(command, Start):
@@ -148,7 +168,13 @@ class DecodeRole:
         link.flush()
 
     def forget(self, attempt: Attempt) -> None:
-        del self._attempts[attempt.request.ref.sequence]
+        ref = attempt.request.ref
+        del self._attempts[ref.sequence]
+        del self._turns[ref.turn]
+        self._roomless.pop(ref.sequence, None)
+        self._ended[ref.turn] = ref
+        if len(self._ended) > _FENCES:
+            self._ended.popitem(last=False)
 
     def running(self) -> int:
         return len(self._attempts)
@@ -172,19 +198,17 @@ class DecodeRole:
         if error is not None:
             link.pending.append(AttemptFailed(start.ref, error))
             return
-        for attempt in list(self._attempts.values()):
-            if attempt.request.ref.turn == start.ref.turn:
-                attempt.feed(r.Superseded())
-        self._newest[start.ref.turn] = start.ref
-        self._newest.move_to_end(start.ref.turn)
-        if len(self._newest) > _FENCES:
-            self._newest.popitem(last=False)
+        older = self._turns.get(start.ref.turn)
+        if older is not None:
+            older.feed(r.Superseded())
+        self._ended.pop(start.ref.turn, None)
         attempt = Attempt(self, start, self._tenants[start.tenant], link)
-        self._attempts[start.ref.sequence] = attempt
+        self._attempts[start.ref.sequence] = self._turns[start.ref.turn] = attempt
         attempt.begin()
 
     def _refusal(self, start: Start) -> BatonError | None:
-        newest = self._newest.get(start.ref.turn)
+        running = self._turns.get(start.ref.turn)
+        newest = running.request.ref if running is not None else self._ended.get(start.ref.turn)
         if newest is not None and newest >= start.ref:
             return StaleAttempt(f"attempt {start.ref.attempt} is not newer than {newest.attempt}", field="ref")
         if start.tenant not in self._tenants:
@@ -195,11 +219,27 @@ class DecodeRole:
         for event in step.events:
             attempt = self._attempts.get(event.sequence)
             if attempt is not None and (translated := _translate(event)) is not None:
+                self._note_room(event, attempt)
                 attempt.feed(translated)
-        if step.pages_freed:
-            for attempt in list(self._attempts.values()):
-                attempt.feed(r.PagesFreed())
+        if step.pages_freed and self._roomless:
+            self._wake(step.load)
         self._flush()
+
+    def _note_room(self, event: StepEvent, attempt: Attempt) -> None:
+        """Who waits for room, in the order of their first try."""
+        if isinstance(event, NoRoom):
+            self._roomless.setdefault(event.sequence, attempt)
+        elif isinstance(event, Reserved):
+            self._roomless.pop(event.sequence, None)
+
+    def _wake(self, load: Load) -> None:
+        """Let as many try again as there may be room for: every try of a long prompt costs the engine."""
+        room = load.pages.free + load.pages.cached
+        for attempt in self._roomless.values():
+            room -= attempt.lacks()
+            if room < 0:
+                return
+            attempt.feed(r.PagesFreed())
 
     def _flush(self) -> None:
         for link in self._links:
