@@ -8,12 +8,12 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from runtime.domain.steps import EngineCommand, Load, StepOutput
 from runtime.engine.core import EngineCore
 from runtime.errors import EngineFailed
 from runtime.ids import PageId
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.domain.spec import ModelSpec

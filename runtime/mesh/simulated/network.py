@@ -7,7 +7,7 @@ may fail although its work was done.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, View, Worker
 from runtime.errors import BatonError, Unavailable
