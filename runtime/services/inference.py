@@ -1,19 +1,23 @@
 """`batonmesh.v1.Inference`: what users call by gRPC. Translates, tokenizes, delegates."""
 
+import asyncio
 from dataclasses import dataclass, replace
 
 import grpc
 
 from batonmesh.v1 import inference_pb2 as pb
 from batonmesh.v1 import inference_pb2_grpc
-from runtime.domain.generation import Generation
+from runtime.domain.generation import Delta, Generation
+from runtime.errors import BatonError
 from runtime.ids import TenantId
-from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
 from runtime.wire import fields
 from runtime.wire.inference import Answer, pack_model, unpack_prompt
 from runtime.wire.sequence import unpack_sampling
+
+_PASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         answer = Answer(len(generation.prompt), logprobs=generation.sampling.logprobs is not None)
         async with self._role.open(generation) as deltas:
             async for delta in deltas:
-                await context.write(answer.pack((delta,)))
+                together, failed = await _gather(delta, deltas)
+                await context.write(answer.pack(together))
+                if failed is not None:
+                    raise failed
+                if together[-1].finish is None:
+                    await _let_others_run()
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
         return pb.CountTokensResponse(tokens=len(await self._tokens(self._model(request.model), request.prompt)))
@@ -53,13 +62,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def _generation(self, request: pb.GenerateRequest, context: Context) -> Generation:
         model = self._model(request.model)
         limit = model.spec.max_tokens
-        deadline_s = self._deadline_s(request, context)
+        clock = asyncio.get_running_loop().time
+        ends = clock() + self._deadline_s(request, context)
         sampling = unpack_sampling(request.sampling, max_tokens=limit, seed=self._role.fresh_seed())
         prompt = await self._tokens(model, request.prompt)
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
-        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, deadline_s)
+        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, ends - clock())
 
     def _model(self, name: str) -> ServedModel:
         return self._role.served(fields.name(name, "model", 256))
@@ -84,3 +94,20 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if message.ByteSize() <= self._settings.inline_bytes:
             return tuple(tokenize())
         return tuple(await self._pool.run(tokenize))
+
+
+async def _let_others_run() -> None:
+    """On a busy loop the next tokens gather meanwhile, and a message costs more than a token; else this is nothing."""
+    for _ in range(_PASSES):
+        await asyncio.sleep(0)
+
+
+async def _gather(first: Delta, deltas: Deltas) -> tuple[list[Delta], BatonError | None]:
+    """What is ready now, and the error that follows it, if that is ready too."""
+    together = [first]
+    try:
+        while deltas.ready():
+            together.append(await anext(deltas))
+    except BatonError as error:
+        return together, error
+    return together, None

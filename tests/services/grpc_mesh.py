@@ -1,4 +1,4 @@
-"""A whole mesh in this process over real gRPC: controller, simulated workers and gateway, each on a server of its own."""
+"""A whole mesh in this process over real gRPC: controller, simulated workers, gateway, each on its own server."""
 
 import asyncio
 import random
@@ -31,6 +31,7 @@ from runtime.services.server import GrpcServer
 
 SPEC = simulated_spec("simulated", page_tokens=8, max_tokens=4096)
 TENANT = TenantId("default")
+INSTANT = StepProfile()
 LOCAL = "127.0.0.1"
 _IDS = Ids(random.Random(7))
 
@@ -62,7 +63,7 @@ class GrpcMesh:
 
 @asynccontextmanager
 async def grpc_mesh(
-    *, decode: int = 1, prefill: int = 1, profile: StepProfile = StepProfile(), deadline_s: float = 30.0
+    *, decode: int = 1, prefill: int = 1, profile: StepProfile = INSTANT, deadline_s: float = 30.0
 ) -> AsyncIterator[GrpcMesh]:
     async with AsyncExitStack() as stack:
         group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -90,9 +91,7 @@ async def grpc_mesh(
         server.add(MeshService(gateway.view))
         await stack.enter_async_context(server)
         await gateway.wait_ready()
-        yield GrpcMesh(
-            controller, gateway, f"{LOCAL}:{server.port}", f"{LOCAL}:{registry.port}", channels, workers
-        )
+        yield GrpcMesh(controller, gateway, f"{LOCAL}:{server.port}", f"{LOCAL}:{registry.port}", channels, workers)
 
 
 def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
