@@ -38,9 +38,16 @@ def _limits(engine: EngineConfig) -> Limits:
 
 
 def _pages(engine: EngineConfig, spec: ModelSpec) -> int:
-    pages = engine.pages or engine.kv_mib * _MIB // spec.page_bytes
-    if pages * spec.page_tokens < engine.max_running:
-        raise ConfigError(f"engine.kv_mib: {engine.kv_mib} MiB hold {pages} pages of {spec.page_bytes} bytes: too few")
+    """Raises `ConfigError` when sequences that decode together could not have a page each."""
+    if engine.pages is None:
+        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // spec.page_bytes
+    else:
+        field, pages = "engine.pages", engine.pages
+    if pages < engine.max_running:
+        raise ConfigError(
+            f"{field}: makes {pages} pages of {spec.page_bytes} bytes, "
+            f"too few for engine.max_running, which is {engine.max_running}"
+        )
     return pages
 
 
