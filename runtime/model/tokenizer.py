@@ -72,7 +72,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"{field} is not valid Unicode: {error.reason}", field=field) from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
+        # A batch lets other threads run meanwhile; `encode` holds the interpreter, seconds for a long text.
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=special)
+        ids: list[int] = encoding.ids
         return ids
 
 

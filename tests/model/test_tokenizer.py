@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,15 @@ def test_a_gateway_can_use_it_without_torch(llama: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_long_text_is_tokenized_without_stopping_the_other_threads(tokenizer: Tokenizer) -> None:
+    text = "the quick brown fox jumps over the lazy dog; " * 4_000
+    thread = threading.Thread(target=tokenizer.encode, args=(text,))
+    longest, last = 0.0, time.perf_counter()
+    begun = last
+    thread.start()
+    while thread.is_alive():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert longest < (time.perf_counter() - begun) / 2
