@@ -1,5 +1,6 @@
 """Weights from a checkpoint into a transformers model that computes attention through Baton. No remote code, no hub."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 assert set(_CLASSES) == set(ARCHITECTURES)
 _NAMED = 5
+# transformers patches torch for the whole process while it loads: two at a time lose tied tensors.
+_LOADING = threading.Lock()
 
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -40,7 +43,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Pr
 
     Raises `ModelError` naming the tensors that are missing, unexpected or of another shape.
     """
-    with _quiet(), _blaming(checkpoint.path):
+    with _LOADING, _quiet(), _blaming(checkpoint.path):
         loaded: Any = _CLASSES[checkpoint.architecture].from_pretrained(
             checkpoint.path,
             dtype=dtype,
