@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from runtime.domain.messages import Acknowledge, Attach, CancelAttempt, GatewayCommand, Start, StepBatch
-from runtime.errors import BatonError
+from runtime.errors import BatonError, Unavailable
 from runtime.ids import BootId
 from runtime.ports import DecodePeer, DecodeStream
 
@@ -50,12 +50,14 @@ class Stream:
         self._on_batch = on_batch
         self._on_end = on_end
         self._outgoing: asyncio.Queue[GatewayCommand] = asyncio.Queue(settings.commands)
+        self._closing = asyncio.Event()
         self._session: asyncio.Task[None] | None = None
 
     def send(self, command: Start | Attach) -> None:
         """Send, connecting first when there is no connection. A full queue ends the connection."""
         if self._session is None:
             self._outgoing = asyncio.Queue(self._settings.commands)
+            self._closing = asyncio.Event()
             self._session = self._group.create_task(self._run())
         self._put(command)
 
@@ -65,8 +67,8 @@ class Stream:
             self._put(command)
 
     def close(self) -> None:
-        if self._session is not None:
-            self._session.cancel()
+        """End the connection, at the latest when it would be made."""
+        self._closing.set()
 
     def _put(self, command: GatewayCommand) -> None:
         if self._outgoing.full():
@@ -75,24 +77,34 @@ class Stream:
             self._outgoing.put_nowait(command)
 
     async def _run(self) -> None:
+        """One connection; when the whole gateway stops it is cancelled, and nobody asks for its end."""
+        ended = await self._connect()
+        self._session = None
+        self._on_end(self, ended)
+
+    async def _connect(self) -> Ended:
         greeted = refused = False
         try:
-            async with self._peer.attach() as stream:
+            async with asyncio.timeout(self._settings.attach_s) as attaching, self._peer.attach() as stream:
                 batches = aiter(stream.batches())
-                async with asyncio.timeout(self._settings.attach_s):
-                    self._on_batch(await anext(batches))
-                greeted = True
-                async with asyncio.TaskGroup() as group:
-                    writer = group.create_task(self._write(stream))
-                    await self._read(batches)
-                    writer.cancel()
-        except* (BatonError, StopAsyncIteration):
+                first = await anext(batches, None)
+                if first is not None:
+                    greeted = True
+                    attaching.reschedule(None)
+                    self._on_batch(first)
+                    await self._exchange(stream, batches)
+        except* BatonError:
             refused = not greeted
         except* TimeoutError:
             pass
-        finally:
-            self._session = None
-            self._on_end(self, Ended(greeted, refused))
+        return Ended(greeted, refused)
+
+    async def _exchange(self, stream: DecodeStream, batches: AsyncIterator[StepBatch]) -> None:
+        async with asyncio.TaskGroup() as group:
+            others = group.create_task(self._write(stream)), group.create_task(self._wait_closed())
+            await self._read(batches)
+            for task in others:
+                task.cancel()
 
     async def _read(self, batches: AsyncIterator[StepBatch]) -> None:
         while True:
@@ -105,3 +117,7 @@ class Stream:
     async def _write(self, stream: DecodeStream) -> None:
         while True:
             await stream.send(await self._outgoing.get())
+
+    async def _wait_closed(self) -> None:
+        await self._closing.wait()
+        raise Unavailable("this end gave the stream up")
