@@ -4,7 +4,7 @@ Owns the turns in flight and one stream per decode worker; never computes, and k
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -99,7 +99,7 @@ class _Live:
         self.exclude: frozenset[BootId] | None = None
         self.stream: Stream | None = None
         self.heard = 0.0
-        self.timers: list[Timer] = []
+        self.timers: dict[str, Timer] = {}
 
 
 class GatewayRole:
@@ -178,8 +178,6 @@ class GatewayRole:
             yield Deltas(live.queue)
         finally:
             self._feed(live, t.ClientGone())
-            for timer in live.timers:
-                timer.cancel()
             del self._live[turn.ref.turn]
 
     def _validate(self, generation: Generation) -> None:
@@ -232,20 +230,22 @@ class GatewayRole:
                     self._after(live, self._settings.placement_s, t.NobodyServes(_NOBODY))
                     self._place(live)
                     if exclude and live.exclude is not None:
-                        chance = self._settings.second_chance_s
-                        live.timers.append(self._clock.call_later(chance, lambda: self._forgive(live)))
+                        self._arm(live, "forgive", self._settings.second_chance_s, lambda: self._forgive(live))
                 case t.SendStart() | t.SendAttach():
                     self._send(live, command)
                 case t.SendCancel(boot, ref):
-                    self._streams[boot].tell(CancelAttempt(ref))
+                    self._tell(boot, CancelAttempt(ref))
                 case t.SendAcknowledge(boot, ref):
-                    self._streams[boot].tell(Acknowledge(ref))
+                    self._tell(boot, Acknowledge(ref))
                 case t.Give(delta):
                     self._give(live, delta)
                 case t.Fail(error):
                     live.queue.put_nowait(error)
         if live.turn.ended:
             self._leave(live)
+            live.exclude = None
+            for name in tuple(live.timers):
+                self._disarm(live, name)
 
     def _place(self, live: _Live) -> None:
         assert live.exclude is not None
@@ -254,14 +254,15 @@ class GatewayRole:
         if worker is None:
             return
         live.exclude = None
+        self._disarm(live, t.NobodyServes.__name__)
+        self._disarm(live, "forgive")
         live.stream = self._stream(worker)
         live.stream.turns += 1
         self._feed(live, t.Placed(worker.boot))
 
     def _forgive(self, live: _Live) -> None:
-        if live.exclude is not None and not live.turn.ended:
-            live.exclude = frozenset()
-            self._place(live)
+        live.exclude = frozenset()
+        self._place(live)
 
     def _leave(self, live: _Live) -> None:
         if live.stream is not None:
@@ -289,6 +290,11 @@ class GatewayRole:
             Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
         )
 
+    def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
+        stream = self._streams.get(boot)
+        if stream is not None:
+            stream.tell(command)
+
     def _on_batch(self, batch: StepBatch) -> None:
         for output in batch.outputs:
             live = self._live.get(output.ref.turn)
@@ -311,4 +317,13 @@ class GatewayRole:
         live.queue.put_nowait(slow)
 
     def _after(self, live: _Live, seconds: float, event: t.TurnEvent) -> None:
-        live.timers.append(self._clock.call_later(seconds, lambda: self._feed(live, event)))
+        self._arm(live, type(event).__name__, seconds, lambda: self._feed(live, event))
+
+    def _arm(self, live: _Live, name: str, seconds: float, call: Callable[[], None]) -> None:
+        self._disarm(live, name)
+        live.timers[name] = self._clock.call_later(seconds, call)
+
+    def _disarm(self, live: _Live, name: str) -> None:
+        timer = live.timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
