@@ -98,7 +98,7 @@ class StreamBroken:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """`crashed`: the process is known to be gone, so this turn may have been what killed it."""
+    """`crashed`: the process is known to be gone, so a turn that was running on it may have been what killed it."""
 
     boot: BootId
     crashed: bool
@@ -270,7 +270,8 @@ class Turn:
     def _worker_lost(self, boot: BootId, *, crashed: bool) -> list[TurnCommand]:
         if boot != self.boot or self.state is TurnState.QUEUED:
             return []
-        self._crashes += crashed
+        # While PLACED, not even the Start reached it: that waits for the worker's first word on the stream.
+        self._crashes += crashed and self.state is not TurnState.PLACED
         return [*self._cancel(), *self._again(Unavailable("the decode worker was lost", retry_after_ms=1000))]
 
     def _again(self, error: BatonError, *, suspect: bool = True) -> list[TurnCommand]:
