@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from runtime.domain.messages import PrefillCall, PrefillDone
 from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import Cancel, Exported, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
-from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
 from runtime.ids import SequenceId, TenantId
 from runtime.ports import Engine, Sender, Transport
 
@@ -47,6 +47,8 @@ class PrefillRole:
         if not ticket.pages:
             raise InvalidArgument("the ticket names no page", field="ticket.pages")
         sequence = Sequence(SequenceId(ticket.transfer), call.tokens, Sampling(max_tokens=1), salt)
+        if sequence.id in self._running:
+            raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
         work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
         arrivals: _Arrivals = asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 3)
         self._running[sequence.id] = arrivals
