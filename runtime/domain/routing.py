@@ -25,14 +25,14 @@ class Router:
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
-        self._turn = 0
+        self._turns = {DECODE: 0, PREFILL: 0}
 
     def choose(self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId]) -> Worker | None:
         """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each."""
         able = [worker for worker in view.workers if worker.role == DECODE and worker.boot not in exclude]
         if not able:
             return None
-        ordered = self._rotate(able)
+        ordered = self._rotate(DECODE, able)
         if self._placement is Placement.ROUND_ROBIN:
             return ordered[0]
         return min(ordered, key=lambda worker: max(in_flight.get(worker.boot, 0), _depth(worker)))
@@ -42,12 +42,12 @@ class Router:
         able = [worker for worker in view.workers if worker.role == PREFILL]
         if not able:
             return ()
-        ordered = self._rotate(able)
+        ordered = self._rotate(PREFILL, able)
         if self._placement is Placement.LEAST_LOADED:
             ordered.sort(key=_depth)
         return tuple(PrefillCandidate(worker.id, worker.boot, worker.address) for worker in ordered)
 
-    def _rotate(self, workers: Sequence[Worker]) -> list[Worker]:
-        self._turn += 1
-        start = self._turn % len(workers)
+    def _rotate(self, role: str, workers: Sequence[Worker]) -> list[Worker]:
+        self._turns[role] += 1
+        start = self._turns[role] % len(workers)
         return [*workers[start:], *workers[:start]]
