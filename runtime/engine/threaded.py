@@ -46,7 +46,8 @@ class ThreadedEngine:
         self._closing = True
         self._inbox.put(None)
         self._room.release()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
 
     def match(self, chain: Sequence[PageId]) -> int:
         return self._core.match(chain)
@@ -73,9 +74,9 @@ class ThreadedEngine:
         try:
             core = self._build()
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
-            self._hand(self._fail_start, error)
+            self._hand(self._not_built, error)
             return
-        self._hand(self._built.set_result, core)
+        self._hand(self._is_built, core)
         try:
             while not self._closing:
                 self._turn(core)
@@ -101,8 +102,13 @@ class ThreadedEngine:
         if not self._closing:
             self._hand(self._outbox.put_nowait, core.step())
 
-    def _fail_start(self, error: BaseException) -> None:
-        self._built.set_exception(error)
+    def _is_built(self, core: EngineCore) -> None:
+        if not self._built.cancelled():
+            self._built.set_result(core)
+
+    def _not_built(self, error: BaseException) -> None:
+        if not self._built.cancelled():
+            self._built.set_exception(error)
 
     def _hand(self, call: Callable[..., None], value: object) -> None:
         self._loop.call_soon_threadsafe(call, value)
