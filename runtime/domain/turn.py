@@ -10,6 +10,7 @@
                WorkerLost, Overdue, AttemptLost -> QUEUED                        SendCancel, Place(without it)
                a second crash -> FAILED(poison)                                  Fail
     ATTACHING  Outputs -> STREAMING                                              Give
+               StreamBroken -> same                                              SendAttach
                WorkerLost, Overdue, AttemptLost -> QUEUED                        Place(without it)
     any        ClientGone -> CANCELLED                                           SendCancel
                DeadlinePassed -> FAILED                                          SendCancel, Fail
@@ -53,7 +54,7 @@ _NEXT = {
     _S.QUEUED: {_S.PLACED, _S.CANCELLED, _S.FAILED},
     _S.PLACED: {_S.STREAMING, _S.ATTACHING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
     _S.STREAMING: {_S.STREAMING, _S.ATTACHING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
-    _S.ATTACHING: {_S.STREAMING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
+    _S.ATTACHING: {_S.ATTACHING, _S.STREAMING, _S.QUEUED, _S.FINISHED, _S.CANCELLED, _S.FAILED},
     _S.FINISHED: set(),
     _S.CANCELLED: set(),
     _S.FAILED: set(),
@@ -262,7 +263,7 @@ class Turn:
         return self._again(failed.error, suspect=not forgotten)
 
     def _broken(self, boot: BootId) -> list[TurnCommand]:
-        if boot != self.boot or self.state not in (TurnState.PLACED, TurnState.STREAMING):
+        if boot != self.boot or self.state is TurnState.QUEUED:
             return []
         self._to(TurnState.ATTACHING)
         return [SendAttach(boot, self.ref, len(self._given))]
@@ -278,7 +279,8 @@ class Turn:
         if self._crashes >= MAX_CRASHES:
             return self._fail(Poison(f"the request was running on {self._crashes} engines when they crashed"))
         if self.ref.attempt >= MAX_ATTEMPTS:
-            return self._fail(error)
+            tried = f"the request was tried {self.ref.attempt} times, at last: {error.message}"
+            return self._fail(Unavailable(tried, retry_after_ms=1000))
         assert self.boot is not None
         if suspect:
             self._suspects.add(self.boot)
