@@ -1,0 +1,55 @@
+"""The thin client of a Baton mesh.
+
+from batonmesh import Client
+
+with Client("localhost:50051") as mesh:
+    for event in mesh.generate("recall", [{"role": "user", "content": "Hello."}], max_tokens=64):
+        print(event.text, end="", flush=True)
+"""
+
+from batonmesh.async_client import AsyncClient, AsyncStream
+from batonmesh.client import Client, Stream
+from batonmesh.errors import (
+    BatonError,
+    Cancelled,
+    ContextExceeded,
+    DataCorrupt,
+    DeadlineExceeded,
+    EngineFailed,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    NotSupported,
+    Poison,
+    ResourceExhausted,
+    TooLarge,
+    Unavailable,
+)
+from batonmesh.messages import Answer, Event, Options, Prompt
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncStream",
+    "BatonError",
+    "Cancelled",
+    "Client",
+    "ContextExceeded",
+    "DataCorrupt",
+    "DeadlineExceeded",
+    "EngineFailed",
+    "Event",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "NotSupported",
+    "Options",
+    "Poison",
+    "Prompt",
+    "ResourceExhausted",
+    "Stream",
+    "TooLarge",
+    "Unavailable",
+]

@@ -2,9 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
+
+import grpc
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
@@ -45,6 +48,9 @@ class RunningWorker:
     _life: AsyncExitStack
     _running: asyncio.Task[None]
 
+    def busy(self) -> bool:
+        return bool(self.role.running() or self.engine.core.busy or self.engine._inbox or self.transport.receiving())
+
     async def kill(self) -> None:
         """Like a death of the process: its connections break and nothing more comes of it."""
         self._running.cancel()
@@ -59,6 +65,16 @@ class GrpcMesh:
     controller_address: str
     channels: Channels
     workers: dict[str, RunningWorker] = field(default_factory=dict)
+
+    async def idle(self) -> None:
+        """Wait until nothing is left of any request, and look into every pool (invariant 16)."""
+        async with asyncio.timeout(10):
+            while self.gateway.in_flight() or any(worker.busy() for worker in self.workers.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # no one event tells of all of it
+        for worker in self.workers.values():
+            worker.engine.check()
+            pages = worker.engine.load().pages
+            assert (pages.landing, pages.owned) == (0, 0), worker.worker.id
 
 
 @asynccontextmanager
@@ -92,6 +108,11 @@ async def grpc_mesh(
         await stack.enter_async_context(server)
         await gateway.wait_ready()
         yield GrpcMesh(controller, gateway, f"{LOCAL}:{server.port}", f"{LOCAL}:{registry.port}", channels, workers)
+
+
+def told(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    """The trailing metadata of a failed call."""
+    return dict(cast("Iterable[tuple[str, str]]", error.trailing_metadata()))
 
 
 def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:

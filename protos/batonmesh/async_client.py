@@ -1,0 +1,103 @@
+"""The client for asyncio. Owns one channel and repeats nothing."""
+# ruff: noqa: ASYNC109 - a timeout here travels with the call
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from batonmesh.errors import from_status
+from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
+from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
+
+T = TypeVar("T")
+
+
+class AsyncStream(AsyncIterator[Event]):
+    """An answer as it comes: its tokens, then its final. Closing it, or leaving its context, cancels the request.
+
+    Raises a `BatonError` when the request fails; what came before it is then not a complete answer.
+    """
+
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
+    ) -> None:
+        self._call = call
+        self._ready: deque[Event] = deque()
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            message = await _told(self._call.read())
+            if not isinstance(message, inference_pb2.GenerateResponse):
+                raise StopAsyncIteration
+            self._ready.extend(events(message))
+        return self._ready.popleft()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+class AsyncClient:
+    """As `Client`, for one event loop: create it where that loop runs."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._mesh = mesh_pb2_grpc.MeshStub(self._channel)
+
+    def generate(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncStream:
+        """Begin an answer. Iterate it, and close it when you stop before its end."""
+        request = generate_request(model, prompt, timeout, options)
+        return AsyncStream(self._inference.Generate(request, timeout=timeout))
+
+    async def complete(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """The whole answer at once."""
+        async with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return whole([event async for event in stream])
+
+    async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
+        response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
+        return response.tokens
+
+    async def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
+        response = await _told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
+        return list(response.models)
+
+    async def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
+        """The workers that serve now."""
+        response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
+        return response.view
+
+    async def close(self) -> None:
+        """Ends every answer that is still on its way."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _told(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs of grpc say
+        raise from_status(error.code(), error.details(), metadata) from error

@@ -1,0 +1,108 @@
+"""The client that blocks. Owns one channel and repeats nothing."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from batonmesh.errors import from_status
+from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
+from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
+
+T = TypeVar("T")
+
+
+class Stream(Iterator[Event]):
+    """An answer as it comes: its tokens, then its final. Closing it, or leaving its context, cancels the request.
+
+    Raises a `BatonError` when the request fails; what came before it is then not a complete answer.
+    """
+
+    def __init__(self, call: Iterator[inference_pb2.GenerateResponse]) -> None:
+        self._call = call
+        self._ready: deque[Event] = deque()
+
+    def __next__(self) -> Event:
+        while not self._ready:
+            self._ready.extend(events(_told(lambda: next(self._call))))
+        return self._ready.popleft()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._call.cancel()  # type: ignore[attr-defined]  # gRPC's iterators are calls
+
+
+class Client:
+    """Talks to the gateway at `target`, host:port. Safe to use from several threads.
+
+    `timeout` is in seconds, from the call to the end of its answer; None leaves it to the gateway's own limit. Every
+    failure is a `BatonError`, also that nobody listens. Nothing is sent twice: after `Unavailable` and its like the
+    caller knows whether the answer is still wanted and what it may cost; `retry_after` says when to ask again.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.insecure_channel(target)
+        # The generated stubs serve both kinds of channel, but are typed for asyncio's.
+        self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[arg-type]
+        self._mesh: Any = mesh_pb2_grpc.MeshStub(self._channel)  # type: ignore[arg-type]
+
+    def generate(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Stream:
+        """Begin an answer. Iterate it, and close it when you stop before its end."""
+        request = generate_request(model, prompt, timeout, options)
+        return Stream(self._inference.Generate(request, timeout=timeout))
+
+    def complete(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """The whole answer at once."""
+        with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return whole(stream)
+
+    def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
+        request = count_request(model, prompt)
+        response: inference_pb2.CountTokensResponse = _told(
+            lambda: self._inference.CountTokens(request, timeout=timeout)
+        )
+        return response.tokens
+
+    def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
+        request = inference_pb2.ListModelsRequest()
+        response: inference_pb2.ListModelsResponse = _told(lambda: self._inference.ListModels(request, timeout=timeout))
+        return list(response.models)
+
+    def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
+        """The workers that serve now."""
+        request = mesh_pb2.TopologyRequest()
+        response: mesh_pb2.TopologyResponse = _told(lambda: self._mesh.Topology(request, timeout=timeout))
+        return response.view
+
+    def close(self) -> None:
+        """Ends every answer that is still on its way."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _told(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except grpc.RpcError as error:
+        metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs of grpc say
+        raise from_status(error.code(), error.details(), metadata) from error

@@ -1,0 +1,109 @@
+"""What both clients say and understand: requests from arguments, answers from messages. Never calls anybody."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from batonmesh.errors import InvalidArgument, TooLarge
+from batonmesh.v1 import common_pb2, inference_pb2
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or a conversation of {"role": ..., "content": ...}, oldest first."""
+
+Event = inference_pb2.TokenEvent | inference_pb2.Final
+"""A token of the answer, or how it ended. Both have `text`; joined they are the answer."""
+
+MAX_REQUEST_BYTES = 32 << 20
+M = TypeVar("M", bound=Message)
+
+
+class Options(TypedDict, total=False):
+    """How to generate; what is left out has the defaults of batonmesh.v1.Sampling."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    final: inference_pb2.Final
+
+
+def generate_request(
+    model: str, prompt: Prompt, timeout: float | None, options: Options
+) -> inference_pb2.GenerateRequest:
+    """Raises `InvalidArgument` for what no request can hold, and `TooLarge`."""
+    request = inference_pb2.GenerateRequest(prompt=_prompt(prompt))
+    for name, value in options.items():
+        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, [value] if _lone(name, value) else value))
+    request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
+    if timeout is not None:
+        milliseconds = max(round(timeout * 1000), 1)
+        request.MergeFrom(_built(inference_pb2.GenerateRequest, "deadline_ms", milliseconds))
+    return _small_enough(request)
+
+
+def count_request(model: str, prompt: Prompt) -> inference_pb2.CountTokensRequest:
+    """Raises as `generate_request`."""
+    request = inference_pb2.CountTokensRequest(prompt=_prompt(prompt))
+    request.MergeFrom(_built(inference_pb2.CountTokensRequest, "model", model))
+    return _small_enough(request)
+
+
+def events(message: inference_pb2.GenerateResponse) -> list[Event]:
+    return [*message.events, message.final] if message.HasField("final") else [*message.events]
+
+
+def whole(answer: Iterable[Event]) -> Answer:
+    """The answer that these events are; the last of them is its final."""
+    *tokens, final = answer
+    assert isinstance(final, inference_pb2.Final), "a stream that ends well ends with its final"
+    ids = tuple(token.id for token in tokens if isinstance(token, inference_pb2.TokenEvent))
+    return Answer("".join(token.text for token in tokens) + final.text, ids, final)
+
+
+def _prompt(prompt: Prompt) -> inference_pb2.Prompt:
+    if isinstance(prompt, str):
+        return _built(inference_pb2.Prompt, "text", prompt, "prompt")
+    if prompt and isinstance(prompt[0], Mapping):
+        chat = _built(inference_pb2.Chat, "messages", prompt, "messages")
+        return inference_pb2.Prompt(chat=chat)
+    return inference_pb2.Prompt(tokens=_built(common_pb2.TokenIds, "ids", prompt, "prompt"))
+
+
+def _built(kind: Callable[..., M], name: str, value: object, field: str | None = None) -> M:
+    """A message with one field set. Protobuf's own errors do not say which it was."""
+    try:
+        return kind(**{name: value})
+    except (TypeError, ValueError) as error:
+        field = field or name
+        raise InvalidArgument(f"{field} cannot be sent: {error}", code="invalid", field=field) from error
+
+
+def _lone(name: str, value: object) -> bool:
+    """A single stop string is not taken for a list of characters."""
+    return name == "stop" and isinstance(value, str)
+
+
+def _small_enough(request: M) -> M:
+    size = request.ByteSize()
+    if size > MAX_REQUEST_BYTES:
+        raise TooLarge(
+            f"prompt makes a request of {size} bytes, the limit is {MAX_REQUEST_BYTES}",
+            code="too_large",
+            field="prompt",
+        )
+    return request

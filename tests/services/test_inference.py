@@ -1,0 +1,249 @@
+"""What users meet by gRPC: answers, refusals by field, and a mesh that goes on serving."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+
+from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from runtime.domain.sequence import Sampling
+from runtime.engine.simulated import StepProfile, continuation
+from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
+
+PROMPT = tuple(range(65, 90)) * 6
+SLOW = StepProfile(base_ms=5.0)
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[GrpcMesh]:
+    async with grpc_mesh() as running:
+        yield running
+
+
+@pytest.fixture
+async def stub(mesh: GrpcMesh) -> AsyncIterator[inference_pb2_grpc.InferenceStub]:
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        yield inference_pb2_grpc.InferenceStub(channel)
+
+
+def request(**changes: object) -> inference_pb2.GenerateRequest:
+    tokens = inference_pb2.Prompt(tokens=common_pb2.TokenIds(ids=PROMPT))
+    sampling = common_pb2.Sampling(max_tokens=12, temperature=0)
+    return inference_pb2.GenerateRequest(**({"model": "simulated", "prompt": tokens, "sampling": sampling} | changes))  # type: ignore[arg-type]
+
+
+async def collect(
+    stub: inference_pb2_grpc.InferenceStub, asked: inference_pb2.GenerateRequest
+) -> tuple[list[int], inference_pb2.Final]:
+    messages = [message async for message in stub.Generate(asked, timeout=20)]
+    events = [event for message in messages for event in message.events]
+    assert [event.index for event in events] == list(range(len(events)))
+    assert messages[-1].HasField("final")
+    return [event.id for event in events], messages[-1].final
+
+
+def expected(max_tokens: int = 12) -> list[int]:
+    return continuation(PROMPT, Sampling(max_tokens, temperature=0))
+
+
+async def test_an_answer_over_the_split_path_has_the_tokens_of_an_unharmed_engine(
+    mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub
+) -> None:
+    tokens, final = await collect(stub, request())
+    assert tokens == expected()
+    assert final.handoff.moved_tokens == len(PROMPT) - 1
+    assert final.handoff.transport == "grpc"
+    await mesh.idle()
+
+
+async def test_a_second_answer_says_what_was_cached(stub: inference_pb2_grpc.InferenceStub) -> None:
+    _, first = await collect(stub, request())
+    tokens, second = await collect(stub, request())
+    assert tokens == expected()
+    assert first.usage.cached_tokens == 0
+    assert second.usage.cached_tokens == (len(PROMPT) - 1) // SPEC.page_tokens * SPEC.page_tokens
+
+
+async def test_without_max_tokens_an_answer_goes_to_the_end_of_the_context(
+    stub: inference_pb2_grpc.InferenceStub,
+) -> None:
+    room = 20
+    prompt = inference_pb2.Prompt(tokens=common_pb2.TokenIds(ids=[65] * (SPEC.max_tokens - room)))
+    tokens, final = await collect(stub, request(prompt=prompt, sampling=common_pb2.Sampling()))
+    assert len(tokens) == room
+    assert final.finish_reason == common_pb2.FINISH_REASON_LENGTH
+
+
+async def test_logprobs_come_when_they_are_asked_for(stub: inference_pb2_grpc.InferenceStub) -> None:
+    asked = request(sampling=common_pb2.Sampling(max_tokens=2, logprobs=0))
+    events = [event async for message in stub.Generate(asked) for event in message.events]
+    assert all(event.HasField("logprob") for event in events)
+    events = [event async for message in stub.Generate(request()) for event in message.events]
+    assert not any(event.HasField("logprob") for event in events)
+
+
+TEXT = inference_pb2.Prompt(text="hello")
+BAD = {
+    "an unknown model": ("model", request(model="gpt-5"), grpc.StatusCode.NOT_FOUND),
+    "no model": ("model", request(model=""), grpc.StatusCode.INVALID_ARGUMENT),
+    "no prompt": ("prompt", request(prompt=None), grpc.StatusCode.INVALID_ARGUMENT),
+    "an empty text": ("prompt", request(prompt=inference_pb2.Prompt(text="")), grpc.StatusCode.INVALID_ARGUMENT),
+    "no messages": (
+        "messages",
+        request(prompt=inference_pb2.Prompt(chat=inference_pb2.Chat())),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a prompt beyond the context": (
+        "prompt",
+        request(prompt=inference_pb2.Prompt(text="x" * 5000), sampling=None),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a prompt that leaves no room for max_tokens": (
+        "max_tokens",
+        request(sampling=common_pb2.Sampling(max_tokens=SPEC.max_tokens)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a text over the limit": (
+        "prompt",
+        request(prompt=inference_pb2.Prompt(text="x" * (5 << 20))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a token outside the vocabulary": (
+        "prompt",
+        request(prompt=inference_pb2.Prompt(tokens=common_pb2.TokenIds(ids=[SPEC.vocab]))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "no tokens to make": (
+        "max_tokens",
+        request(sampling=common_pb2.Sampling(max_tokens=0)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "fewer than no tokens": (
+        "max_tokens",
+        request(sampling=common_pb2.Sampling(max_tokens=-5)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a temperature out of range": (
+        "temperature",
+        request(sampling=common_pb2.Sampling(temperature=2.5)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a temperature that is no number": (
+        "temperature",
+        request(sampling=common_pb2.Sampling(temperature=math.nan)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "no time": ("deadline_ms", request(deadline_ms=0), grpc.StatusCode.INVALID_ARGUMENT),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+async def test_bad_input_is_refused_by_its_field_and_the_mesh_goes_on_serving(
+    stub: inference_pb2_grpc.InferenceStub, case: str
+) -> None:
+    field, asked, status = BAD[case]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collect(stub, asked)
+    assert refused.value.code() is status
+    assert told(refused.value)["baton-error-field"] == field
+    assert field in (refused.value.details() or "")
+    assert (await collect(stub, request()))[0] == expected()
+
+
+async def test_a_prompt_beyond_the_context_is_told_the_limit_and_its_length(
+    stub: inference_pb2_grpc.InferenceStub,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collect(stub, BAD["a prompt beyond the context"][1])
+    assert f"{SPEC.max_tokens} tokens" in (refused.value.details() or "")
+    assert "5000 tokens" in (refused.value.details() or "")
+
+
+async def test_a_prompt_of_100_megabytes_is_refused_and_the_connection_stays(
+    stub: inference_pb2_grpc.InferenceStub,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collect(stub, request(prompt=inference_pb2.Prompt(text="x" * 100_000_000)))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in (refused.value.details() or "")
+    assert (await collect(stub, request()))[0] == expected()
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "damage"),
+    [
+        ("prompt.text", "prompt.text is not valid UTF-8", lambda data: data.replace(b"hello", b"h\xffllo")),
+        ("model", "model is not valid UTF-8", lambda data: data.replace(b"simulated", b"simul\xc3ted")),
+        ("message", "cut off", lambda data: data[:-3]),
+    ],
+)
+async def test_a_message_that_does_not_parse_is_refused_by_its_field(
+    mesh: GrpcMesh, field: str, message: str, damage: Callable[[bytes], bytes]
+) -> None:
+    data = damage(request(prompt=TEXT).SerializeToString())
+    async with grpc.aio.insecure_channel(mesh.address) as channel:
+        call = channel.unary_stream("/batonmesh.v1.Inference/Generate", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(data, timeout=10).read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in (refused.value.details() or "")
+    assert told(refused.value)["baton-error-field"] == field
+
+
+async def test_a_client_that_hangs_up_frees_everything_at_once() -> None:
+    async with grpc_mesh(profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request(sampling=common_pb2.Sampling(max_tokens=900)))
+        await call.read()
+        call.cancel()
+        await mesh.idle()
+
+
+@pytest.mark.parametrize("deadline_ms", [1, 60])
+async def test_a_deadline_inside_the_request_ends_it(deadline_ms: int) -> None:
+    async with grpc_mesh(profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await collect(stub, request(sampling=common_pb2.Sampling(max_tokens=900), deadline_ms=deadline_ms))
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await mesh.idle()
+
+
+async def test_the_gateways_own_limit_bounds_a_request_that_names_none() -> None:
+    async with grpc_mesh(profile=SLOW, deadline_s=0.1) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await collect(stub, request(sampling=common_pb2.Sampling(max_tokens=900)))
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_an_answer_survives_the_death_of_its_decode_worker_without_a_lost_or_repeated_token() -> None:
+    async with grpc_mesh(decode=2, profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(
+            request(sampling=common_pb2.Sampling(max_tokens=60, temperature=0))
+        )
+        events: list[inference_pb2.TokenEvent] = []
+        async for message in call:
+            if not events:
+                busy = [
+                    worker for name, worker in mesh.workers.items() if name != "prefill-0" and worker.role.running()
+                ]
+                await busy[0].kill()
+            events.extend(message.events)
+    assert [event.index for event in events] == list(range(60))
+    assert [event.id for event in events] == expected(60)
+    assert message.final.attempts == 2
+    assert message.final.usage.completion_tokens == 60
+
+
+async def test_many_answers_at_once_are_all_right(mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub) -> None:
+    prompts = [tuple(range(40 + number, 40 + number + 30)) for number in range(48)]
+
+    async def one(prompt: tuple[int, ...]) -> list[int]:
+        tokens = inference_pb2.Prompt(tokens=common_pb2.TokenIds(ids=prompt))
+        return (await collect(stub, request(prompt=tokens)))[0]
+
+    answers = await asyncio.gather(*map(one, prompts))
+    assert answers == [continuation(prompt, Sampling(12, temperature=0)) for prompt in prompts]
+    await mesh.idle()
