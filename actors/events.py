@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Annotated, Literal, TextIO
+from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -66,7 +66,7 @@ class Teller:
             self._descriptor = None
 
 
-def read_events(source: TextIO) -> Iterator[Event]:
+def read_events(source: IO[str]) -> Iterator[Event]:
     """All events until the supervisor ends; a line that it was killed in the middle of is left out."""
     for line in source:
         if line.endswith("\n"):

@@ -10,9 +10,10 @@ from runtime.ids import Ids, TenantId, WorkerId
 from runtime.mesh.controller import RunningController, controller_process
 from runtime.mesh.gateway import RunningGateway, gateway_process
 from runtime.mesh.http import http_server
+from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
 from runtime.mesh.tenants import open_tenants
-from runtime.mesh.worker import RunningWorker, planned_workers, worker_process
+from runtime.mesh.worker import RunningWorker, worker_process
 
 _HOST = "127.0.0.1"
 

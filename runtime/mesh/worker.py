@@ -20,6 +20,7 @@ from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.transport.grpc import GrpcTransport
 from runtime.mesh.engines import running_engine
+from runtime.mesh.plan import planned_workers
 from runtime.mesh.scope import Scope
 from runtime.ports import Directory, Engine
 from runtime.roles.decode import DecodeRole, DecodeSettings
@@ -41,11 +42,6 @@ class RunningWorker:
     role: DecodeRole | PrefillRole
     engine: Engine
     transport: GrpcTransport
-
-
-def planned_workers(config: Config) -> dict[WorkerId, WorkerConfig]:
-    """The workers of a configuration, by name."""
-    return {WorkerId(f"{worker.name}-{number}"): worker for worker in config.workers for number in range(worker.count)}
 
 
 @asynccontextmanager

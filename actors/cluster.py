@@ -1,0 +1,67 @@
+"""Ray itself: a cluster of our own for as long as a mesh runs, or a connection to one that others run.
+
+Never `ray stop`, which ends every Ray of the machine. Import this only when the environment is set.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from runtime.config import Config
+from runtime.errors import StartError
+
+_MIB = 1 << 20
+
+
+@contextmanager
+def own_cluster(config: Config, scratch: Path) -> Iterator[str]:
+    """A cluster on this machine; yields the URL of its dashboard."""
+    settings = config.ray
+    # What Ray calls a CPU is only counted; with these all processes of the mesh may start, and at once.
+    processes = sum(worker.count * worker.threads for worker in config.workers) + config.gateway.replicas
+    context = ray.init(
+        address="local",
+        num_cpus=processes,
+        object_store_memory=settings.object_store_mib * _MIB,
+        include_dashboard=True,
+        dashboard_host=settings.dashboard_host,
+        dashboard_port=settings.dashboard_port or None,
+        namespace=config.namespace,
+        logging_level=logging.WARNING,
+        log_to_driver=True,
+        _temp_dir=str(scratch),
+    )
+    try:
+        yield f"http://{context.dashboard_url}"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def others_cluster(config: Config) -> Iterator[str]:
+    """A connection to the cluster at `ray.address`; yields the URL of its dashboard, empty where it has none.
+
+    Raises `StartError` when there is none, or it does not let us in.
+    """
+    address = config.ray.address
+    try:
+        context = ray.init(
+            address=address, namespace=config.namespace, logging_level=logging.WARNING, log_to_driver=True
+        )
+    except AuthenticationError as error:
+        raise StartError(f"ray.address: the cluster at {address} wants another token: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StartError(f"ray.address: no Ray cluster answers at {address}: {error}") from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    finally:
+        ray.shutdown()
+
+
+def node_host(config: Config) -> str:
+    """Where workers and controller listen: a cluster of our own is this machine alone."""
+    return "127.0.0.1" if config.ray.address is None else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

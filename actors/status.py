@@ -1,0 +1,96 @@
+"""`baton status`: who serves in a mesh and how busy they are, as its gateway says."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from actors.state import Record, StateFolder, describe
+from batonmesh import BatonError, Client
+from runtime.config import load_config
+from runtime.domain.routing import PREFILL
+from runtime.errors import StartError
+from runtime.mesh.plan import planned_workers
+
+_ANSWER_S = 5.0
+_COLUMNS = ("worker", "role", "device", "running", "waiting", "pages", "boot", "address")
+_NUMBERS = ("running", "waiting", "pages")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="The mesh's configuration; else the local mesh.")
+]
+
+
+def status(
+    config: ConfigFile = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask this gateway, wherever it runs, and not our own mesh.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the workers of a running mesh: roles, devices, load, pages, generations."""
+    record, missing = None, set[str]()
+    if target is None:
+        settings = load_config(config)
+        record = _running(StateFolder(settings.state), settings.mesh.name)
+        target, missing = record.grpc, set(planned_workers(settings))
+    rows = _ask(target)
+    missing -= {str(row["worker"]) for row in rows}
+    if as_json:
+        typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing)}))
+        return
+    console = Console()
+    if record is not None:
+        console.print(f"[bold]{record.mesh}[/bold]  {describe(record)}", highlight=False, soft_wrap=True)
+    console.print(_table(rows))
+    for worker in sorted(missing):
+        console.print(f"[yellow]{worker} does not serve[/yellow]; its log is in {record.log if record else ''}")
+
+
+def _running(folder: StateFolder, name: str) -> Record:
+    record = folder.read() if folder.holder() is not None else None
+    if record is None:
+        raise StartError(f"no mesh named {name} is running; `baton up` starts one")
+    if not record.ready:
+        raise StartError(f"the mesh named {name} is not ready: {describe(record)}")
+    return record
+
+
+def _ask(target: str) -> list[dict[str, object]]:
+    try:
+        with Client(target) as client:
+            view = client.topology(timeout=_ANSWER_S)
+    except BatonError as error:
+        raise StartError(f"the gateway at {target} does not answer: {error}") from error
+    return [
+        {
+            "worker": worker.id,
+            "role": worker.role,
+            "model": worker.model,
+            "device": worker.device,
+            "address": worker.address,
+            "boot": worker.boot,
+            "running": worker.load.running,
+            "waiting": worker.load.waiting + worker.load.awaiting,
+            "prefill_tokens": worker.load.prefill_tokens,
+            "pages": pages.free + pages.landing + pages.owned + pages.cached,
+            "pages_used": pages.landing + pages.owned,
+            "pages_cached": pages.cached,
+        }
+        for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
+        for pages in [worker.load.pages]
+    ]
+
+
+def _table(rows: list[dict[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
+    for row in rows:
+        pages = f"{row['pages_used']} + {row['pages_cached']} cached / {row['pages']}"
+        table.add_row(*(Text(str((row | {"pages": pages})[name])) for name in _COLUMNS))
+    return table
