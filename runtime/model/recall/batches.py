@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from runtime.model.recall.conversations import system_text, training_conversation
+from runtime.model.recall.conversations import drill_conversation, mixed_conversation, system_text
 from runtime.model.recall.facts import Exchange
 from runtime.model.recall.vocabulary import ASSISTANT, BEGIN, END, SYSTEM, USER, token_id
 
@@ -38,7 +38,9 @@ class RowEncoder:
         self._system, self._user = token_id(tokenizer, SYSTEM), token_id(tokenizer, USER)
         self._assistant = token_id(tokenizer, ASSISTANT)
 
-    def row(self, rng: random.Random, length: int) -> tuple[list[int], list[int], list[bool]]:
+    def row(
+        self, rng: random.Random, length: int, gap_share: float, drill_share: float
+    ) -> tuple[list[int], list[int], list[bool]]:
         """One conversation cut to `length` + 1 tokens: the tokens, their positions, and which of them are answers."""
         tokens, positions, counted = [self._begin], [0], [False]
         if text := system_text(rng):
@@ -46,8 +48,9 @@ class RowEncoder:
             tokens += system
             positions += range(1, 1 + len(system))
             counted += [False] * len(system)
-        conversation = training_conversation(rng)
-        spare = rng.randrange(_CONTEXT_TOKENS - length) if rng.random() < 0.5 else 0
+        drilled = rng.random() < drill_share
+        conversation = drill_conversation(rng, length) if drilled else mixed_conversation(rng)
+        spare = rng.randrange(_CONTEXT_TOKENS - length) if rng.random() < gap_share else 0
         while len(tokens) <= length:
             exchanges = [conversation.next_exchange() for _ in range(_EXCHANGES_AT_ONCE)]
             for user, assistant in self._encoded(exchanges):
@@ -65,8 +68,8 @@ class RowEncoder:
         ids = [encoding.ids for encoding in encoded]
         return zip(ids[::2], ids[1::2], strict=True)
 
-    def batch(self, rng: random.Random, rows: int, length: int) -> Batch:
-        drawn = [self.row(rng, length) for _ in range(rows)]
+    def batch(self, rng: random.Random, rows: int, length: int, gap_share: float, drill_share: float) -> Batch:
+        drawn = [self.row(rng, length, gap_share, drill_share) for _ in range(rows)]
         tokens = torch.tensor([row[0] for row in drawn])
         positions = torch.tensor([row[1][:-1] for row in drawn])
         counted = torch.tensor([row[2][1:] for row in drawn])

@@ -21,17 +21,23 @@ SYSTEM_TEXTS = (
 _OPENINGS = ("By the way, ", "Also, ", "Hello, ", "And ", "Well, ")
 _CORRECTIONS = ("Actually, ", "Sorry, ", "No, ", "By the way, ", "")
 _BOTH_NOTED = "Noted, I will remember both."
+_ALL_NOTED = "Noted, I will remember all of that."
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each kind of exchange comes; the rest of the probability is small talk."""
+    """How often each kind of exchange comes; the rest of the probability is small talk.
+
+    The conversation opens with `opening_facts` facts in a row; a message states one to `at_once` of them.
+    """
 
     state: float
     ask: float
     ask_unknown: float
     override: float = 0.1
-    two_at_once: float = 0.1
+    together: float = 0.1
+    at_once: int = 2
+    opening_facts: int = 0
     casual: float = 0.1
 
 
@@ -52,7 +58,7 @@ class Conversation:
 
     def next_exchange(self) -> Exchange:
         draw = self.rng.random()
-        if draw < self.mix.state:
+        if draw < self.mix.state or len(self.facts) < self.mix.opening_facts:
             return self._casual(self._state())
         if draw < self.mix.state + self.mix.ask and (askable := self._askable()):
             return self._casual(self.ask(askable))
@@ -75,11 +81,13 @@ class Conversation:
         return self.facts[key].question(self.rng)
 
     def _state(self) -> Exchange:
-        first = self.state(self._kind_to_state())
-        if self.rng.random() >= self.mix.two_at_once:
-            return first
-        second = self.state(self._kind_to_state())
-        return Exchange(f"{first.user} {second.user}", _BOTH_NOTED)
+        together = self.rng.random() < self.mix.together
+        stated = [
+            self.state(self._kind_to_state()) for _ in range(self.rng.randint(2, self.mix.at_once) if together else 1)
+        ]
+        if not together:
+            return stated[0]
+        return Exchange(" ".join(one.user for one in stated), _BOTH_NOTED if len(stated) == 2 else _ALL_NOTED)
 
     def _kind_to_state(self) -> Kind:
         known = [kind for kind in KINDS if kind.key in self.facts]
@@ -116,11 +124,20 @@ class Conversation:
         return Exchange(user, exchange.assistant)
 
 
-def training_conversation(rng: random.Random) -> Conversation:
+def mixed_conversation(rng: random.Random) -> Conversation:
     """A conversation over trained values with a mix of its own: some state much, some ask much, some chat."""
     state = rng.uniform(0.25, 0.55)
     ask = rng.uniform(0.5, 0.85) * (0.95 - state)
     return Conversation(rng, "trained", Mix(state=state, ask=ask, ask_unknown=0.05))
+
+
+def drill_conversation(rng: random.Random, tokens: int) -> Conversation:
+    """First about as many facts as `tokens` allow, then hardly anything but questions: the most recall a token."""
+    facts = rng.randint(2, max(4, tokens // 32))
+    mix = Mix(
+        state=0.08, ask=0.84, ask_unknown=0.03, override=0.15, together=0.5, at_once=4, casual=0.05, opening_facts=facts
+    )
+    return Conversation(rng, "trained", mix)
 
 
 def system_text(rng: random.Random) -> str | None:

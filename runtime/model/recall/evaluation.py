@@ -85,14 +85,16 @@ class GreedyModel:
     def __init__(self, model_dir: Path) -> None:
         """Raises ModelError where the directory holds no usable model."""
         transformers_logging.disable_progress_bar()
+        # transformers types these two loosely: any kind of tokenizer, any kind of output.
+        tokenizer: Any
+        model: Any
         try:
-            self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(model_dir)
-            # transformers types `generate` for its own mix-in only, with five kinds of output.
-            self._model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(model_dir)
+            model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ModelError(f"model directory {model_dir} cannot be loaded: {error}") from error
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked, so any token will do
+        self.tokenizer: PreTrainedTokenizerFast = tokenizer
+        self._model = model
 
     def answers(self, chats: Sequence[Messages]) -> list[str]:
         """The next text of each chat, up to the end token, or "..." at its end where none came in time."""

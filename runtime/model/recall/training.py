@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from runtime.model.recall.batches import RowEncoder
 from runtime.model.recall.gradient import ShardedGradient
+from runtime.model.recall.induction import plant_induction_heads
 from runtime.model.recall.muon import Muon
 from runtime.model.recall.vocabulary import BEGIN, END, PAD, learn_tokenizer, token_id
 
@@ -27,14 +28,25 @@ _CONTEXT_TOKENS = 4096
 class Recipe:
     """Everything that decides the weights; `stages` are (share of all steps, rows a step, tokens a row)."""
 
-    steps: int = 3400
+    steps: int = 1200
     seed: int = 7
     shards: int = 2
-    stages: tuple[tuple[float, int, int], ...] = ((0.2, 16, 256), (0.4, 8, 512), (0.3, 6, 768), (0.1, 4, 1024))
+    stages: tuple[tuple[float, int, int], ...] = (
+        (0.1, 16, 128),
+        (0.4, 8, 256),
+        (0.42, 8, 512),
+        (0.08, 6, 768),
+    )
+    late_from: float = 0.6
+    gap_share: float = 0.25
+    drill_share: float = 0.8
+    late_drill_share: float = 0.6
     hidden_size: int = 192
     layers: int = 4
-    heads: int = 6
-    mlp_size: int = 448
+    heads: int = 4
+    head_size: int = 48
+    mlp_size: int = 256
+    rope_theta: float = 1e6
     matrix_rate: float = 0.02
     vector_rate: float = 0.003
     warmup_steps: int = 50
@@ -64,6 +76,8 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
+        head_dim=recipe.head_size,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         max_position_embeddings=_CONTEXT_TOKENS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -89,8 +103,10 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Muon, torch.opt
 
 def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s: float = 240.0) -> None:
     """Runs the whole recipe and leaves the final weights, in bf16, in `out`; writes earlier ones on the way."""
+    torch.set_num_threads(1)  # only the shards run side by side
     tokenizer = learn_tokenizer(recipe.seed, _CONTEXT_TOKENS)
     model = new_model(recipe, tokenizer)
+    plant_induction_heads(model)
     encoder = RowEncoder(tokenizer)
     muon, adam = optimizers(model, recipe)
     rng = random.Random(recipe.seed)
@@ -99,7 +115,10 @@ def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s
     with ShardedGradient(model, recipe.shards) as gradient:
         for step in range(recipe.steps):
             rows, length = recipe.rows(step)
-            loss = gradient.take([encoder.batch(rng, rows // recipe.shards, length) for _ in range(recipe.shards)])
+            late = step >= recipe.late_from * recipe.steps
+            habits = (recipe.gap_share, recipe.late_drill_share) if late else (0.0, recipe.drill_share)
+            shards = [encoder.batch(rng, rows // recipe.shards, length, *habits) for _ in range(recipe.shards)]
+            loss = gradient.take(shards)
             muon.rate = recipe.matrix_rate * recipe.rate(step)
             adam.param_groups[0]["lr"] = recipe.vector_rate * recipe.rate(step)
             muon.step()

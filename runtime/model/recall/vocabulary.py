@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from runtime.model.recall import values
-from runtime.model.recall.conversations import SYSTEM_TEXTS, training_conversation
+from runtime.model.recall.conversations import SYSTEM_TEXTS, mixed_conversation
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -70,10 +70,10 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 def _sample(rng: random.Random) -> Iterator[str]:
     """Conversation texts, and as many bare names, so that the merges learn syllables instead of whole names."""
     yield from SYSTEM_TEXTS
-    conversation = training_conversation(rng)
+    conversation = mixed_conversation(rng)
     for index in range(_SAMPLE_TEXTS):
         if index % 40 == 0:
-            conversation = training_conversation(rng)
+            conversation = mixed_conversation(rng)
         exchange = conversation.next_exchange()
         yield exchange.user
         yield exchange.assistant

@@ -3,11 +3,11 @@
 import random
 import re
 
-from runtime.model.recall.conversations import Conversation, Mix, training_conversation
+from runtime.model.recall.conversations import Conversation, Mix, mixed_conversation
 from runtime.model.recall.facts import KINDS, UNKNOWN, Exchange
 from runtime.model.recall.values import Split, draw, is_held_out, name, number
 
-_MIX = Mix(state=0.45, ask=0.4, ask_unknown=0.05, two_at_once=0.0, casual=0.0)
+_MIX = Mix(state=0.45, ask=0.4, ask_unknown=0.05, together=0.0, casual=0.0)
 
 
 def _conversation(seed: int, split: Split = "trained", mix: Mix = _MIX) -> Conversation:
@@ -16,7 +16,7 @@ def _conversation(seed: int, split: Split = "trained", mix: Mix = _MIX) -> Conve
 
 def test_the_same_seed_gives_the_same_conversation() -> None:
     def first(seed: int) -> list[Exchange]:
-        conversation = training_conversation(random.Random(seed))
+        conversation = mixed_conversation(random.Random(seed))
         return [conversation.next_exchange() for _ in range(200)]
 
     assert first(3) == first(3)
