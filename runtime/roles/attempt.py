@@ -38,6 +38,7 @@ class Attempt:
         self._began = role.clock.now()
         self._in_batch: float | None = None
         self._first_frame = self._last_frame = 0.0
+        self._stopped = False
 
     def begin(self) -> None:
         remaining = self.request.start.remaining_ms / 1000
@@ -55,12 +56,15 @@ class Attempt:
         return pages_for(len(self._sequence.tokens), engine.spec.page_tokens) - engine.match(self._chain)
 
     def stop(self) -> None:
-        """Let nothing of it happen any more: the worker ends, and all it held with it."""
+        """Take no event any more: it is closed, or the worker ends and all it held with it."""
+        self._stopped = True
         for name in tuple(self._timers):
             self._disarm(name)
 
     def feed(self, event: r.RequestEvent) -> None:
         """Give the request an event and do what its table says."""
+        if self._stopped:
+            return
         if isinstance(event, r.InBatch):
             self._in_batch = self._in_batch or self._role.clock.now()
         commands = self.request.on(event)

@@ -122,20 +122,20 @@ class DecodeRole:
 
     async def run(self) -> None:
         """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""
-        try:
-            async with asyncio.TaskGroup() as self.group:
-                self.group.create_task(self._heartbeats())
-                try:
-                    async for step in self.engine.steps():
-                        self._on_step(step)
-                except EngineFailed as error:
-                    for attempt in list(self._attempts.values()):
-                        attempt.feed(r.SequenceLost(error))
-                    self._flush()
-                    raise
-        finally:
-            for attempt in self._attempts.values():
-                attempt.stop()
+        async with asyncio.TaskGroup() as self.group:
+            self.group.create_task(self._heartbeats())
+            try:
+                async for step in self.engine.steps():
+                    self._on_step(step)
+            except EngineFailed as error:
+                for attempt in list(self._attempts.values()):
+                    attempt.feed(r.SequenceLost(error))
+                self._flush()
+                raise
+            finally:
+                # What is told from here on finds a worker that can do nothing more.
+                for attempt in self._attempts.values():
+                    attempt.stop()
 
     @asynccontextmanager
     async def attach(self, gateway: GatewayId) -> AsyncIterator[Link]:
