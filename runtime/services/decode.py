@@ -7,7 +7,7 @@ import grpc
 from batonmesh.v1 import worker_pb2 as pb
 from batonmesh.v1 import worker_pb2_grpc
 from runtime.domain.messages import Hello
-from runtime.errors import InvalidArgument, Unavailable
+from runtime.errors import BatonError, InvalidArgument, Unavailable
 from runtime.roles.decode import DecodeRole, Link
 from runtime.services.guard import Context
 from runtime.wire.decode import pack_batch, unpack_command
@@ -28,21 +28,27 @@ class DecodeService(worker_pb2_grpc.DecodeServicer):
         if not isinstance(hello, Hello):
             raise InvalidArgument("the first command on a stream is hello", field="command")
         async with self._role.attach(hello.gateway) as link, asyncio.TaskGroup() as group:
-            writing = group.create_task(_write(link, context))
-            await _obey(link, context)
-            writing.cancel()
+            obeying = group.create_task(_obey(link, context))
+            async for batch in link.batches():
+                await context.write(pack_batch(batch))
+            if not obeying.done():
+                obeying.cancel()
+                raise Unavailable("the gateway did not read what it was sent")
+            if (error := obeying.result()) is not None:
+                raise error
 
 
-async def _obey(link: Link, context: Context) -> None:
-    """Until the gateway ends its side."""
-    while isinstance(message := await context.read(), pb.DecodeCommand):
-        command = unpack_command(message)
-        if isinstance(command, Hello):
-            raise InvalidArgument("hello comes only once on a stream", field="command")
-        link.command(command)
-
-
-async def _write(link: Link, context: Context) -> None:
-    async for batch in link.batches():
-        await context.write(pack_batch(batch))
-    raise Unavailable("the gateway does not read what it is sent")
+async def _obey(link: Link, context: Context) -> BatonError | None:
+    """Until the gateway ends its side. Returns what was wrong with a command, for raising it here would cancel a write
+    halfway, and gRPC takes no status while one is."""
+    try:
+        while isinstance(message := await context.read(), pb.DecodeCommand):
+            command = unpack_command(message)
+            if isinstance(command, Hello):
+                raise InvalidArgument("hello comes only once on a stream", field="command")
+            link.command(command)
+    except BatonError as error:
+        return error
+    finally:
+        link.close()
+    return None
