@@ -46,7 +46,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         answer = Answer(len(generation.prompt), logprobs=generation.sampling.logprobs is not None)
         async with self._role.open(generation) as deltas:
             async for delta in deltas:
-                together, failed = await _gather(delta, deltas)
+                together, failed = await gather(delta, deltas)
                 await context.write(answer.pack(together))
                 if failed is not None:
                     raise failed
@@ -102,7 +102,7 @@ async def _let_others_run() -> None:
         await asyncio.sleep(0)
 
 
-async def _gather(first: Delta, deltas: Deltas) -> tuple[list[Delta], BatonError | None]:
+async def gather(first: Delta, deltas: Deltas) -> tuple[list[Delta], BatonError | None]:
     """What is ready now, and the error that follows it, if that is ready too."""
     together = [first]
     try:

@@ -15,6 +15,7 @@ from runtime.domain.sequence import Ref
 from runtime.engine.simulated import StepProfile
 from runtime.errors import DeadlineExceeded, Incompatible, InvalidArgument, Unavailable
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId
+from runtime.roles.decode import DecodeRole
 from tests.services.grpc_mesh import SPEC, TENANT, GrpcMesh, grpc_mesh
 
 NOBODY = "127.0.0.1:1"
@@ -96,6 +97,18 @@ async def test_entering_a_stream_to_a_silent_worker_does_not_wait_and_leaving_it
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(aiter(stream.batches()))
+
+
+async def test_leaving_a_stream_ends_it_at_the_worker(peers: GrpcPeers, mesh: GrpcMesh) -> None:
+    worker = mesh.workers["decode-0"]
+    assert isinstance(worker.role, DecodeRole)
+    links = len(worker.role._links)
+    async with peers.decode(worker.worker.address).attach() as stream:
+        await anext(aiter(stream.batches()))
+        assert len(worker.role._links) == links + 1
+    async with asyncio.timeout(5):
+        while len(worker.role._links) > links:  # noqa: ASYNC110
+            await asyncio.sleep(0)  # the worker tells nobody that it lost a stream
 
 
 async def test_a_worker_that_dies_breaks_the_stream_at_once(peers: GrpcPeers, mesh: GrpcMesh) -> None:

@@ -8,8 +8,12 @@ import grpc
 import pytest
 
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from runtime.domain.sequence import Sampling
+from runtime.domain.generation import Delta
+from runtime.domain.sequence import Sampled, Sampling
 from runtime.engine.simulated import StepProfile, continuation
+from runtime.errors import BatonError, Unavailable
+from runtime.roles.gateway import Deltas
+from runtime.services.inference import gather
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
 
 PROMPT = tuple(range(65, 90)) * 6
@@ -235,6 +239,19 @@ async def test_an_answer_survives_the_death_of_its_decode_worker_without_a_lost_
     assert [event.id for event in events] == expected(60)
     assert message.final.attempts == 2
     assert message.final.usage.completion_tokens == 60
+
+
+async def test_what_is_ready_together_is_gathered_up_to_what_is_not_or_failed() -> None:
+    queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue()
+    deltas = Deltas(queue)
+    one, two, three = (Delta(index, (Sampled(index),), "x") for index in range(3))
+    failure = Unavailable("the decode worker was lost")
+    for item in (one, two):
+        queue.put_nowait(item)
+    assert await gather(await anext(deltas), deltas) == ([one, two], None)
+    for item in (three, failure):
+        queue.put_nowait(item)
+    assert await gather(await anext(deltas), deltas) == ([three], failure)
 
 
 async def test_many_answers_at_once_are_all_right(mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub) -> None:
