@@ -10,7 +10,7 @@
                WorkerLost, Overdue, AttemptLost -> QUEUED                        SendCancel, Place(without it)
                a second crash -> FAILED(poison)                                  Fail
     ATTACHING  Outputs -> STREAMING                                              Give
-               StreamBroken -> same                                              SendAttach
+               StreamBroken -> same, a few times without an output between       SendAttach
                WorkerLost, Overdue, AttemptLost -> QUEUED                        Place(without it)
     any        ClientGone -> CANCELLED                                           SendCancel
                DeadlinePassed -> FAILED                                          SendCancel, Fail
@@ -62,6 +62,7 @@ _NEXT = {
 ENDED = frozenset({TurnState.FINISHED, TurnState.CANCELLED, TurnState.FAILED})
 MAX_CRASHES = 2
 MAX_ATTEMPTS = 16
+MAX_ATTACHES = 8
 
 
 # Events. `boot` is the generation of the worker that the event is about.
@@ -185,6 +186,7 @@ class Turn:
         self._given: list[int] = []
         self._suspects: set[BootId] = set()
         self._crashes = 0
+        self._attaches = 0
 
     @property
     def ended(self) -> bool:
@@ -230,6 +232,7 @@ class Turn:
     def _placed(self, boot: BootId) -> list[TurnCommand]:
         self._to(TurnState.PLACED)
         self.boot = boot
+        self._attaches = 0
         self.ref = replace(self.ref, attempt=self.ref.attempt + 1)
         return [SendStart(boot, self.ref, tuple(self._given))]
 
@@ -244,6 +247,7 @@ class Turn:
         if known and output.finish is None and not fresh:
             return []
         self._given.extend(sampled.token for sampled in fresh)
+        self._attaches = 0
         # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
         delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, output.ref.attempt)
         if output.finish is None:
@@ -265,6 +269,9 @@ class Turn:
     def _broken(self, boot: BootId) -> list[TurnCommand]:
         if boot != self.boot or self.state is TurnState.QUEUED:
             return []
+        self._attaches += 1
+        if self._attaches > MAX_ATTACHES:
+            return self._worker_lost(boot, crashed=False)
         self._to(TurnState.ATTACHING)
         return [SendAttach(boot, self.ref, len(self._given))]
 
