@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from runtime.cli import configuration, model, simtest
-from runtime.cli.face import LOOK, Face
+from runtime.cli.bench.gateway import gateway
+from runtime.cli.bench.handoff import handoff
+from runtime.cli.face import LOOK, TALK, Face
+from runtime.cli.talk.chat import chat
+from runtime.cli.talk.demo import demo
+from runtime.cli.talk.generate import generate
 
 _HELP = """
 Baton serves large language models with prefill and decode on different workers, and hands the KV cache from one to the
@@ -42,6 +47,17 @@ def baton(
     pass
 
 
+app.command(rich_help_panel=TALK)(demo)
+app.command(rich_help_panel=TALK)(generate)
+app.command(rich_help_panel=TALK)(chat)
+
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
 app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")
 app.command(rich_help_panel=LOOK)(simtest.simtest)
+
+bench = typer.Typer(no_args_is_help=True)
+bench.command()(handoff)
+bench.command()(gateway)
+app.add_typer(
+    bench, name="bench", rich_help_panel=LOOK, help="Measure this machine, and say how it stands to what is wanted."
+)

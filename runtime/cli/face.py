@@ -1,6 +1,6 @@
 """How the `baton` command looks: its panels, its consoles and its failures. Owns exit statuses; knows no command."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+import batonmesh
 from runtime.config import Config
 from runtime.errors import BatonError, SetupError
 
@@ -51,8 +52,12 @@ class Face(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (SetupError, BatonError) as error:
+        except (SetupError, BatonError, batonmesh.BatonError) as error:
             complain(str(error))
+            raise typer.Exit(FAILED) from None
+        except ExceptionGroup as group:
+            for each in _mendable(group):
+                complain(str(each))
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -60,6 +65,18 @@ class Face(TyperGroup):
     def _panel(self, name: str) -> int:
         panel = getattr(self.commands[name], "rich_help_panel", None)
         return _PANELS.index(panel) if panel in _PANELS else len(_PANELS)
+
+
+def _mendable(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    """What tasks failed with; raises the group when there is a bug of ours among it."""
+    for error in group.exceptions:
+        match error:
+            case ExceptionGroup():
+                yield from _mendable(error)
+            case SetupError() | BatonError() | batonmesh.BatonError():
+                yield error
+            case _:
+                raise group
 
 
 def complain(message: str) -> None:

@@ -1,0 +1,213 @@
+"""`baton bench handoff`: what moving a prefill elsewhere costs, and from which length on it pays.
+
+A decode and a prefill worker in processes of their own, one model, one thread each. The same decode worker runs both
+arms, told of a prefill worker or not; every prompt is fresh, so no cache knows it.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from runtime.cli.bench.host import host
+from runtime.cli.bench.probe import Probe, Timing
+from runtime.cli.bench.report import Bound, Cell, Machine, Report
+from runtime.clients.channels import Channels
+from runtime.clients.peers import GrpcPeers
+from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
+from runtime.domain.messages import PrefillCandidate
+from runtime.ids import BootId, GatewayId, WorkerId
+
+_LONG = 2048
+_VOCAB = 4096
+_WANTED = {"split_over_local_2048": Bound(1.03)}
+
+_Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """`lengths` are measured in `pairs` of the two arms, once on idle workers and once beside a neighbour that
+    decodes; the longest, on idle workers, in `long_pairs`, as far as `long_s` allows."""
+
+    lengths: tuple[int, ...]
+    pairs: int
+    long_pairs: int
+    long_s: float
+
+
+_FULL = _Pace(lengths=(32, 64, 128, 256, 512, 1024, _LONG), pairs=5, long_pairs=9, long_s=300)
+_QUICK = _Pace(lengths=(64, 256), pairs=1, long_pairs=3, long_s=20)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The two arms, run one right after the other."""
+
+    local: Timing
+    split: Timing
+
+    @property
+    def ratio(self) -> float:
+        """Of the times to the first token; the last prompt token runs as a decode step, so one step is taken off."""
+        return (self.split.first_s - self.split.step_s) / self.local.first_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    tokens: int
+    beside: bool
+    pairs: Sequence[_Pair]
+
+    def median(self, figure: Callable[[_Pair], float]) -> float:
+        return statistics.median(map(figure, self.pairs))
+
+    @property
+    def gain_s(self) -> float:
+        """What a request and its neighbour save together when the prefill runs elsewhere."""
+        return self.median(lambda pair: _cost(pair.local) - _cost(pair.split))
+
+
+def handoff(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs; ends within a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare prefill here with prefill there: time to the first token, and what a neighbour that decodes waits.
+
+    At 2,048 tokens the split path may cost at most 3%, one decode step aside. The crossover is the shortest prompt
+    from which on a request and its neighbour together wait less when the prefill runs elsewhere.
+    """
+    machine, pace = Machine.here(), _QUICK if quick else _FULL
+    with Console(stderr=True).status("starting two workers") as status, _workers() as (decode, prefill):
+        cells = asyncio.run(_measure(decode, prefill, pace, status.update))
+    report = _report(machine, cells)
+    if as_json:
+        typer.echo(report.json())
+    else:
+        report.show(Console())
+
+
+async def _measure(decode: str, prefill: str, pace: _Pace, say: _Say) -> list[_Cell]:
+    there = (PrefillCandidate(WorkerId("prefill-0"), BootId("bench"), prefill),)
+    cells = []
+    async with _probe(decode) as probe:
+        say("warming up")
+        await _pairs(probe, there, 256, 1)
+        say(f"{_LONG:,} tokens, idle workers")
+        cells.append(_Cell(_LONG, False, await _pairs(probe, there, _LONG, pace.long_pairs, pace.long_s)))
+        for length in pace.lengths:
+            if length != _LONG:
+                say(f"{length:,} tokens, idle workers")
+                cells.append(_Cell(length, False, await _pairs(probe, there, length, pace.pairs)))
+            say(f"{length:,} tokens, beside a neighbour")
+            async with probe.neighbour():
+                cells.append(_Cell(length, True, await _pairs(probe, there, length, pace.pairs)))
+    return sorted(cells, key=lambda cell: (cell.beside, cell.tokens))
+
+
+async def _pairs(
+    probe: Probe, there: tuple[PrefillCandidate, ...], tokens: int, wanted: int, within_s: float = 300
+) -> list[_Pair]:
+    """Pairs take turns in which arm goes first, since a noisy machine gets slower or faster with time."""
+    pairs: list[_Pair] = []
+    ends = time.perf_counter() + within_s
+    while len(pairs) < wanted and (not pairs or time.perf_counter() < ends):
+        if len(pairs) % 2:
+            split = await probe.measure(tokens, there)
+            pairs.append(_Pair(await probe.measure(tokens, ()), split))
+        else:
+            local = await probe.measure(tokens, ())
+            pairs.append(_Pair(local, await probe.measure(tokens, there)))
+    return pairs
+
+
+def _report(machine: Machine, cells: Sequence[_Cell]) -> Report:
+    (idle_long,) = (cell for cell in cells if cell.tokens == _LONG and not cell.beside)
+    ratios = {"split_over_local_2048": round(idle_long.median(lambda pair: pair.ratio), 4)}
+    crossover = _crossover([cell for cell in cells if cell.beside])
+    if crossover is not None:
+        ratios["crossover_tokens"] = crossover
+    default = HandoffConfig().remote_min_tokens
+    remark = f"handoff.remote_min_tokens is {default} by default; times are medians, 'wait' is the neighbour's."
+    return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, (remark,))
+
+
+def _row(cell: _Cell) -> dict[str, Cell]:
+    moved = cell.pairs[-1].split.handoff
+    return {
+        "tokens": cell.tokens,
+        "neighbour": "decodes" if cell.beside else "none",
+        "pairs": len(cell.pairs),
+        "local_ttft_ms": round(cell.median(lambda pair: pair.local.first_s) * 1000, 1),
+        "split_ttft_ms": round(cell.median(lambda pair: pair.split.first_s) * 1000, 1),
+        "step_ms": round(cell.median(lambda pair: pair.split.step_s) * 1000, 1),
+        "split_over_local": round(cell.median(lambda pair: pair.ratio), 3),
+        "local_wait_ms": round(cell.median(lambda pair: pair.local.waited_s) * 1000, 1),
+        "split_wait_ms": round(cell.median(lambda pair: pair.split.waited_s) * 1000, 1),
+        "moved_kib": moved.moved_bytes // 1024,
+        "transfer_ms": round(cell.median(lambda pair: pair.split.handoff.transfer_ms), 1),
+    }
+
+
+def _crossover(beside: Sequence[_Cell]) -> int | None:
+    """The shortest length from which on moving always gains; None when the longest does not."""
+    crossover = None
+    for cell in sorted(beside, key=lambda cell: cell.tokens, reverse=True):
+        if cell.gain_s < 0:
+            break
+        crossover = cell.tokens
+    return crossover
+
+
+def _cost(timing: Timing) -> float:
+    return timing.first_s + timing.waited_s
+
+
+@asynccontextmanager
+async def _probe(decode: str) -> AsyncIterator[Probe]:
+    async with Channels() as channels, GrpcPeers(channels, GatewayId("bench")).decode(decode).attach() as stream:
+        probe = Probe(stream, _VOCAB)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(probe.run())
+            await probe.wait_ready()
+            yield probe
+            running.cancel()
+
+
+@contextmanager
+def _workers() -> Iterator[tuple[str, str]]:
+    """The addresses of a decode and of a prefill worker."""
+    with TemporaryDirectory(prefix="baton-bench-") as folder, ExitStack() as stack:
+        config = Config(
+            mesh=MeshConfig(name="bench", state=Path(folder)),
+            model=ModelConfig(path=str(_model())),
+            engine=EngineConfig(kv_mib=512),
+            workers=(WorkerConfig(name="decode", role="decode"), WorkerConfig(name="prefill", role="prefill")),
+            handoff=HandoffConfig(remote_min_tokens=1),
+        )
+        controller = stack.enter_context(host(config, "controller"))["grpc"]
+        addresses = [
+            stack.enter_context(host(config, "worker", controller, f"{name}-0")) for name in ("decode", "prefill")
+        ]
+        yield addresses[0]["grpc"], addresses[1]["grpc"]
+
+
+def _model() -> Path:
+    """146 million parameters with random weights, made once and kept in the state folder."""
+    path = Config(mesh=MeshConfig(name="bench")).state / "llama-146m"
+    if not path.exists():
+        from runtime.model.synthetic import make_llama_146m
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as unfinished:
+            make_llama_146m(Path(unfinished) / "model")
+            (Path(unfinished) / "model").rename(path)
+    return path

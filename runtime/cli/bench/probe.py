@@ -1,0 +1,133 @@
+"""Times one decode worker from outside: sends it requests of random tokens and notes when their tokens come.
+
+Stands where a gateway would, so a worker cannot tell it from one; knows nothing of models or text.
+"""
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+from runtime.domain.messages import (
+    Acknowledge,
+    AttemptFailed,
+    CancelAttempt,
+    Handoff,
+    Output,
+    PrefillCandidate,
+    Start,
+)
+from runtime.domain.sequence import Ref, Sampling
+from runtime.ids import TurnId
+from runtime.mesh.tenants import DEFAULT
+from runtime.ports import DecodeStream
+
+_STEPS = 4
+_DEADLINE_MS = 300_000
+_NEIGHBOUR_TOKENS = 32
+_NEIGHBOUR_STEPS = 4000
+_SETTLING = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: to the first token, of one decode step after it, and how much later than without this request the
+    neighbour's tokens came."""
+
+    first_s: float
+    step_s: float
+    waited_s: float
+    handoff: Handoff
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """When each token of a request came."""
+
+    queue: asyncio.Queue[Output | AttemptFailed] = field(default_factory=lambda: asyncio.Queue(_NEIGHBOUR_STEPS + 1))
+    times: list[float] = field(default_factory=list)
+
+
+class Probe:
+    """`vocab` bounds the random token ids."""
+
+    def __init__(self, stream: DecodeStream, vocab: int) -> None:
+        self._stream = stream
+        self._vocab = vocab
+        self._random = random.Random()
+        self._turns = count(1)
+        self._arrivals: dict[TurnId, _Arrivals] = {}
+        self._neighbour: _Arrivals | None = None
+        self._step_s = 0.0
+        self._greeted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take in what comes until cancelled; raises `Unavailable` when the worker is gone."""
+        async for batch in self._stream.batches():
+            self._greeted.set()
+            now = time.perf_counter()
+            for output in batch.outputs:
+                arrivals = self._arrivals.get(output.ref.turn)
+                if arrivals is not None:
+                    arrivals.times.append(now)
+                    arrivals.queue.put_nowait(output)
+
+    async def wait_ready(self) -> None:
+        """Wait for the worker's first word; nothing may be sent before it."""
+        await self._greeted.wait()
+
+    async def measure(self, tokens: int, candidates: tuple[PrefillCandidate, ...]) -> Timing:
+        """Run one request of `tokens` fresh tokens; with candidates its prefill runs there. Raises how it failed."""
+        began = time.perf_counter()
+        ref, arrivals = await self._start(tokens, _STEPS, candidates)
+        handoff = Handoff(0)
+        while True:
+            output = await arrivals.queue.get()
+            if isinstance(output, AttemptFailed):
+                raise output.error
+            handoff = output.handoff or handoff
+            if output.finish is not None:
+                break
+        await self._stream.send(Acknowledge(ref))
+        del self._arrivals[ref.turn]
+        steps = [later - earlier for earlier, later in pairwise(arrivals.times)]
+        first = arrivals.times[0]
+        return Timing(first - began, statistics.median(steps), await self._waited(began, first), handoff)
+
+    @asynccontextmanager
+    async def neighbour(self) -> AsyncIterator[None]:
+        """Let another request decode all the while."""
+        ref, self._neighbour = await self._start(_NEIGHBOUR_TOKENS, _NEIGHBOUR_STEPS, ())
+        for _ in range(_SETTLING):
+            await self._neighbour.queue.get()
+        alone = self._neighbour.times[1:]
+        self._step_s = statistics.median(later - earlier for earlier, later in pairwise(alone))
+        try:
+            yield
+        finally:
+            self._neighbour = None
+            await self._stream.send(CancelAttempt(ref))
+            del self._arrivals[ref.turn]
+
+    async def _start(self, tokens: int, steps: int, candidates: tuple[PrefillCandidate, ...]) -> tuple[Ref, _Arrivals]:
+        ref = Ref(TurnId(f"bench-{next(self._turns)}"), 1, 1)
+        arrivals = self._arrivals[ref.turn] = _Arrivals()
+        prompt = tuple(self._random.randrange(self._vocab) for _ in range(tokens))
+        sampling = Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True)
+        await self._stream.send(Start(ref, DEFAULT, prompt, sampling, (), candidates, _DEADLINE_MS))
+        return ref, arrivals
+
+    async def _waited(self, began: float, first: float) -> float:
+        """How much longer the neighbour's tokens took, from its last before the request to its first after it."""
+        neighbour = self._neighbour
+        if neighbour is None:
+            return 0.0
+        while neighbour.times[-1] <= first:
+            await neighbour.queue.get()
+        before = max(index for index, at in enumerate(neighbour.times) if at <= began)
+        after = next(index for index, at in enumerate(neighbour.times) if at > first)
+        return max(neighbour.times[after] - neighbour.times[before] - (after - before) * self._step_s, 0.0)

@@ -1,0 +1,34 @@
+"""Where the commands that talk find a mesh, and what they say when nobody is there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+import batonmesh
+from batonmesh import Client
+from runtime.config import GatewayConfig
+from runtime.errors import NotFound, Unavailable
+
+_QUICK_S = 10.0
+
+DEFAULT_TARGET = f"{GatewayConfig().host}:{GatewayConfig().grpc_port}"
+Target = Annotated[str, typer.Option(envvar="BATON_TARGET", metavar="HOST:PORT", help="The gRPC address of a gateway.")]
+Model = Annotated[str | None, typer.Option(help="Which model to ask; by default the first that is served.")]
+
+
+@contextmanager
+def connected(target: str, model: str | None = None) -> Iterator[tuple[Client, str]]:
+    """A client, and the name of a model that it can ask. Raises `Unavailable` when nobody answers, or `NotFound`."""
+    with Client(target) as client:
+        try:
+            served = [each.name for each in client.list_models(timeout=_QUICK_S)]
+        except (batonmesh.Unavailable, batonmesh.DeadlineExceeded) as error:
+            hint = "start a mesh with `baton up`, or name one with --target"
+            raise Unavailable(f"no mesh answers at {target}: {hint} ({error.message})") from error
+        if not served:
+            raise NotFound(f"the mesh at {target} serves no model")
+        if model is not None and model not in served:
+            raise NotFound(f"model {model!r} is not served at {target}; served are: {', '.join(served)}", field="model")
+        yield client, model or served[0]
