@@ -6,6 +6,7 @@ Never `ray stop`, which ends every Ray of the machine. Import this only when the
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -17,9 +18,17 @@ from runtime.errors import StartError
 _MIB = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """`address` is that of the cluster; `dashboard` is a URL, or empty where there is none."""
+
+    address: str
+    dashboard: str
+
+
 @contextmanager
-def own_cluster(config: Config, scratch: Path) -> Iterator[str]:
-    """A cluster on this machine; yields the URL of its dashboard."""
+def own_cluster(config: Config, scratch: Path) -> Iterator[Connected]:
+    """A cluster on this machine, for as long as the context is open."""
     settings = config.ray
     # What Ray calls a CPU is only counted; with these all processes of the mesh may start, and at once.
     processes = sum(worker.count * worker.threads for worker in config.workers) + config.gateway.replicas
@@ -36,14 +45,14 @@ def own_cluster(config: Config, scratch: Path) -> Iterator[str]:
         _temp_dir=str(scratch),
     )
     try:
-        yield f"http://{context.dashboard_url}"
+        yield Connected(ray.get_runtime_context().gcs_address, _url(context.dashboard_url))
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def others_cluster(config: Config) -> Iterator[str]:
-    """A connection to the cluster at `ray.address`; yields the URL of its dashboard, empty where it has none.
+def others_cluster(config: Config) -> Iterator[Connected]:
+    """A connection to the cluster at `ray.address`.
 
     Raises `StartError` when there is none, or it does not let us in.
     """
@@ -57,9 +66,13 @@ def others_cluster(config: Config) -> Iterator[str]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StartError(f"ray.address: no Ray cluster answers at {address}: {error}") from error
     try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+        yield Connected(ray.get_runtime_context().gcs_address, _url(context.dashboard_url))
     finally:
         ray.shutdown()
+
+
+def _url(host_port: str | None) -> str:
+    return f"http://{host_port}" if host_port else ""
 
 
 def node_host(config: Config) -> str:

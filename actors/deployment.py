@@ -1,5 +1,6 @@
 """One mesh on a cluster that we are connected to: brings its actors up, tells how they are, deletes them by name."""
 
+import logging
 import re
 import threading
 import time
@@ -12,6 +13,7 @@ import ray
 from ray import serve
 
 from actors.controller import NAME, ControllerHandle
+from actors.environment import attaching
 from actors.events import Event, News, Step
 from actors.gateway import gateway_application
 from batonmesh import BatonError, Client
@@ -22,6 +24,7 @@ from runtime.ids import TenantId
 from runtime.mesh.keeping import Kept, State
 from runtime.mesh.plan import planned_workers
 
+_log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _LEAVE_S = 30.0
 _ANSWER_S = 2.0
@@ -65,7 +68,10 @@ class Deployment:
         deployed.result()
         while not self._gateway_answers():
             if time.monotonic() > deadline:
-                raise StartError("the gateway runs, but does not answer or does not see every worker")
+                raise StartError(
+                    "the gateway runs, but does not answer at gateway.http_port and gateway.grpc_port, "
+                    "or does not see every worker"
+                )
             time.sleep(_POLL_S)
         self._step("gateway", "serving", done=True)
 
@@ -97,7 +103,12 @@ class Deployment:
     def _start_serve(self) -> None:
         gateway = self._config.gateway
         self._step("gateway", "starting Ray Serve")
-        serve.start(http_options={"host": gateway.host, "port": gateway.http_port})
+        # The processes of a cluster of our own have our environment anyway.
+        options = {"runtime_env": {"env_vars": attaching()}} if self._config.ray.address else None
+        try:
+            serve.start(http_options={"host": gateway.host, "port": gateway.http_port}, controller_options=options)
+        except TimeoutError:
+            _log.warning("Ray Serve takes long to start its proxies")
 
     def _start_controller(self) -> str:
         arguments = (self._config, self._incarnations(), self._tenants, self._host, self._port)
@@ -110,7 +121,11 @@ class Deployment:
         serving.result()
         self._step("gateway", "starting")
         try:
-            serve.run(gateway_application(self._config, address), name=self._config.namespace, route_prefix="/")
+            serve.run(
+                gateway_application(self._config, address),
+                name=self._config.namespace,
+                route_prefix=self._config.gateway.http_path,
+            )
         except RuntimeError as error:
             raise StartError(f"the gateway did not start: {_cause(str(error))}") from error
 
@@ -148,7 +163,8 @@ def local_addresses(config: Config) -> Addresses:
     """How this machine reaches the gateway."""
     gateway = config.gateway
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(gateway.host, gateway.host)
-    return Addresses(grpc=f"{host}:{gateway.grpc_port}", http=f"http://{host}:{gateway.http_port}")
+    path = gateway.http_path.rstrip("/")
+    return Addresses(grpc=f"{host}:{gateway.grpc_port}", http=f"http://{host}:{gateway.http_port}{path}")
 
 
 def _kill(name: str, namespace: str) -> None:

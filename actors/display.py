@@ -77,7 +77,7 @@ def tell_addresses(console: Console, record: Record, folder: StateFolder) -> Non
 
 
 def _key(record: Record, folder: StateFolder) -> str:
-    if record.cluster is not None:
+    if not record.own:
         return "(it asks for the cluster's token)"
     return f"(it asks for the token in {folder.token})"
 

@@ -20,7 +20,8 @@ class Record(BaseModel):
     """What is known of the mesh that runs, or of one that was killed before it could tidy up.
 
     `run` marks all its processes; `pid` is the supervisor's and `since` its start, seconds since 1970. The addresses
-    are known once `ready`. `scratch` is Ray's folder, removed at the end; `cluster` is set when that is another's.
+    are known once `ready`. `scratch` is Ray's folder, removed at the end. `cluster` is Ray's address, and `own` whether
+    it was started with the mesh.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +32,8 @@ class Record(BaseModel):
     since: float
     scratch: Path
     log: Path
-    cluster: str | None = None
+    own: bool = True
+    cluster: str = ""
     ready: bool = False
     grpc: str = ""
     http: str = ""

@@ -17,8 +17,18 @@ from runtime.errors import StartError
 from runtime.mesh.plan import planned_workers
 
 _ANSWER_S = 5.0
-_COLUMNS = ("worker", "role", "device", "running", "waiting", "pages", "boot", "address")
-_NUMBERS = ("running", "waiting", "pages")
+_COLUMNS = {
+    "worker": "{worker}",
+    "role": "{role}",
+    "device": "{device}",
+    "running": "{running}",
+    "waiting": "{waiting}",
+    "pages": "{pages_used}/{pages}",
+    "cached": "{pages_cached}",
+    "address": "{address}",
+    "boot": "{boot}",
+}
+_WORDS = ("worker", "role", "device", "address", "boot")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="The mesh's configuration; else the local mesh.")
@@ -89,8 +99,7 @@ def _ask(target: str) -> list[dict[str, object]]:
 def _table(rows: list[dict[str, object]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in _COLUMNS:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left")
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
     for row in rows:
-        pages = f"{row['pages_used']} + {row['pages_cached']} cached / {row['pages']}"
-        table.add_row(*(Text(str((row | {"pages": pages})[name])) for name in _COLUMNS))
+        table.add_row(*(Text(cells.format_map(row)) for cells in _COLUMNS.values()))
     return table

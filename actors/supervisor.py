@@ -73,7 +73,7 @@ def supervise(config: Config, teller: Teller) -> None:
             since=time.time(),
             scratch=scratch,
             log=folder.log,
-            cluster=config.ray.address,
+            own=config.ray.address is None,
         )
         stack.callback(folder.forget)
         folder.write(record)
@@ -123,14 +123,15 @@ def _set_environment(config: Config, folder: StateFolder, record: Record) -> Non
 
 
 def _serve(config: Config, folder: StateFolder, record: Record, teller: Teller) -> None:
-    teller.tell(Step(part="ray", detail="starting" if config.ray.address is None else "connecting"))
+    teller.tell(Step(part="ray", detail="starting" if record.own else "connecting"))
     from actors.cluster import node_host, others_cluster, own_cluster  # Ray reads its environment when imported
     from actors.deployment import Deployment, local_addresses
 
-    own = config.ray.address is None
-    with own_cluster(config, record.scratch) if own else others_cluster(config) as dashboard:
+    own = record.own
+    with own_cluster(config, record.scratch) if own else others_cluster(config) as cluster:
         _take_signals()  # Ray has put handlers of its own
-        teller.tell(Step(part="ray", detail=dashboard, done=True))
+        teller.tell(Step(part="ray", detail=cluster.dashboard or cluster.address, done=True))
+        record = record.model_copy(update={"cluster": cluster.address, "dashboard": cluster.dashboard})
         tenants = dict(open_tenants(folder.root))
         deployment = Deployment(config, tenants, folder.next_incarnation, node_host(config), teller.tell)
         if not own:
@@ -138,9 +139,7 @@ def _serve(config: Config, folder: StateFolder, record: Record, teller: Teller) 
         try:
             deployment.start()
             where = local_addresses(config)
-            record = record.model_copy(
-                update={"grpc": where.grpc, "http": where.http, "dashboard": dashboard, "ready": True}
-            )
+            record = record.model_copy(update={"grpc": where.grpc, "http": where.http, "ready": True})
             folder.write(record)
             teller.tell(Ready(record=record))
             while True:

@@ -14,6 +14,7 @@ from actors.state import StateFolder
 from actors.status import ConfigFile
 from actors.supervised import Supervised, stop_mesh
 from runtime.cli.face import Addresses
+from runtime.cli.talk.demo import run_demo
 from runtime.config import Config, load_config
 
 
@@ -31,7 +32,7 @@ def up(
     with _started(settings, console) as mesh:
         record = mesh.record
         if demo:
-            pass
+            run_demo(record.grpc, console)
         if leave:
             return
         tell_addresses(console, record, StateFolder(settings.state))

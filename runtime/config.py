@@ -84,12 +84,14 @@ class WorkerConfig(_Section):
 
 
 class GatewayConfig(_Section):
-    """`host` is where the HTTP and gRPC ports listen. `deadline_s` bounds a request that names no deadline,
-    `max_body_mib` what a request may weigh, `drain_s` how long a stopping gateway waits for its streams."""
+    """`host` is where the HTTP and gRPC ports listen; the HTTP API is under `http_path`. `deadline_s` bounds a request
+    that names no deadline, `max_body_mib` what a request may weigh, `drain_s` how long a stopping gateway waits for
+    its streams."""
 
     replicas: int = Field(default=1, ge=1, le=256)
     host: str = Field(default="127.0.0.1", min_length=1)
     http_port: Port = 8000
+    http_path: str = Field(default="/", pattern=r"^/([a-z0-9_-]+)?$")
     grpc_port: Port = 50051
     max_body_mib: int = Field(default=16, ge=1, le=1024)
     deadline_s: Seconds = 600.0
@@ -134,10 +136,11 @@ class TimingConfig(_Section):
 
 
 class RayConfig(_Section):
-    """`address` of a running cluster; without one a cluster is started, and stopped with the mesh. The ports are of a
-    started cluster; 0 takes any free one. `start_s` bounds how long a mesh may take to be ready."""
+    """`address` of a running cluster, host:port or `auto`, whose Serve then has the HTTP port; without one a cluster is
+    started, and stopped with the mesh. The ports here are of a started cluster; 0 takes any free one. `start_s` bounds
+    how long a mesh may take to be ready."""
 
-    address: str | None = Field(default=None, min_length=1)
+    address: str | None = Field(default=None, pattern=r"^(auto|[^/:]+:\d+)$")
     dashboard_host: str = Field(default="127.0.0.1", min_length=1)
     dashboard_port: AnyPort = 8265
     object_store_mib: int = Field(default=80, ge=75)
