@@ -20,13 +20,12 @@ def plant_induction_heads(model: LlamaForCausalLM) -> None:
     """Layer 0: head h writes the token h + 1 places back into a subspace of its own. Layer 1: head h attends where
     the token h + 1 places back is the one now h places back, and copies the token it finds there.
     """
-    config = model.config
-    size, heads = config.head_dim, config.num_attention_heads
+    shifting, matching = (layer.self_attn for layer in model.model.layers[:2])
+    hidden, heads, size = model.config.hidden_size, model.config.num_attention_heads, shifting.head_dim
     frequencies = model.model.rotary_emb.inv_freq
     slow = torch.tensor([row for row in range(size) if row % (size // 2) >= _MATCHED_FROM_PAIR])
     common, token, blocks = _share_out(model.model.embed_tokens.weight, len(slow), heads)
-    scale = float(model.model.embed_tokens.weight.norm(dim=1).mean()) / config.hidden_size**0.5
-    shifting, matching = (layer.self_attn for layer in model.model.layers[:2])
+    scale = float(model.model.embed_tokens.weight.norm(dim=1).mean()) / hidden**0.5
     seen = token[: len(slow)]
     for head in range(heads):
         start = head * size

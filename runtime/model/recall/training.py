@@ -29,6 +29,7 @@ class Recipe:
     """Everything that decides the weights; `stages` are (share of all steps, rows a step, tokens a row)."""
 
     steps: int = 1200
+    stop_after: int = 1200
     seed: int = 7
     shards: int = 2
     stages: tuple[tuple[float, int, int], ...] = (
@@ -89,7 +90,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 
 def _untrained(config: PreTrainedConfig, dtype: torch.dtype) -> LlamaForCausalLM:
-    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    model: LlamaForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model
 
 
@@ -113,7 +114,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s
     started = saved = time.monotonic()
     mean_loss = math.log(len(tokenizer))
     with ShardedGradient(model, recipe.shards) as gradient:
-        for step in range(recipe.steps):
+        for step in range(min(recipe.steps, recipe.stop_after)):
             rows, length = recipe.rows(step)
             late = step >= recipe.late_from * recipe.steps
             habits = (recipe.gap_share, recipe.late_drill_share) if late else (0.0, recipe.drill_share)
