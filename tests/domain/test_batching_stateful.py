@@ -69,6 +69,13 @@ class Batching(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
+        if self.step_brings() or not self.batcher.busy:
+            return
+        # It may have been a preemption; whoever was preempted runs again now, or waits.
+        assert self.step_brings() or not self.batcher.busy, "it would spin"
+
+    def step_brings(self) -> bool:
+        """Whether the step brought anything out."""
         busy = self.batcher.busy
         chunks, events = self.model.step()
         for event in events:
@@ -79,10 +86,9 @@ class Batching(RuleBasedStateMachine):
         for chunk in chunks:
             if chunk.sample:
                 self.sampled(chunk.sequence)
-        exports = self.export()
-        if not (chunks or events or exports):
-            assert not self.batcher.busy, "it would spin"
-        assert busy or not (chunks or events or exports), "it slept with work to do"
+        brings = self.export() or bool(chunks or events)
+        assert busy or not brings, "it slept with work to do"
+        return brings
 
     def sampled(self, ident: SequenceId) -> None:
         self.left[ident] -= 1
