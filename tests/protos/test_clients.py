@@ -76,13 +76,15 @@ async def test_a_stream_that_is_closed_early_frees_everything_in_the_mesh() -> N
 
 async def test_a_blocking_stream_that_is_closed_early_frees_everything_in_the_mesh() -> None:
     async with grpc_mesh(profile=SLOW) as mesh:
+        with Client(mesh.address) as client:
 
-        def begin(client: Client) -> batonmesh.Event:
-            with client.generate("simulated", PROMPT, max_tokens=1000) as stream:
-                return next(stream)
+            def begin() -> batonmesh.Event:
+                with client.generate("simulated", PROMPT, max_tokens=1000) as stream:
+                    return next(stream)
 
-        assert isinstance(await blocking(mesh, begin), inference_pb2.TokenEvent)
-        await mesh.idle()
+            first = await asyncio.get_running_loop().run_in_executor(None, begin)
+            assert isinstance(first, inference_pb2.TokenEvent)
+            await mesh.idle()
 
 
 async def test_a_timeout_ends_the_answer_with_its_error() -> None:

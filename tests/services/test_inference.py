@@ -214,6 +214,15 @@ async def test_a_deadline_inside_the_request_ends_it(deadline_ms: int) -> None:
         await mesh.idle()
 
 
+async def test_the_deadline_of_the_call_is_handed_down_with_the_request() -> None:
+    async with grpc_mesh(profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request(), timeout=5)
+        await call.read()
+        (live,) = mesh.gateway._live.values()
+        assert live.generation.deadline_s <= 5
+        call.cancel()
+
+
 async def test_the_gateways_own_limit_bounds_a_request_that_names_none() -> None:
     async with grpc_mesh(profile=SLOW, deadline_s=0.1) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
@@ -246,11 +255,11 @@ async def test_what_is_ready_together_is_gathered_up_to_what_is_not_or_failed() 
     deltas = Deltas(queue)
     one, two, three = (Delta(index, (Sampled(index),), "x") for index in range(3))
     failure = Unavailable("the decode worker was lost")
-    for item in (one, two):
-        queue.put_nowait(item)
+    queue.put_nowait(one)
+    queue.put_nowait(two)
     assert await gather(await anext(deltas), deltas) == ([one, two], None)
-    for item in (three, failure):
-        queue.put_nowait(item)
+    queue.put_nowait(three)
+    queue.put_nowait(failure)
     assert await gather(await anext(deltas), deltas) == ([three], failure)
 
 
