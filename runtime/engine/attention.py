@@ -38,7 +38,7 @@ class StepAttention:
     def __init__(self, step: PackedStep, kv: KVTensors) -> None:
         self._step = step
         self._kv = kv
-        self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor] = {}
+        self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor | None] = {}
         self.layers: set[int] = set()
 
     def attend(
@@ -58,14 +58,16 @@ class StepAttention:
 
     def _decode(self, group: DecodeGroup, queries: torch.Tensor, layer: int, scoring: Scoring) -> torch.Tensor:
         """The query heads that share a key head stand where a longer query would have its tokens."""
-        gathered = self._kv.gather(layer, group.pages)
-        keys, values = (pages.view(len(queries), group.tokens, *pages.shape[2:]).transpose(1, 2) for pages in gathered)
-        shared = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
+        count, _, head_dim = queries.shape
+        pages = self._kv.read(layer, group.pages)
+        heads_first = (page.view(count, -1, *page.shape[2:])[:, : group.tokens].transpose(1, 2) for page in pages)
+        keys, values = heads_first
+        shared = queries.view(count, keys.shape[1], -1, head_dim)
         return _attend(shared, keys, values, self._mask(group, queries.dtype, scoring), scoring).flatten(1, 2)
 
     def _past(self, span: PrefillSpan, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the span's own rows and of all before them, `[length, kv_heads, head_dim]`."""
-        keys, values = (pages.flatten(0, 1)[: span.length] for pages in self._kv.gather(layer, span.pages))
+        keys, values = (pages.flatten(0, 1)[: span.length] for pages in self._kv.read(layer, span.pages))
         return keys, values
 
     def _prefill(
@@ -74,28 +76,36 @@ class StepAttention:
         plain = span.plainly_causal(scoring.window) and scoring.softcap is None
         mask = None if plain else self._mask(span, queries.dtype, scoring)
         queries, keys, values = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
-        return _attend(queries, keys, values, mask, scoring)[0].transpose(0, 1)
+        return _attend(queries, keys, values, mask, scoring, causal=plain)[0].transpose(0, 1)
 
-    def _mask(self, part: DecodeGroup | PrefillSpan, dtype: torch.dtype, scoring: Scoring) -> torch.Tensor:
-        known = self._masks.get((part, scoring.window))
-        if known is None:
-            known = self._masks[part, scoring.window] = part.mask(scoring.window, dtype)
-        return known
+    def _mask(self, part: DecodeGroup | PrefillSpan, dtype: torch.dtype, scoring: Scoring) -> torch.Tensor | None:
+        key = (part, scoring.window)
+        if key not in self._masks:
+            self._masks[key] = part.mask(scoring.window, dtype)
+        return self._masks[key]
 
 
 def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scoring: Scoring
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scoring: Scoring,
+    *,
+    causal: bool = False,
 ) -> torch.Tensor:
-    """`[n, heads, tokens, head_dim]` each; causal without a mask. Softmax in float32 whatever the dtype."""
+    """`[n, heads, tokens, head_dim]` each. Softmax in float32 whatever the dtype."""
     if scoring.softcap is None:
         return scaled_dot_product_attention(
-            queries, keys, values, mask, is_causal=mask is None, scale=scoring.scaling, enable_gqa=True
+            queries, keys, values, mask, is_causal=causal, scale=scoring.scaling, enable_gqa=True
         )
-    assert mask is not None
+    assert not causal
     groups = queries.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     scores = queries @ keys.transpose(-1, -2) * scoring.scaling
-    scores = scoring.softcap * torch.tanh(scores / scoring.softcap) + mask
+    scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    if mask is not None:
+        scores = scores + mask
     return torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype) @ values
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from runtime.domain.spec import ModelSpec
+from runtime.engine.paging import PageList
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The canonical payload is little endian, and so are the tensors that it is copied from.
@@ -29,6 +30,9 @@ class KVTensors:
         self._page_shape = (spec.page_tokens, spec.kv_heads, spec.head_dim)
         self._pool = torch.zeros(spec.layers, 2, pages + 1, *self._page_shape, dtype=self.dtype)
         self._bytes = self._pool.view(torch.uint8).numpy()
+        # Views made once: making them takes longer than what a decode step does with them.
+        self._pages = [(layer[0], layer[1]) for layer in self._pool]
+        self._slots = [(layer[0].flatten(0, 1), layer[1].flatten(0, 1)) for layer in self._pool]
         self._gathered = torch.empty(2, 0, *self._page_shape, dtype=self.dtype)
 
     @property
@@ -42,20 +46,25 @@ class KVTensors:
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store `[n, kv_heads, head_dim]` keys and values at `slots`, `[n]` int64: page * page_tokens + offset."""
-        for place, new in enumerate((keys, values)):
-            self._pool[layer, place].flatten(0, 1).index_copy_(0, slots, new)
+        own_keys, own_values = self._slots[layer]
+        own_keys.index_copy_(0, slots, keys)
+        own_values.index_copy_(0, slots, values)
 
-    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of `pages`, `[n]` int64, each `[n, page_tokens, kv_heads, head_dim]`.
+    def read(self, layer: int, pages: PageList) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of `pages`, each `[n, page_tokens, kv_heads, head_dim]`, to be used before the next `read`.
 
-        They lie in a workspace that the next `gather` overwrites: fresh memory each time costs more than the copy.
+        Pages that do not lie beside each other are gathered in a workspace: fresh memory costs more than the copy.
         """
-        count = len(pages)
+        own_keys, own_values = self._pages[layer]
+        count = len(pages.numbers)
+        if pages.first is not None:
+            lying = slice(pages.first, pages.first + count)
+            return own_keys[lying], own_values[lying]
         if self._gathered.shape[1] < count:
             self._gathered = torch.empty(2, count, *self._page_shape, dtype=self.dtype)
         keys, values = self._gathered[0, :count], self._gathered[1, :count]
-        torch.index_select(self._pool[layer, 0], 0, pages, out=keys)
-        torch.index_select(self._pool[layer, 1], 0, pages, out=values)
+        torch.index_select(own_keys, 0, pages.numbers, out=keys)
+        torch.index_select(own_values, 0, pages.numbers, out=values)
         return keys, values
 
     def read_page(self, page: int, tokens: int) -> bytes:

@@ -15,20 +15,36 @@ _GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DecodeGroup:
-    """Rows of one new token each that attend together, over `tokens` gathered tokens each.
+class PageList:
+    """Pool page numbers `[n]` int64; `first` is the first where they follow each other in the pool, so that their KV
+    can be read where it lies."""
 
-    `rows` `[n]` are their places in the packed step; `pages` `[n * tokens / page_tokens]` their block tables, the short
-    ones padded with the zero page; `lengths` `[n]` how many of the tokens are theirs, the new one included.
+    numbers: torch.Tensor
+    first: int | None
+
+    @staticmethod
+    def of(table: npt.NDArray[np.int64]) -> "PageList":
+        consecutive = bool((np.diff(table) == 1).all())
+        return PageList(torch.from_numpy(table), int(table[0]) if consecutive else None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeGroup:
+    """Rows of one new token each that attend together, over `tokens` tokens each.
+
+    `rows` `[n]` are their places in the packed step; `pages` their block tables, one after the other, the short ones
+    padded with the zero page; `lengths` `[n]` how many of the tokens are theirs, the new one included.
     """
 
     rows: torch.Tensor
-    pages: torch.Tensor
+    pages: PageList
     lengths: torch.Tensor
     tokens: int
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to scores: `[n, 1, 1, tokens]`, 0 or minus infinity."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """What to add to scores: `[n, 1, 1, tokens]`, 0 or minus infinity; None for nothing."""
+        if len(self.rows) == 1 and (window is None or window >= self.tokens):
+            return None
         positions = torch.arange(self.tokens)
         ends = self.lengths[:, None]
         hidden = positions >= ends
@@ -41,13 +57,13 @@ class DecodeGroup:
 class PrefillSpan:
     """Rows `first` to `end` of the packed step: consecutive new tokens of one sequence, from position `start` on.
 
-    `pages` `[n]` is the block table that covers them and all before.
+    `pages` is the block table that covers them and all before.
     """
 
     first: int
     end: int
     start: int
-    pages: torch.Tensor
+    pages: PageList
 
     @property
     def length(self) -> int:
@@ -104,7 +120,7 @@ def pack(chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_b
         if len(chunk.tokens) == 1:
             decodes.append(_Decode(row, length, table))
         else:
-            prefills.append(PrefillSpan(row, end, chunk.start, torch.from_numpy(table)))
+            prefills.append(PrefillSpan(row, end, chunk.start, PageList.of(table)))
         row = end
     return PackedStep(
         torch.tensor([token for chunk in chunks for token in chunk.tokens]),
@@ -112,7 +128,7 @@ def pack(chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_b
         torch.from_numpy(np.concatenate(slots)),
         torch.tensor(sampled, dtype=torch.int64),
         torch.tensor(opened, dtype=torch.int64),
-        tuple(_group(decodes, page_tokens, zero_page, layer_page_bytes)),
+        tuple(_group(decodes, zero_page, layer_page_bytes)),
         tuple(prefills),
     )
 
@@ -124,7 +140,7 @@ class _Decode:
     table: npt.NDArray[np.int64]
 
 
-def _group(decodes: list[_Decode], page_tokens: int, zero_page: int, layer_page_bytes: int) -> Iterator[DecodeGroup]:
+def _group(decodes: list[_Decode], zero_page: int, layer_page_bytes: int) -> Iterator[DecodeGroup]:
     """Longest first, so that rows of similar length share a group and little is padded."""
     ordered = sorted(decodes, key=lambda decode: -decode.length)
     while ordered:
@@ -136,9 +152,9 @@ def _group(decodes: list[_Decode], page_tokens: int, zero_page: int, layer_page_
             pages[place, : len(member.table)] = member.table
         yield DecodeGroup(
             torch.tensor([member.row for member in members]),
-            torch.from_numpy(pages.reshape(-1)),
+            PageList.of(pages.reshape(-1)),
             torch.tensor([member.length for member in members]),
-            width * page_tokens,
+            members[0].length,
         )
 
 

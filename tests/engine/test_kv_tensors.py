@@ -6,6 +6,7 @@ import torch
 
 from runtime.domain.spec import ModelSpec
 from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.paging import PageList
 
 LAYERS, PAGE_TOKENS, KV_HEADS, HEAD_DIM, PAGES = 3, 4, 2, 8, 5
 
@@ -23,6 +24,10 @@ def fill(kv: KVTensors, page: int, seed: int) -> torch.Tensor:
     for layer in range(LAYERS):
         kv.write(layer, slots, content[layer, 0], content[layer, 1])
     return content
+
+
+def pages_of(*pages: int) -> PageList:
+    return PageList.of(np.array(pages))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -45,9 +50,7 @@ def test_a_page_enters_another_pool_bit_for_bit(dtype: str, tokens: int) -> None
     other.write_page(4, memoryview(one.read_page(2, tokens)), tokens)
     assert other.read_page(4, tokens) == one.read_page(2, tokens)
     for layer in range(LAYERS):
-        for mine, theirs in zip(
-            one.gather(layer, torch.tensor([2])), other.gather(layer, torch.tensor([4])), strict=True
-        ):
+        for mine, theirs in zip(one.read(layer, pages_of(2)), other.read(layer, pages_of(4)), strict=True):
             assert torch.equal(mine[:, :tokens], theirs[:, :tokens])
 
 
@@ -70,12 +73,17 @@ def test_a_write_touches_its_own_page_only() -> None:
     assert not any(kv.read_page(page, PAGE_TOKENS).strip(b"\0") for page in (0, 3))
 
 
-def test_pages_are_gathered_in_the_order_asked_for() -> None:
+@pytest.mark.parametrize("pages", [(4, 0, PAGES, 4), (1, 2, 3), (3, 2, 1), (0,)])
+def test_pages_are_read_in_the_order_asked_for(pages: tuple[int, ...]) -> None:
     _, kv = make()
-    content = [fill(kv, page, seed=page) for page in range(PAGES)]
-    keys, values = kv.gather(1, torch.tensor([4, 0, kv.zero_page, 4]))
-    for place, page in enumerate((4, 0, None, 4)):
-        expected = torch.zeros_like(content[0][1]) if page is None else content[page][1]
+    content = [
+        *(fill(kv, page, seed=page) for page in range(PAGES)),
+        torch.zeros(LAYERS, 2, PAGE_TOKENS, KV_HEADS, HEAD_DIM),
+    ]
+    keys, values = kv.read(1, pages_of(*pages))
+    assert len(keys) == len(values) == len(pages)
+    for place, page in enumerate(pages):
+        expected = content[page][1]
         assert torch.equal(keys[place], expected[0])
         assert torch.equal(values[place], expected[1])
 

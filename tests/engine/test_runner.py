@@ -59,6 +59,10 @@ def prompt(size: int, seed: int = 0) -> list[int]:
     return [source.randrange(TINY.vocab) for _ in range(size)]
 
 
+def side_by_side(count: int, lanes: int) -> list[list[int]]:
+    return [list(range(5 + lane * count, 5 + (lane + 1) * count)) for lane in range(lanes)]
+
+
 @pytest.fixture
 def runner(checkpoint: Callable[[str], Path]) -> Callable[[str], CpuRunner]:
     def make(kind: str, dtype: str = "float32") -> CpuRunner:
@@ -101,16 +105,20 @@ def test_greedy_is_what_transformers_generates(
     assert greedy(runner(kind), Lane("a", tokens, pages), chunk_tokens, 64) == expected
 
 
+@pytest.mark.parametrize("place_pages", [scattered, side_by_side])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_step_gives_each_sequence_its_own_logits(
-    kind: str, runner: Callable[[str], CpuRunner], reference: Callable[[str], PreTrainedModel]
+    kind: str,
+    place_pages: Callable[[int, int], list[list[int]]],
+    runner: Callable[[str], CpuRunner],
+    reference: Callable[[str], PreTrainedModel],
 ) -> None:
     """Decodes of different lengths, a chunk in the middle of a prompt, a whole prompt, a prompt of one token."""
     engine = runner(kind)
     sizes = (200, 33, 64, 97, 40, 1)
     lanes = [
         Lane(str(place), prompt(size, place), pages)
-        for place, (size, pages) in enumerate(zip(sizes, scattered(8, len(sizes)), strict=True))
+        for place, (size, pages) in enumerate(zip(sizes, place_pages(8, len(sizes)), strict=True))
     ]
     assert len(engine.forward(tuple(lane.chunk(len(lane.tokens) - 1) for lane in lanes[:3]))) == 0
     assert len(engine.forward((lanes[3].chunk(50),))) == 0
@@ -149,13 +157,19 @@ def test_what_a_page_held_before_reaches_nobody(
             torch.testing.assert_close(row, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("place_pages", [scattered, side_by_side])
+@pytest.mark.parametrize("group_pages", [1, 8])
 def test_many_long_sequences_decode_in_groups(
-    runner: Callable[[str], CpuRunner], reference: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+    group_pages: int,
+    place_pages: Callable[[int, int], list[list[int]]],
+    runner: Callable[[str], CpuRunner],
+    reference: Callable[[str], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtime.engine.paging._GROUP_BYTES", 8 * SPEC.page_bytes // SPEC.layers)
+    monkeypatch.setattr("runtime.engine.paging._GROUP_BYTES", group_pages * SPEC.page_bytes // SPEC.layers)
     engine = runner("llama")
     sizes = (3, 100, 65, 130, 64, 7)
-    lanes = [Lane(str(size), prompt(size, size), pages) for size, pages in zip(sizes, scattered(5, 6), strict=True)]
+    lanes = [Lane(str(size), prompt(size, size), pages) for size, pages in zip(sizes, place_pages(5, 6), strict=True)]
     engine.forward(tuple(lane.chunk(len(lane.tokens) - 1) for lane in lanes))
     logits = engine.forward(tuple(lane.chunk(1) for lane in lanes))
     with torch.inference_mode():
