@@ -77,9 +77,10 @@ async def test_a_stream_that_is_closed_early_frees_everything_in_the_mesh() -> N
 async def test_a_blocking_stream_that_is_closed_early_frees_everything_in_the_mesh() -> None:
     async with grpc_mesh(profile=SLOW) as mesh:
         with Client(mesh.address) as client:
+            stream = client.generate("simulated", PROMPT, max_tokens=1000)
 
             def begin() -> batonmesh.Event:
-                with client.generate("simulated", PROMPT, max_tokens=1000) as stream:
+                with stream:
                     return next(stream)
 
             first = await asyncio.get_running_loop().run_in_executor(None, begin)
