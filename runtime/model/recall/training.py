@@ -29,7 +29,6 @@ class Recipe:
     """Everything that decides the weights; `stages` are (share of all steps, rows a step, tokens a row)."""
 
     steps: int = 1200
-    stop_after: int = 1200
     seed: int = 7
     shards: int = 2
     stages: tuple[tuple[float, int, int], ...] = (
@@ -114,7 +113,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[str], None], save_every_s
     started = saved = time.monotonic()
     mean_loss = math.log(len(tokenizer))
     with ShardedGradient(model, recipe.shards) as gradient:
-        for step in range(min(recipe.steps, recipe.stop_after)):
+        for step in range(recipe.steps):
             rows, length = recipe.rows(step)
             late = step >= recipe.late_from * recipe.steps
             habits = (recipe.gap_share, recipe.late_drill_share) if late else (0.0, recipe.drill_share)
