@@ -1,0 +1,21 @@
+"""One mesh on Ray for all tests that need one: a start takes many seconds."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.actors.running import Mesh, check_nothing_left, machine
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """Serves; stopped at the end by `baton down`, which must leave nothing behind."""
+    before = machine()
+    running = Mesh(tmp_path_factory.mktemp("ray"), "tested")
+    started = running.baton("up", "--detach")
+    assert started.status == 0, started.err
+    record = running.record
+    yield running
+    stopped = running.baton("down")
+    assert stopped.status == 0, stopped.err
+    check_nothing_left(running, record, before)
