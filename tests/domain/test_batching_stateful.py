@@ -137,4 +137,4 @@ class Batching(RuleBasedStateMachine):
 
 
 TestBatching = Batching.TestCase
-TestBatching.settings = settings(max_examples=scaled(20, 2000), stateful_step_count=40)
+TestBatching.settings = settings(max_examples=scaled(20, 500), stateful_step_count=40)

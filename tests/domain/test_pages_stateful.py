@@ -113,4 +113,4 @@ class Pool(RuleBasedStateMachine):
 
 
 TestPool = Pool.TestCase
-TestPool.settings = settings(max_examples=scaled(20, 2000), stateful_step_count=40)
+TestPool.settings = settings(max_examples=scaled(20, 500), stateful_step_count=40)

@@ -1,0 +1,216 @@
+"""A prefill worker: pushes what the ticket names, and leaves nothing behind however a call ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+
+from runtime.clock import LoopClock
+from runtime.domain.batching import Limits
+from runtime.domain.messages import PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.pages import extend_chain
+from runtime.domain.steps import StepOutput
+from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, StaleAttempt, Unavailable
+from runtime.ids import BootId, PageId, TenantId, TransferId
+from runtime.roles.prefill import PrefillRole
+from tests.roles.virtual import in_virtual_time, settle
+from tests.roles.wires import Pushing
+
+SPEC = simulated_spec("simulated", page_tokens=4, max_tokens=200)
+TENANT, SALT = TenantId("tenant"), b"salt"
+TOKENS = tuple(range(19))
+CHAIN = extend_chain([], SALT, TOKENS, 4, SPEC.kv_fingerprint)
+TAIL = PageId(b"t" * 16)
+PAGES = (*(TicketPage(index, CHAIN[index], 4) for index in range(4)), TicketPage(4, TAIL, 2))
+TICKET = Ticket(
+    TransferId("transfer"), 1, BootId("boot"), "by hand", "there", SPEC.kv_fingerprint, "float32", PAGES, 9000
+)
+CALL = PrefillCall(TENANT, TOKENS, TICKET)
+
+
+class Engine(SimulatedEngine):
+    """A simulated engine that a test can make die."""
+
+    def __init__(self) -> None:
+        super().__init__(SPEC, 64, Limits(step_tokens=4, max_running=4), StepProfile(base_ms=100), LoopClock())
+        self.dies = asyncio.Event()
+
+    async def steps(self) -> AsyncIterator[StepOutput]:
+        async for output in super().steps():
+            if self.dies.is_set():
+                raise EngineFailed("it burnt")
+            yield output
+
+
+@dataclass
+class Worker:
+    role: PrefillRole
+    engine: Engine
+    transport: Pushing
+    group: asyncio.TaskGroup
+    serving: "asyncio.Task[None]"
+
+    def nothing_left(self) -> bool:
+        load = self.engine.load()
+        return (self.role.running(), load.running, load.waiting, load.pages.owned) == (0, 0, 0, 0)
+
+
+@asynccontextmanager
+async def worker() -> AsyncIterator[Worker]:
+    engine, transport = Engine(), Pushing()
+    role = PrefillRole(engine, transport, {TENANT: SALT})
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(role.run())
+        yield Worker(role, engine, transport, group, serving)
+        serving.cancel()
+
+
+def ticket(*indices: int, **changes: object) -> PrefillCall:
+    pages = tuple(page for page in PAGES if page.index in indices)
+    return replace(CALL, ticket=replace(TICKET, pages=pages, **changes))  # type: ignore[arg-type]
+
+
+@in_virtual_time
+async def test_all_pages_but_those_of_the_last_token_are_pushed_then_committed() -> None:
+    async with worker() as it:
+        assert await it.role.prefill(CALL) == PrefillDone(cached_tokens=0, pages=5, payload_bytes=18 * 8)
+        assert [(frame.index, frame.valid_tokens) for frame in it.transport.frames] == [
+            (0, 4), (1, 4), (2, 4), (3, 4), (4, 2),
+        ]  # fmt: skip
+        assert [frame.page for frame in it.transport.frames][:4] == CHAIN
+        assert (it.transport.committed, it.transport.aborted) == ([TICKET.transfer], [])
+        await asyncio.sleep(1)
+        assert it.nothing_left()
+
+
+@in_virtual_time
+async def test_pages_go_out_while_the_next_are_computed() -> None:
+    async with worker() as it:
+        call = it.group.create_task(it.role.prefill(CALL))
+        counts = []
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            await settle()
+            counts.append(len(it.transport.frames))
+        assert counts == [1, 2, 3, 4, 5]
+        await call
+
+
+@in_virtual_time
+async def test_only_the_pages_of_the_ticket_are_pushed() -> None:
+    async with worker() as it:
+        done = await it.role.prefill(ticket(1, 4))
+        assert [frame.index for frame in it.transport.frames] == [1, 4]
+        assert (done.pages, done.payload_bytes) == (2, 6 * 8)
+
+
+@in_virtual_time
+async def test_what_an_earlier_prefill_left_in_the_cache_is_not_computed_again() -> None:
+    async with worker() as it:
+        await it.role.prefill(CALL)
+        done = await it.role.prefill(ticket(0, 1, 2, 3, 4, transfer=TransferId("second")))
+        assert (done.cached_tokens, done.pages) == (16, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (replace(CALL, tenant=TenantId("stranger")), "tenant"),
+        (ticket(0, fingerprint="0" * 32), "ticket.fingerprint"),
+        (ticket(), "ticket.pages"),
+    ],
+)
+@in_virtual_time
+async def test_a_call_that_cannot_be_served_is_refused_by_field_before_anything_is_opened(
+    call: PrefillCall, field: str
+) -> None:
+    async with worker() as it:
+        with pytest.raises(BatonError) as refused:
+            await it.role.prefill(call)
+        assert refused.value.field == field
+        assert it.transport.aborted == []
+        assert it.nothing_left()
+
+
+@in_virtual_time
+async def test_a_prompt_beyond_the_engines_room_fails_the_call_with_its_reason() -> None:
+    async with worker() as it:
+        with pytest.raises(BatonError, match="the prompt has 200 tokens") as refused:
+            await it.role.prefill(replace(CALL, tokens=(1,) * 200))
+        assert refused.value.status.code == "context"
+        assert it.transport.aborted == [TICKET.transfer]
+
+
+@in_virtual_time
+async def test_a_call_that_comes_twice_is_refused_and_the_first_goes_on() -> None:
+    async with worker() as it:
+        first = it.group.create_task(it.role.prefill(CALL))
+        await asyncio.sleep(0.15)
+        with pytest.raises(StaleAttempt, match="is running here already"):
+            await it.role.prefill(CALL)
+        assert (await first).pages == 5
+
+
+@in_virtual_time
+async def test_the_deadline_ends_a_call_and_frees_everything() -> None:
+    async with worker() as it:
+        with pytest.raises(DeadlineExceeded) as late:
+            await it.role.prefill(ticket(0, 1, 2, 3, 4, remaining_ms=250))
+        assert late.value.field == "ticket.remaining_ms"
+        await asyncio.sleep(1)
+        assert it.transport.aborted == [TICKET.transfer]
+        assert it.nothing_left()
+
+
+@in_virtual_time
+async def test_a_cancelled_call_frees_everything_and_aborts_the_transfer() -> None:
+    async with worker() as it:
+        call = it.group.create_task(it.role.prefill(CALL))
+        await asyncio.sleep(0.25)
+        call.cancel()
+        await asyncio.sleep(1)
+        assert it.transport.aborted == [TICKET.transfer]
+        assert it.nothing_left()
+        assert it.engine.core._step < 5, "it went on computing"
+
+
+@in_virtual_time
+async def test_a_broken_path_fails_the_call_and_frees_everything() -> None:
+    async with worker() as it:
+        it.transport.breaks_after = 2
+        with pytest.raises(Unavailable, match="the path broke"):
+            await it.role.prefill(CALL)
+        await asyncio.sleep(1)
+        assert it.nothing_left()
+
+
+@in_virtual_time
+async def test_a_path_slower_than_the_engine_loses_nothing() -> None:
+    async with worker() as it:
+        it.transport.gate.clear()
+        call = it.group.create_task(it.role.prefill(CALL))
+        await asyncio.sleep(2)
+        assert it.transport.frames == []
+        it.transport.gate.set()
+        assert (await call).pages == 5
+
+
+@in_virtual_time
+async def test_an_engine_that_dies_fails_every_call_and_the_worker() -> None:
+    async with worker() as it:
+        # Waited for out here, so that the worker's failure does not end the test's own group first.
+        it.serving.cancel()
+        await settle()
+        calls = [
+            asyncio.gather(it.role.prefill(ticket(0, 1, transfer=TransferId(name))), return_exceptions=True)
+            for name in ("one", "other")
+        ]
+        await settle()
+        it.engine.dies.set()
+        with pytest.raises(EngineFailed, match="it burnt"):
+            await it.role.run()
+        assert [type(error) for call in calls for error in await call] == [EngineFailed, EngineFailed]
+        assert it.role.running() == 0
