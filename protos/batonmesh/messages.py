@@ -15,7 +15,8 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 Event = inference_pb2.TokenEvent | inference_pb2.Final
 """A token of the answer, or how it ended. Both have `text`; joined they are the answer."""
 
-MAX_REQUEST_BYTES = 32 << 20
+# What gateways take unless configured. They would refuse more without a word about the field.
+MAX_REQUEST_BYTES = 16 << 20
 M = TypeVar("M", bound=Message)
 
 

@@ -18,7 +18,7 @@ from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
-from runtime.kv.transport.grpc import GrpcTransport
+from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.scope import Scope
@@ -62,7 +62,7 @@ async def worker_process(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(running_engine(config, plan, clock))
         channels = await stack.enter_async_context(Channels())
-        server = GrpcServer(host, 0)
+        server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
         address = f"{host}:{server.port}"
         transport = GrpcTransport(engine.spec, address, channels.bulk)
         role: DecodeRole | PrefillRole

@@ -12,11 +12,12 @@ import pytest
 from batonmesh.v1 import kv_pb2
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
 from runtime.domain.messages import Ticket
+from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
 from runtime.errors import DeadlineExceeded, EngineFailed, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TransferId
 from runtime.kv.frames import FrameCodec
-from runtime.kv.transport.grpc import GrpcTransport
+from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.sending import WINDOW_BYTES
 from runtime.services.server import GrpcServer
 from tests.kv.test_frames import CODEC, SPEC
@@ -53,14 +54,13 @@ class Landing:
 class Side:
     """One worker: its server and its transport, with channels that end with it."""
 
-    def __init__(self, server: GrpcServer, channel: Callable[[str], grpc.aio.Channel]) -> None:
-        self.server = server
-        self.endpoint = f"127.0.0.1:{server.port}"
-        self.transport = GrpcTransport(SPEC, self.endpoint, channel)
+    def __init__(self, spec: ModelSpec, channel: Callable[[str], grpc.aio.Channel]) -> None:
+        self.server = GrpcServer("127.0.0.1", 0, message_bytes=message_bytes(spec))
+        self.transport = GrpcTransport(spec, f"127.0.0.1:{self.server.port}", channel)
 
 
 @asynccontextmanager
-async def side() -> AsyncIterator[Side]:
+async def side(spec: ModelSpec = SPEC) -> AsyncIterator[Side]:
     async with AsyncExitStack() as stack:
         channels: dict[str, grpc.aio.Channel] = {}
 
@@ -69,7 +69,7 @@ async def side() -> AsyncIterator[Side]:
                 channels[address] = grpc.aio.insecure_channel(address)
             return channels[address]
 
-        worker = Side(GrpcServer("127.0.0.1", 0), channel)
+        worker = Side(spec, channel)
         worker.server.add(worker.transport.service)
         await stack.enter_async_context(worker.server)
         try:
@@ -135,6 +135,16 @@ async def test_a_frame_larger_than_a_page_is_refused(receiver: Side) -> None:
         await call.write(kv_pb2.PushRequest(transfer=TRANSFER, epoch=1, frames=[large]))
         assert await call.read() == kv_pb2.PushResponse(frames=1, corrupt=1)
     assert landing.of(FrameArrived) == []
+
+
+async def test_a_page_that_is_larger_than_usual_messages_still_lands() -> None:
+    large = replace(SPEC, page_tokens=65_536, kv_fingerprint="cd" * 16)
+    page = Frame(PageId(bytes(16)), 0, large.page_tokens, bytes(large.page_bytes))
+    landing = Landing()
+    async with side(large) as source, side(large) as target, source.transport.open(expect(target, landing)) as push:
+        await push.send(page)
+        await push.commit()
+    assert landing.events == [FrameArrived(TRANSFER, 1, page), CommitArrived(TRANSFER, 1, 1)]
 
 
 async def test_a_push_under_an_older_epoch_is_refused_and_the_connection_stays(sender: Side, receiver: Side) -> None:

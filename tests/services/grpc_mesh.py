@@ -19,7 +19,7 @@ from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, PREFILL, Placement, Router
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.ids import GatewayId, Ids, TenantId, WorkerId
-from runtime.kv.transport.grpc import GrpcTransport
+from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.roles.controller import ControllerRole
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
@@ -139,7 +139,7 @@ async def _worker(
     life = await stack.enter_async_context(AsyncExitStack())
     clock, boot = LoopClock(), _IDS.boot()
     engine = SimulatedEngine(SPEC, 512, Limits(step_tokens=256, max_running=64), profile, clock)
-    server = GrpcServer(LOCAL, 0)
+    server = GrpcServer(LOCAL, 0, message_bytes=message_bytes(SPEC))
     transport = GrpcTransport(SPEC, f"{LOCAL}:{server.port}", channels.bulk)
     tenants = {TENANT: b"secret"}
     running: DecodeRole | PrefillRole

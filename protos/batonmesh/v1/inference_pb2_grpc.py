@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Served by every gateway. A request is at most 32 MiB; gRPC refuses a larger one with RESOURCE_EXHAUSTED.
+    """Served by every gateway. A request is at most 16 MiB unless configured; gRPC refuses a larger one with
+    RESOURCE_EXHAUSTED, before anything of it is read.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Served by every gateway. A request is at most 32 MiB; gRPC refuses a larger one with RESOURCE_EXHAUSTED.
+    """Served by every gateway. A request is at most 16 MiB unless configured; gRPC refuses a larger one with
+    RESOURCE_EXHAUSTED, before anything of it is read.
     """
 
     def Generate(self, request, context):
@@ -113,7 +115,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Served by every gateway. A request is at most 32 MiB; gRPC refuses a larger one with RESOURCE_EXHAUSTED.
+    """Served by every gateway. A request is at most 16 MiB unless configured; gRPC refuses a larger one with
+    RESOURCE_EXHAUSTED, before anything of it is read.
     """
 
     @staticmethod

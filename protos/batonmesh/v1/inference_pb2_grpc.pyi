@@ -13,7 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceStub:
-    """Served by every gateway. A request is at most 32 MiB; gRPC refuses a larger one with RESOURCE_EXHAUSTED."""
+    """Served by every gateway. A request is at most 16 MiB unless configured; gRPC refuses a larger one with
+    RESOURCE_EXHAUSTED, before anything of it is read.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
@@ -34,7 +36,9 @@ class InferenceStub:
     """The models that this mesh serves."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by every gateway. A request is at most 32 MiB; gRPC refuses a larger one with RESOURCE_EXHAUSTED."""
+    """Served by every gateway. A request is at most 16 MiB unless configured; gRPC refuses a larger one with
+    RESOURCE_EXHAUSTED, before anything of it is read.
+    """
 
     @_abc_1.abstractmethod
     def Generate(

@@ -14,6 +14,13 @@ from runtime.kv.frames import FrameCodec
 from runtime.kv.transport.receiving import KvService, OpenTransfers
 from runtime.kv.transport.sending import GrpcSender
 
+_SMALL_MESSAGES_BYTES = 8 << 20
+
+
+def message_bytes(spec: ModelSpec) -> int:
+    """What a server must be ready to receive in one message, if pages of this model are to land on it."""
+    return max(_SMALL_MESSAGES_BYTES, FrameCodec(spec).max_bytes + 1024)
+
 
 class GrpcTransport:
     """`endpoint` is host:port where others reach `service`; `channel` gives the channel to such an endpoint.
