@@ -32,8 +32,10 @@ _LOADING = threading.Lock()
 
 def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """The configuration with the defaults of its architecture filled in."""
+    kind = _CLASSES[checkpoint.architecture].config_class
+    assert kind is not None
     with _blaming(checkpoint.path / CONFIG_FILE):
-        config = _CLASSES[checkpoint.architecture].config_class.from_pretrained(checkpoint.path, local_files_only=True)
+        config = kind.from_pretrained(checkpoint.path, local_files_only=True)
     assert isinstance(config, PreTrainedConfig)
     return config
 

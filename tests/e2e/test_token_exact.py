@@ -69,7 +69,7 @@ async def expected(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 
 def _generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     with torch.inference_mode():
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]  # transformers' types lose it
             torch.tensor([prompt]),
             attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
             do_sample=False,
