@@ -1,5 +1,6 @@
 """The native engine's compute: a checkpoint on the CPU behind the engine core. Joins loading, runner and sampler."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,6 @@ class NativeSettings:
     path: Path
     dtype: str
     page_tokens: int
-    pages: int
     threads: int
     max_tokens: int | None = None
 
@@ -59,21 +59,10 @@ def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
 
 
 class NativeCompute:
-    """Build and use it on one thread, the engine's: torch keeps its number of threads for each."""
+    """Used on one thread, the engine's: torch keeps its number of threads for each."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-
-    @classmethod
-    def load(cls, settings: NativeSettings) -> tuple[ModelSpec, "NativeCompute"]:
-        """Raises `ModelError` for a checkpoint that is missing, damaged or not supported."""
-        torch.set_num_threads(settings.threads)
-        checkpoint = open_checkpoint(settings.path)
-        spec = spec_of(checkpoint, settings)
-        model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
-        runner = CpuRunner(model, KVTensors(spec, settings.pages))
-        runner.probe()
-        return spec, cls(runner)
 
     def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
         return sample(self._runner.forward(chunks), rows)
@@ -86,8 +75,16 @@ class NativeCompute:
         self._runner.kv.write_page(page, payload, tokens)
 
 
-def build_native(settings: NativeSettings, limits: Limits) -> EngineCore:
-    """An engine core over a checkpoint; for `ThreadedEngine`, which calls this on its own thread."""
-    spec, compute = NativeCompute.load(settings)
+def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[ModelSpec], int]) -> EngineCore:
+    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread.
+
+    Raises `ModelError` for a checkpoint that is missing, damaged or not supported, and what `pages` raises.
+    """
+    torch.set_num_threads(settings.threads)
+    checkpoint = open_checkpoint(settings.path)
+    spec = spec_of(checkpoint, settings)
+    count = pages(spec)
     tokenizer = Tokenizer(settings.path)
-    return EngineCore(spec, settings.pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder)
+    runner = CpuRunner(load_model(checkpoint, DTYPES[settings.dtype], ATTENTION), KVTensors(spec, count))
+    runner.probe()
+    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder)

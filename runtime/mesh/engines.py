@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
 
 from runtime.clock import Clock
 from runtime.config import Config, EngineConfig, WorkerConfig
@@ -61,7 +61,7 @@ def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
 
 def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
     def build() -> EngineCore:
-        from runtime.engine.native import NativeSettings, build_native, spec_of  # imports torch, on the engine's thread
+        from runtime.engine.native import NativeSettings, build_native  # imports torch, on the engine's thread
 
         path = model_path(config.model)
         checkpoint = open_checkpoint(path)
@@ -70,10 +70,8 @@ def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
             path=path,
             dtype=model_dtype(config.model, checkpoint.config),
             page_tokens=config.engine.page_tokens,
-            pages=1,
             threads=worker.threads,
         )
-        pages = _pages(config.engine, spec_of(checkpoint, settings))
-        return build_native(replace(settings, pages=pages), _limits(config.engine))
+        return build_native(settings, _limits(config.engine), partial(_pages, config.engine))
 
     return build

@@ -62,7 +62,6 @@ def served_model(config: Config) -> ServedModel:
         path=path,
         dtype=model_dtype(model, checkpoint.config),
         page_tokens=config.engine.page_tokens,
-        pages=1,
         threads=1,
     )
     return ServedModel(spec_of(checkpoint, settings), Tokenizer(path), created)
