@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import pairwise
 
 from runtime.domain.messages import (
     Acknowledge,
@@ -22,7 +22,7 @@ from runtime.domain.messages import (
     Start,
 )
 from runtime.domain.sequence import Ref, Sampling
-from runtime.ids import TurnId
+from runtime.ids import Ids, TurnId
 from runtime.mesh.tenants import DEFAULT
 from runtime.ports import DecodeStream
 
@@ -51,6 +51,13 @@ class _Arrivals:
     queue: asyncio.Queue[Output | AttemptFailed] = field(default_factory=lambda: asyncio.Queue(_NEIGHBOUR_STEPS + 1))
     times: list[float] = field(default_factory=list)
 
+    async def next(self) -> Output:
+        """The next output; raises how the request failed."""
+        output = await self.queue.get()
+        if isinstance(output, AttemptFailed):
+            raise output.error
+        return output
+
 
 class Probe:
     """`vocab` bounds the random token ids."""
@@ -58,8 +65,8 @@ class Probe:
     def __init__(self, stream: DecodeStream, vocab: int) -> None:
         self._stream = stream
         self._vocab = vocab
-        self._random = random.Random()
-        self._turns = count(1)
+        self._random = random.SystemRandom()
+        self._ids = Ids(self._random)
         self._arrivals: dict[TurnId, _Arrivals] = {}
         self._neighbour: _Arrivals | None = None
         self._step_s = 0.0
@@ -86,9 +93,7 @@ class Probe:
         ref, arrivals = await self._start(tokens, _STEPS, candidates)
         handoff = Handoff(0)
         while True:
-            output = await arrivals.queue.get()
-            if isinstance(output, AttemptFailed):
-                raise output.error
+            output = await arrivals.next()
             handoff = output.handoff or handoff
             if output.finish is not None:
                 break
@@ -103,7 +108,7 @@ class Probe:
         """Let another request decode all the while."""
         ref, self._neighbour = await self._start(_NEIGHBOUR_TOKENS, _NEIGHBOUR_STEPS, ())
         for _ in range(_SETTLING):
-            await self._neighbour.queue.get()
+            await self._neighbour.next()
         alone = self._neighbour.times[1:]
         self._step_s = statistics.median(later - earlier for earlier, later in pairwise(alone))
         try:
@@ -114,7 +119,7 @@ class Probe:
             del self._arrivals[ref.turn]
 
     async def _start(self, tokens: int, steps: int, candidates: tuple[PrefillCandidate, ...]) -> tuple[Ref, _Arrivals]:
-        ref = Ref(TurnId(f"bench-{next(self._turns)}"), 1, 1)
+        ref = Ref(self._ids.turn(), 1, 1)
         arrivals = self._arrivals[ref.turn] = _Arrivals()
         prompt = tuple(self._random.randrange(self._vocab) for _ in range(tokens))
         sampling = Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True)
@@ -127,7 +132,7 @@ class Probe:
         if neighbour is None:
             return 0.0
         while neighbour.times[-1] <= first:
-            await neighbour.queue.get()
+            await neighbour.next()
         before = max(index for index, at in enumerate(neighbour.times) if at <= began)
         after = next(index for index, at in enumerate(neighbour.times) if at > first)
         return max(neighbour.times[after] - neighbour.times[before] - (after - before) * self._step_s, 0.0)

@@ -35,6 +35,7 @@ def chat(
         while (line := _read(console)) is not None:
             if line == _FRESH:
                 conversation.start_over()
+                console.print(Text("A new conversation.", "dim"))
             elif line:
                 conversation.say(line)
 

@@ -134,4 +134,4 @@ def _sum_up(console: Console, report: DemoReport) -> None:
         told = f"{right} of {right + report.wrong} answers were right; {told}."
         console.print(Text(told, style="red" if report.wrong else "green"))
     else:
-        console.print(f"{told}.")
+        console.print(Text(f"{told}."))
