@@ -1,126 +1,47 @@
-"""The engine core over the simulated compute, whose next token depends on every value that the block table reaches."""
+"""The engine core, token by token beside its oracle: chunks, batches, caches, preemptions, forced tokens, refusals."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.domain.batching import Limits
 from runtime.domain.pages import extend_chain
-from runtime.domain.sequence import FinishReason, Sampled, Sampling, Sequence
+from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.domain.steps import (
     Admitted,
     Cancel,
     Chunk,
     DecodeAwaiting,
     DecodeLocal,
-    Exported,
-    Frame,
     Generated,
     Land,
     NoRoom,
     Prefill,
-    Prefilled,
     Reserved,
     Run,
-    SequenceFailed,
-    StepEvent,
-    StepOutput,
     Submit,
 )
 from runtime.engine.core import EngineCore, SampleRow
-from runtime.engine.simulated import (
-    EOS,
-    SimulatedCompute,
-    SimulatedDecoder,
-    SimulatedTokenizer,
-    continuation,
-    simulated_spec,
-)
-from runtime.errors import BatonError
+from runtime.engine.simulated import SimulatedCompute, SimulatedDecoder, continuation, simulated_spec
 from runtime.ids import SequenceId
-
-PAGE = 4
-SALT = b"salt"
-GREEDY = Sampling(max_tokens=9, temperature=0.0)
-LOCAL, AWAITING = DecodeLocal(), DecodeAwaiting()
-
-
-def new_core(pages: int = 64, step_tokens: int = 8, max_running: int = 4, max_tokens: int = 200) -> EngineCore:
-    spec = simulated_spec("simulated", PAGE, max_tokens)
-    compute = SimulatedCompute(pages, PAGE)
-    return EngineCore(spec, pages, Limits(step_tokens, max_running), compute, frozenset({EOS}), SimulatedDecoder)
-
-
-def prompt_of(length: int, first: int = 0) -> tuple[int, ...]:
-    return tuple((first + 7 * place) % 97 for place in range(length))
-
-
-def sequence(
-    name: str, prompt: Iterable[int], sampling: Sampling = GREEDY, forced: Iterable[int] = (), salt: bytes = SALT
-) -> Sequence:
-    return Sequence(SequenceId(name), tuple(prompt), sampling, salt, tuple(forced))
-
-
-@dataclass
-class Ran:
-    """What a core brought until it had nothing more to do."""
-
-    steps: list[StepOutput] = field(default_factory=list)
-
-    @property
-    def events(self) -> list[StepEvent]:
-        return [event for step in self.steps for event in step.events]
-
-    def generated(self, name: str) -> list[Generated]:
-        return [event for event in self.events if isinstance(event, Generated) and event.sequence == name]
-
-    def tokens(self, name: str) -> list[int]:
-        """Its tokens, whose indices must have no gap."""
-        found: list[int] = []
-        for event in self.generated(name):
-            assert event.index == self.generated(name)[0].index + len(found)
-            found += [sampled.token for sampled in event.tokens]
-        return found
-
-    def frames(self) -> list[Frame]:
-        return [event.frame for event in self.events if isinstance(event, Exported)]
-
-    def error(self) -> BatonError:
-        (event,) = self.events
-        assert isinstance(event, SequenceFailed)
-        return event.error
-
-
-def run(core: EngineCore) -> Ran:
-    ran = Ran()
-    while core.busy:
-        ran.steps.append(core.step())
-        assert len(ran.steps) < 2000, "it spins"
-    core.check()
-    return ran
-
-
-def generate(core: EngineCore, *sequences: Sequence) -> Ran:
-    for each in sequences:
-        core.apply(Submit(each, LOCAL))
-    return run(core)
-
-
-def prefilled(prompt: tuple[int, ...], first_page: int = 0) -> list[Frame]:
-    """What a prefill worker exports for a prompt."""
-    core = new_core()
-    core.apply(Submit(sequence("p", prompt), Prefill(len(prompt) - 1, first_page)))
-    return run(core).frames()
-
-
-def text_of(tokens: Iterable[int]) -> str:
-    decoder = SimulatedTokenizer().decoder()
-    return "".join(decoder.push(token) for token in tokens)
-
+from tests.engine.cores import (
+    AWAITING,
+    GREEDY,
+    LOCAL,
+    PAGE,
+    SALT,
+    generate,
+    new_core,
+    prefilled,
+    prompt_of,
+    run,
+    sequence,
+    text_of,
+)
+from tests.scale import scaled
 
 # Generating
 
@@ -178,6 +99,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown() -> None:
     assert ran.generated("a")[-1].finish is FinishReason.STOP
 
 
+@settings(max_examples=scaled(30, 500))
 @given(
     st.lists(st.tuples(st.integers(1, 14), st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=6),
     st.integers(6, 12),
@@ -244,83 +166,6 @@ def test_forced_tokens_beyond_the_end_are_refused() -> None:
     core.apply(Submit(sequence("a", prompt_of(6), forced=(280,) * 10), LOCAL))
     error = run(core).error()
     assert (error.field, error.message) == ("forced", "10 tokens are forced, but token 9 ends the answer")
-
-
-# The hand-over
-
-
-@pytest.mark.parametrize("length", [2, 4, 5, 6, 9, 17])
-def test_pages_of_another_core_give_the_same_answer(length: int) -> None:
-    prompt = prompt_of(length)
-    core = new_core()
-    core.apply(Submit(sequence("a", prompt), AWAITING))
-    assert run(core).events == [Reserved(SequenceId("a"), 0)]
-    for frame in prefilled(prompt):
-        core.apply(Land(SequenceId("a"), frame))
-    core.apply(Run(SequenceId("a")))
-    ran = run(core)
-    assert ran.tokens("a") == continuation(prompt, GREEDY)
-    assert ran.events[0] == Admitted(SequenceId("a"), 0, length - 1)
-    assert ran.steps[0].ran_tokens == 1, "only the last token of the prompt runs here"
-
-
-@given(st.integers(2, 20), st.sets(st.integers(0, 4)), st.booleans())
-def test_whatever_pages_are_missing_are_computed_here(length: int, missing: set[int], backwards: bool) -> None:
-    prompt = prompt_of(length)
-    core = new_core()
-    core.apply(Submit(sequence("a", prompt), AWAITING))
-    run(core)
-    for frame in sorted(prefilled(prompt), key=lambda frame: frame.index, reverse=backwards):
-        if frame.index not in missing:
-            core.apply(Land(SequenceId("a"), frame))
-    core.apply(Run(SequenceId("a")))
-    assert run(core).tokens("a") == continuation(prompt, GREEDY)
-
-
-def test_only_what_is_not_here_has_to_land() -> None:
-    core, prompt = new_core(), prompt_of(17)
-    generate(core, sequence("first", prompt[:10]))
-    core.apply(Submit(sequence("a", prompt), AWAITING))
-    assert run(core).events == [Reserved(SequenceId("a"), 8)]
-    for frame in prefilled(prompt, first_page=2):
-        core.apply(Land(SequenceId("a"), frame))
-    core.apply(Run(SequenceId("a")))
-    ran = run(core)
-    assert ran.events[0] == Admitted(SequenceId("a"), 8, 8)
-    assert ran.tokens("a") == continuation(prompt, GREEDY)
-
-
-def test_a_damaged_page_would_change_the_answer() -> None:
-    # The proof that the tests above can fail.
-    core, prompt = new_core(), prompt_of(9)
-    core.apply(Submit(sequence("a", prompt), AWAITING))
-    run(core)
-    for frame in prefilled(prompt):
-        damaged = bytes([frame.payload[0] ^ 1]) + frame.payload[1:]
-        core.apply(Land(SequenceId("a"), replace(frame, payload=damaged) if frame.index == 1 else frame))
-    core.apply(Run(SequenceId("a")))
-    assert run(core).tokens("a") != continuation(prompt, GREEDY)
-
-
-def test_pages_are_exported_as_they_fill_each_once_and_the_tail_at_the_end() -> None:
-    core, prompt = new_core(step_tokens=8), prompt_of(24)
-    core.apply(Submit(sequence("p", prompt), Prefill(22, first_page=1)))
-    ran = run(core)
-    assert [(frame.index, frame.valid_tokens) for frame in ran.frames()] == [(1, 4), (2, 4), (3, 4), (4, 4), (5, 2)]
-    assert len([step for step in ran.steps if any(isinstance(event, Exported) for event in step.events)]) == 3
-    assert ran.events[-1] == Prefilled(SequenceId("p"), 0)
-    chain = extend_chain([], SALT, prompt, PAGE, core.spec.kv_fingerprint)
-    assert [frame.page for frame in ran.frames()][:4] == chain[1:5]
-
-
-def test_a_prefill_tells_what_it_did_not_compute() -> None:
-    core, prompt = new_core(), prompt_of(13)
-    for name in "pq":
-        core.apply(Submit(sequence(name, prompt), Prefill(12, first_page=0)))
-        ran = run(core)
-    assert ran.events[-1] == Prefilled(SequenceId("q"), 12)
-    assert len(ran.frames()) == 3
-    assert sum(step.ran_tokens for step in ran.steps) == 0
 
 
 # Room, refusals and cancels
