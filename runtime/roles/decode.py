@@ -69,6 +69,10 @@ class Link:
         while (batch := await self._queue.get()) is not None:
             yield batch
 
+    def ready(self) -> bool:
+        """Whether the next of `batches` will not wait, so that what is there goes out together."""
+        return not self._queue.empty()
+
     def flush(self, *, heartbeat: bool = False) -> None:
         """Send what is pending, with the load."""
         if not self._open or not (self.pending or heartbeat):

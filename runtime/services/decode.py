@@ -6,11 +6,14 @@ import grpc
 
 from batonmesh.v1 import worker_pb2 as pb
 from batonmesh.v1 import worker_pb2_grpc
-from runtime.domain.messages import Hello
+from runtime.domain.messages import Hello, StepBatch
 from runtime.errors import BatonError, InvalidArgument, Unavailable
 from runtime.roles.decode import DecodeRole, Link
 from runtime.services.guard import Context
+from runtime.services.pacing import let_others_run
 from runtime.wire.decode import pack_batch, unpack_command
+
+_TOGETHER = 64
 
 
 class DecodeService(worker_pb2_grpc.DecodeServicer):
@@ -29,13 +32,26 @@ class DecodeService(worker_pb2_grpc.DecodeServicer):
             raise InvalidArgument("the first command on a stream is hello", field="command")
         async with self._role.attach(hello.gateway) as link, asyncio.TaskGroup() as group:
             obeying = group.create_task(_obey(link, context))
-            async for batch in link.batches():
-                await context.write(pack_batch(batch))
+            await _write(link, context)
             if not obeying.done():
                 obeying.cancel()
                 raise Unavailable("the gateway did not read what it was sent")
             if (error := obeying.result()) is not None:
                 raise error
+
+
+async def _write(link: Link, context: Context) -> None:
+    """Until the link is closed. Batches that are ready together go out as one."""
+    batches = aiter(link.batches())
+    async for batch in batches:
+        outputs, load = [*batch.outputs], batch.load
+        for _ in range(_TOGETHER):
+            if not link.ready() or (more := await anext(batches, None)) is None:
+                break
+            outputs += more.outputs
+            load = more.load
+        await context.write(pack_batch(StepBatch(tuple(outputs), load)))
+        await let_others_run()
 
 
 async def _obey(link: Link, context: Context) -> BatonError | None:

@@ -13,11 +13,10 @@ from runtime.ids import TenantId
 from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.pacing import let_others_run
 from runtime.wire import fields
 from runtime.wire.inference import Answer, pack_model, unpack_prompt
 from runtime.wire.sequence import unpack_sampling
-
-_PASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 if failed is not None:
                     raise failed
                 if together[-1].finish is None:
-                    await _let_others_run()
+                    await let_others_run()
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
         return pb.CountTokensResponse(tokens=len(await self._tokens(self._model(request.model), request.prompt)))
@@ -94,12 +93,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if message.ByteSize() <= self._settings.inline_bytes:
             return tuple(tokenize())
         return tuple(await self._pool.run(tokenize))
-
-
-async def _let_others_run() -> None:
-    """On a busy loop the next tokens gather meanwhile, and a message costs more than a token; else this is nothing."""
-    for _ in range(_PASSES):
-        await asyncio.sleep(0)
 
 
 async def gather(first: Delta, deltas: Deltas) -> tuple[list[Delta], BatonError | None]:

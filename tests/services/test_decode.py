@@ -8,8 +8,11 @@ import grpc
 import pytest
 
 from batonmesh.v1 import common_pb2, worker_pb2, worker_pb2_grpc
-from runtime.domain.sequence import Sampling
+from runtime.domain.messages import Output
+from runtime.domain.sequence import Ref, Sampled, Sampling
 from runtime.engine.simulated import StepProfile, continuation
+from runtime.ids import TurnId
+from runtime.roles.decode import DecodeRole
 from tests.services.grpc_mesh import GrpcMesh, grpc_mesh, told
 
 Stream = grpc.aio.StreamStreamCall[worker_pb2.DecodeCommand, worker_pb2.StepBatch]
@@ -69,6 +72,21 @@ async def test_hello_is_answered_at_once_and_tokens_follow_a_start(mesh: GrpcMes
         found = await outputs(call, finished)
     assert [token for output in found for token in output.tokens] == continuation(PROMPT, Sampling(10, temperature=0))
     assert [output.HasField("handoff") for output in found] == [True] + [False] * (len(found) - 1)
+
+
+async def test_batches_that_are_ready_together_travel_as_one_and_in_order(mesh: GrpcMesh) -> None:
+    worker = mesh.workers["decode-0"]
+    assert isinstance(worker.role, DecodeRole)
+    async with attached(mesh) as call:
+        await call.read()
+        link = worker.role._links[-1]
+        for index in range(5):  # between two passes of the event loop, as a fast engine would
+            link.pending.append(Output(Ref(TurnId("turn-fast"), 1, 1), index, (Sampled(index),), "x"))
+            link.flush()
+        batch = await call.read()
+    assert isinstance(batch, worker_pb2.StepBatch)
+    assert [output.index for output in batch.outputs] == [0, 1, 2, 3, 4]
+    assert batch.HasField("load")
 
 
 async def test_a_stream_that_breaks_goes_on_where_the_next_attaches(mesh: GrpcMesh) -> None:
