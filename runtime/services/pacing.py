@@ -1,4 +1,4 @@
-"""When a stream may write again: a message costs more than the token in it, so on a busy loop tokens wait for company."""
+"""When a stream may write again: a message costs more than its tokens, so on a busy loop tokens wait for company."""
 
 import asyncio
 
