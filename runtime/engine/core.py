@@ -5,7 +5,7 @@ The native and the simulated engine differ only in their compute and in who driv
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from runtime.domain.batching import Batcher, Limits
@@ -79,7 +79,8 @@ class EngineCore:
         eos_ids: frozenset[int],
         decoder: Callable[[], TextDecoder],
     ) -> None:
-        self.spec = spec
+        # A context is no longer than the pool: a sequence that outgrew it would wait for ever.
+        self.spec = replace(spec, max_tokens=min(spec.max_tokens, pages * spec.page_tokens))
         self._batcher = Batcher(spec, PagePool(pages), limits)
         self._compute = compute
         self._eos_ids = eos_ids
@@ -144,8 +145,7 @@ class EngineCore:
 
     def _refusal(self, sequence: Sequence) -> BatonError | None:
         """What is never let in: it could wait for more pages than there are, or ask the model for what it has not."""
-        room = min(len(self._batcher.pool) * self.spec.page_tokens, self.spec.max_tokens)
-        prompt, most = len(sequence.prompt), sequence.sampling.max_tokens
+        prompt, most, room = len(sequence.prompt), sequence.sampling.max_tokens, self.spec.max_tokens
         if prompt + most > room:
             return ContextExceeded(
                 f"the prompt has {prompt} tokens and max_tokens is {most}, together more than the {room} tokens that "

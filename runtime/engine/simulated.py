@@ -169,10 +169,10 @@ class SimulatedEngine:
     """Drives an engine core on the event loop, a step at a time, each as long as the profile says."""
 
     def __init__(self, spec: ModelSpec, pages: int, limits: Limits, profile: StepProfile, clock: Clock) -> None:
-        self.spec = spec
         tokenizer = SimulatedTokenizer()
         compute = SimulatedCompute(pages, spec.page_tokens)
         self.core = EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder)
+        self.spec = self.core.spec
         self._profile = profile
         self._clock = clock
         self._inbox: deque[EngineCommand] = deque()

@@ -6,7 +6,7 @@ Owns the turns in flight and one stream per decode worker; never computes, and k
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from runtime.clock import Clock, Timer
@@ -117,6 +117,7 @@ class GatewayRole:
     ) -> None:
         self.gateway = gateway
         self._models = {model.spec.name: model for model in models}
+        self._served = self._models
         self._router = router
         self._directory = directory
         self._peers = peers
@@ -142,11 +143,11 @@ class GatewayRole:
         await self._ready.wait()
 
     def models(self) -> tuple[ServedModel, ...]:
-        return tuple(self._models.values())
+        return tuple(self._served.values())
 
     def served(self, name: str) -> ServedModel:
-        """Raises `NotFound` naming the models that are served."""
-        model = self._models.get(name)
+        """Its context is what every decode worker has room for. Raises `NotFound` naming the models that are served."""
+        model = self._served.get(name)
         if model is None:
             known = ", ".join(sorted(self._models))
             raise NotFound(f"model {name!r} is not served here; served are: {known}", field="model")
@@ -199,6 +200,7 @@ class GatewayRole:
 
     def _on_view(self, view: View) -> None:
         self._view = view
+        self._served = {name: _bounded(model, view) for name, model in self._models.items()}
         here = {worker.boot for worker in view.workers}
         for boot in [boot for boot, stream in self._streams.items() if boot not in here and not stream.turns]:
             self._streams.pop(boot).close()
@@ -327,3 +329,8 @@ class GatewayRole:
         timer = live.timers.pop(name, None)
         if timer is not None:
             timer.cancel()
+
+
+def _bounded(model: ServedModel, view: View) -> ServedModel:
+    room = min((worker.max_tokens for worker in view.workers if worker.role == DECODE), default=model.spec.max_tokens)
+    return replace(model, spec=replace(model.spec, max_tokens=min(model.spec.max_tokens, room)))

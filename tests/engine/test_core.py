@@ -197,6 +197,11 @@ def test_what_could_never_fit_is_refused_at_once(core: EngineCore, length: int, 
     assert f"{length} tokens and max_tokens is {max_tokens}, together more than the 40 tokens" in error.message
 
 
+def test_a_context_is_no_longer_than_the_pool() -> None:
+    assert new_core(pages=10).spec.max_tokens == 40
+    assert new_core(pages=10, max_tokens=39).spec.max_tokens == 39
+
+
 def test_what_just_fits_is_served() -> None:
     ran = generate(new_core(pages=10), sequence("a", prompt_of(31)))
     assert ran.tokens("a") == continuation(prompt_of(31), GREEDY)

@@ -16,7 +16,7 @@ from runtime.engine.threaded import ThreadedEngine
 from runtime.errors import EngineFailed, InvariantViolation, ModelError
 from runtime.ids import SequenceId
 
-SPEC = simulated_spec("simulated", 4, 1000)
+SPEC = simulated_spec("simulated", 4, 256)
 SAMPLING = Sampling(max_tokens=20, temperature=0.0)
 SUBMIT = Submit(Sequence(SequenceId("a"), (1, 2, 3), SAMPLING, b"salt"), DecodeLocal())
 

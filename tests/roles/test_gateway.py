@@ -143,6 +143,20 @@ async def test_a_request_that_cannot_be_served_is_refused_by_field(
 
 
 @in_virtual_time
+async def test_a_request_must_fit_into_every_decode_worker_so_that_each_can_take_it_over() -> None:
+    async with gateway(
+        member("a"), replace(member("b"), max_tokens=11), replace(member("p", PREFILL), max_tokens=4)
+    ) as it:
+        assert it.role.served("model").spec.max_tokens == it.role.models()[0].spec.max_tokens == 11
+        with pytest.raises(BatonError, match="more than the model's context of 11 tokens"):
+            async with it.role.open(ASK):
+                pass
+        await it.show(member("a"))
+        async with opened(it):
+            assert len(it.starts("a")) == 1
+
+
+@in_virtual_time
 async def test_an_unknown_model_is_answered_with_those_that_are_served() -> None:
     async with gateway() as it:
         with pytest.raises(BatonError, match="model 'x' is not served here; served are: model"):
