@@ -2,10 +2,11 @@
 
 import pytest
 
+from runtime.domain.messages import TicketPage
 from runtime.domain.pages import Occupancy
 from runtime.domain.steps import Admitted, DecodeAwaiting, DecodeLocal, Load, NoRoom, Prefill, Reserved
 from runtime.errors import InvariantViolation
-from tests.domain.batch_model import Model, chain_of, sequence, ticket_pages
+from tests.domain.batch_model import PAGE, Model, chain_of, sequence, ticket_pages
 
 LOCAL, AWAITING = DecodeLocal(), DecodeAwaiting()
 TEN = list(range(10))
@@ -153,6 +154,16 @@ def test_landed_frames_are_used_and_the_last_token_runs_here() -> None:
     chunks, events = model.step()
     assert events == [Admitted(a, 0, 9)]
     assert [(chunk.start, chunk.tokens, chunk.sample) for chunk in chunks] == [(9, (9,), True)]
+
+
+def test_the_last_token_runs_here_even_when_its_page_landed_whole() -> None:
+    model = Model()
+    a = model.submit("a", [1, 2, 3, 4], AWAITING)
+    model.admit()
+    for index, ident in enumerate(chain_of([1, 2, 3, 4])):
+        assert model.land(a, TicketPage(index, ident, PAGE))
+    model.batcher.run(a)
+    assert spans(model) == [("a", 3, 1)]
 
 
 def test_from_the_first_gap_on_everything_is_computed_here() -> None:
