@@ -1,6 +1,20 @@
-"""What all tests share: examples are drawn without a clock, since a busy machine is no reason to fail."""
+"""What all tests share: examples drawn without a clock, since a busy machine is no reason to fail; logs left alone."""
 
+import logging
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("baton", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("baton")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """A test that sets up the log of a process leaves it to no other."""
+    loggers = [logging.getLogger(name) for name in ("runtime", "actors")]
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate

@@ -56,9 +56,9 @@ def running(config: dict[str, object], state: Path) -> Iterator[Mesh]:
 
 def listener(address: str) -> int:
     """The process that listens at an address."""
-    host, _, port = address.rpartition(":")
+    port = int(address.rpartition(":")[2])
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr == (host, int(port)) and connection.pid:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
             return int(connection.pid)
     raise LookupError(address)
 

@@ -94,6 +94,8 @@ class GreedyModel:
         except (OSError, ValueError) as error:
             raise ModelError(f"model directory {model_dir} cannot be loaded: {error}") from error
         self.tokenizer: PreTrainedTokenizerFast = tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self._model = model
 
     def answers(self, chats: Sequence[Messages]) -> list[str]:
