@@ -18,7 +18,7 @@ from rich.console import Console
 from runtime.cli.bench.host import host
 from runtime.cli.bench.hosted import call
 from runtime.cli.bench.load.closed import Measured, Plan
-from runtime.cli.bench.report import Bound, Cell, Machine, Report
+from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.cli.face import Addresses, Surroundings
 from runtime.config import (
     Config,
@@ -89,10 +89,7 @@ def gateway(
             ]
             measured = _measure(cells, pace)
     report = _report(measured, machine, target)
-    if as_json:
-        typer.echo(report.json())
-    else:
-        report.show(Console())
+    tell(report, as_json=as_json)
 
 
 def _measure(cells: list[Plan], pace: _Pace) -> list[tuple[Plan, Measured]]:

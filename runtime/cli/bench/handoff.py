@@ -12,14 +12,14 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from runtime.cli.bench.host import host
 from runtime.cli.bench.probe import Probe, Timing
-from runtime.cli.bench.report import Bound, Cell, Machine, Report
+from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.clients.channels import Channels
 from runtime.clients.peers import GrpcPeers
 from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
@@ -28,6 +28,7 @@ from runtime.ids import BootId, GatewayId, WorkerId
 
 _LONG = 2048
 _VOCAB = 4096
+_FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 _WANTED = {"split_over_local_2048": Bound(1.03)}
 
 _Say = Callable[[str], None]
@@ -89,10 +90,7 @@ def handoff(
     with Console(stderr=True).status("starting two workers") as status, _workers() as (decode, prefill):
         cells = asyncio.run(_measure(decode, prefill, pace, status.update))
     report = _report(machine, cells)
-    if as_json:
-        typer.echo(report.json())
-    else:
-        report.show(Console())
+    tell(report, as_json=as_json)
 
 
 async def _measure(decode: str, prefill: str, pace: _Pace, say: _Say) -> list[_Cell]:
@@ -136,15 +134,18 @@ def _report(machine: Machine, cells: Sequence[_Cell]) -> Report:
     if crossover is not None:
         ratios["crossover_tokens"] = crossover
     default = HandoffConfig().remote_min_tokens
-    remark = f"handoff.remote_min_tokens is {default} by default; times are medians, 'wait' is the neighbour's."
-    return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, (remark,))
+    remarks = (
+        f"146 M parameters in {_dtype()}, one thread a worker; times are medians, and 'wait' is the neighbour's.",
+        f"handoff.remote_min_tokens is {default} by default.",
+    )
+    return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, remarks)
 
 
 def _row(cell: _Cell) -> dict[str, Cell]:
     moved = cell.pairs[-1].split.handoff
     return {
         "tokens": cell.tokens,
-        "neighbour": "decodes" if cell.beside else "none",
+        "neighbour": "yes" if cell.beside else "no",
         "pairs": len(cell.pairs),
         "local_ttft_ms": round(cell.median(lambda pair: pair.local.first_s) * 1000, 1),
         "split_ttft_ms": round(cell.median(lambda pair: pair.split.first_s) * 1000, 1),
@@ -188,8 +189,8 @@ def _workers() -> Iterator[tuple[str, str]]:
     with TemporaryDirectory(prefix="baton-bench-") as folder, ExitStack() as stack:
         config = Config(
             mesh=MeshConfig(name="bench", state=Path(folder)),
-            model=ModelConfig(path=str(_model())),
-            engine=EngineConfig(kv_mib=512),
+            model=ModelConfig(path=str(_model()), dtype=_dtype()),
+            engine=EngineConfig(kv_mib=1024),
             workers=(WorkerConfig(name="decode", role="decode"), WorkerConfig(name="prefill", role="prefill")),
             handoff=HandoffConfig(remote_min_tokens=1),
         )
@@ -198,6 +199,12 @@ def _workers() -> Iterator[tuple[str, str]]:
             stack.enter_context(host(config, "worker", controller, f"{name}-0")) for name in ("decode", "prefill")
         ]
         yield addresses[0]["grpc"], addresses[1]["grpc"]
+
+
+def _dtype() -> Literal["bfloat16", "float32"]:
+    """What this CPU multiplies fast; where bfloat16 is emulated it is several times slower than float32."""
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    return "bfloat16" if flags & _FAST_BFLOAT16 else "float32"
 
 
 def _model() -> Path:

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from rich.console import Console
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 Cell = str | int | float
+_PIPED_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,17 @@ class Report:
         return table
 
 
+def tell(report: Report, *, as_json: bool) -> None:
+    """Print it: one JSON object, or tables as wide as the terminal, or as they like when there is none."""
+    if as_json:
+        typer.echo(report.json())
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    report.show(console)
+
+
 def commit() -> str:
     """The commit of the source this runs from, with a plus sign when it was changed since; empty when there is none."""
     here = ("git", "-C", str(Path(__file__).parent))
@@ -114,9 +128,10 @@ def commit() -> str:
 
 
 def _rows(title: str, rows: tuple[Mapping[str, Cell], ...]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in rows[0] if rows else ():
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
+        justify: JustifyMethod = "left" if isinstance(rows[0][name], str) else "right"
+        table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_shown(cell) for cell in row.values()))
     return table
