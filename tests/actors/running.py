@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -27,22 +28,14 @@ class Done:
     err: str
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a mesh might leave on it."""
-
-    shared_memory: frozenset[str]
-    temporary: frozenset[str]
-
-
 class Mesh:
     """A small simulated mesh of its own name, ports and state folder. `changes` are sections of its configuration."""
 
-    def __init__(self, folder: Path, name: str, **changes: dict[str, object]) -> None:
+    def __init__(self, folder: Path, name: str, **changes: object) -> None:
         self.http_port, self.grpc_port, self.dashboard_port = free_ports(3)
         self.folder = StateFolder(folder / name)
         self.file = folder / f"{name}.yaml"
-        content: dict[str, dict[str, object]] = {
+        content: dict[str, Any] = {
             "mesh": {"name": name, "state": str(self.folder.root)},
             "model": {"simulated": {"max_tokens": 4096, "base_ms": 2}},
             "engine": {"pages": 1024, "page_tokens": 8, "step_tokens": 64},
@@ -52,7 +45,7 @@ class Mesh:
             "ray": {"dashboard_port": self.dashboard_port, "start_s": START_S},
         }
         for section, values in changes.items():
-            content[section] = content.get(section, {}) | values
+            content[section] = content.get(section, {}) | values if isinstance(values, dict) else values
         self.file.write_text(yaml.safe_dump(content))
 
     def baton(self, command: str, *options: str, **environment: str) -> Done:
@@ -91,9 +84,9 @@ class Mesh:
         return {row["worker"]: row for row in json.loads(done.out)["workers"]}
 
 
-def machine() -> Machine:
-    scratch = {path.name for path in Path("/tmp").glob("baton-*")}
-    return Machine(frozenset(path.name for path in SHARED_MEMORY.iterdir()), frozenset(scratch))
+def shared_memory() -> set[str]:
+    """What Ray has in the shared memory of this machine."""
+    return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(("plasma", "ray"))}
 
 
 def listening() -> dict[int, int | None]:
@@ -109,13 +102,12 @@ def process_at(address: object, run: str) -> psutil.Process:
     return process
 
 
-def check_nothing_left(mesh: Mesh, record: Record, before: Machine) -> None:
-    """Processes, ports, shared memory, temporary folders, and the record of the mesh."""
+def check_nothing_left(mesh: Mesh, record: Record, before: set[str]) -> None:
+    """Processes, ports, shared memory, the temporary folder, and the record. `before` is what `shared_memory` was."""
     assert of_run(record.run) == []
     assert not psutil.pid_exists(record.pid)
     assert listening().keys() & {mesh.http_port, mesh.grpc_port, mesh.dashboard_port} == set()
-    after = machine()
-    assert after.shared_memory <= before.shared_memory
-    assert after.temporary <= before.temporary
+    assert shared_memory() <= before
+    assert not record.scratch.exists()
     assert mesh.folder.holder() is None
     assert mesh.folder.read() is None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from runtime.errors import BatonError, Unavailable
-from runtime.wire.errors import from_status
+from runtime.wire.errors import CODE_KEY, from_status
 
 # What grpc.aio says of a write to a call whose end it has not read yet, whatever it ended with.
 _CALL_ENDED = (grpc.StatusCode.INTERNAL, "Internal error from Core")
@@ -35,5 +35,8 @@ def _error(code: grpc.StatusCode, details: str | None, metadata: object) -> Bato
     if (code, details) == _CALL_ENDED:
         return Unavailable("the stream broke")
     # Pairs, which the stubs of grpc call something else.
-    pairs = cast("Iterable[tuple[str, str | bytes]]", metadata or ())
+    pairs = tuple(cast("Iterable[tuple[str, str | bytes]]", metadata or ()))
+    if code is grpc.StatusCode.CANCELLED and CODE_KEY not in dict(pairs):
+        # Whoever cancels here gets a CancelledError: it was the other end, which stops.
+        return Unavailable("the other end has cancelled the call")
     return from_status(code.name, details or "", pairs)
