@@ -30,11 +30,11 @@ class Connected:
 def own_cluster(config: Config, scratch: Path) -> Iterator[Connected]:
     """A cluster on this machine, for as long as the context is open."""
     settings = config.ray
-    # What Ray calls a CPU is only counted; with these all processes of the mesh may start, and at once.
-    processes = sum(worker.count * worker.threads for worker in config.workers) + config.gateway.replicas
+    # Ray only counts its CPUs. With these all of the mesh may start, and Ray makes as many processes in advance.
+    needed = sum(worker.count * worker.threads for worker in config.workers) + config.gateway.replicas
     context = ray.init(
         address="local",
-        num_cpus=processes,
+        num_cpus=settings.cpus or needed,
         object_store_memory=settings.object_store_mib * _MIB,
         include_dashboard=True,
         dashboard_host=settings.dashboard_host,

@@ -63,17 +63,20 @@ class Deployment:
             if deployed.done():
                 deployed.result()
             if time.monotonic() > deadline:
-                raise StartError(f"ray.start_s: the mesh was not ready in {self._config.ray.start_s:g} s")
+                raise StartError(self._overdue())
             time.sleep(_POLL_S)
         deployed.result()
+        self._step("gateway", "waiting for its first answer")
         while not self._gateway_answers():
             if time.monotonic() > deadline:
-                raise StartError(
-                    "the gateway runs, but does not answer at gateway.http_port and gateway.grpc_port, "
-                    "or does not see every worker"
-                )
+                raise StartError(self._overdue())
             time.sleep(_POLL_S)
         self._step("gateway", "serving", done=True)
+
+    def _overdue(self) -> str:
+        free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+        parts = "; ".join(f"{part}: {detail}" for part, detail in self._steps.items())
+        return f"ray.start_s: not ready in {self._config.ray.start_s:g} s ({parts}; the cluster has {free:g} free CPUs)"
 
     def attend(self) -> None:
         """Tell what happened to the workers since the last time; start the controller again when it died."""

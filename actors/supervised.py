@@ -1,6 +1,5 @@
 """The other end of a supervisor: starts it, hears its events, detaches from it or has it stop."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -100,17 +99,16 @@ class Supervised:
         return f"the supervisor {how}; `baton up` or `baton down` clears away what it left"
 
 
-def stop_mesh(folder: StateFolder) -> bool:
-    """Have the supervisor of this mesh stop, and wait until it has; False when none runs. Ends nothing else."""
+def stop_mesh(folder: StateFolder) -> None:
+    """Have the supervisor of this mesh stop, and wait until it has; ends nothing else. Nothing when none runs."""
     pid = folder.holder()
     if pid is None:
-        return False
+        return
     try:
         supervisor = psutil.Process(pid)
-        os.kill(pid, signal.SIGTERM)
+        supervisor.terminate()
         supervisor.wait(timeout=_LONGEST_STOP_S)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return True
+    except psutil.NoSuchProcess:
+        return
     except psutil.TimeoutExpired:
         raise StartError(f"the mesh is still draining after {_LONGEST_STOP_S:g} s; ask again to stop at once") from None
-    return True

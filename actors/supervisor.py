@@ -22,7 +22,7 @@ from actors.processes import end_run, mark
 from actors.state import Record, StateFolder
 from runtime.config import Config
 from runtime.errors import SetupError
-from runtime.mesh.listening import free_ports, require_free
+from runtime.mesh.listening import free_ports, require_free, require_listener
 from runtime.mesh.models import check_model
 from runtime.mesh.tenants import open_tenants
 from runtime.telemetry import log_to_stderr
@@ -83,21 +83,24 @@ def supervise(config: Config, teller: Teller) -> None:
         _serve(config, folder, record, teller)
 
 
-def clear_leftovers(folder: StateFolder) -> None:
-    """End what a killed supervisor left behind, by the mark that its record tells. Under the lock."""
+def clear_leftovers(folder: StateFolder) -> bool:
+    """End what a killed supervisor left, by the mark that its record tells; False when none did. Under the lock."""
     left = folder.read()
     if left is None:
-        return
+        return False
     ended = end_run(left.run, _PATIENCE_S)
     remove_scratch(left.scratch)
     folder.forget()
     _log.warning("cleared away what a killed mesh left", extra={"run": left.run, "processes": ended})
+    return True
 
 
 def _check(config: Config) -> None:
     """All that can be known to fail before Ray is started, which takes long."""
     check_model(config)
     gateway = config.gateway
+    if config.ray.address is not None and config.ray.address != "auto":
+        require_listener(config.ray.address, "ray.address", _PATIENCE_S)  # Ray itself would try for many minutes
     if config.ray.address is None:
         require_free(gateway.host, gateway.http_port, "gateway.http_port")
         require_free(config.ray.dashboard_host, config.ray.dashboard_port, "ray.dashboard_port")

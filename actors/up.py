@@ -13,6 +13,7 @@ from actors.display import StartDisplay, stopping, tell_addresses
 from actors.state import StateFolder
 from actors.status import ConfigFile
 from actors.supervised import Supervised, stop_mesh
+from actors.supervisor import clear_leftovers
 from runtime.cli.face import Addresses
 from runtime.cli.talk.demo import run_demo
 from runtime.config import Config, load_config
@@ -50,10 +51,14 @@ def down(config: ConfigFile = None) -> None:
     """Stop a running mesh: streams in flight are finished, everything it started is ended, nothing else."""
     settings, console = load_config(config), Console()
     folder = StateFolder(settings.state)
-    with _ended_by_signals(), stopping(console):
-        ran = stop_mesh(folder)
-    if not ran:
-        console.print(f"no mesh named {settings.mesh.name} is running", highlight=False)
+    if folder.holder() is not None:
+        with _ended_by_signals(), stopping(console):
+            stop_mesh(folder)
+        return
+    with folder.held():
+        cleared = clear_leftovers(folder)
+    what = "cleared away what a killed mesh left" if cleared else f"no mesh named {settings.mesh.name} is running"
+    console.print(what, highlight=False)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class ModelConfig(_Section):
 
     path: str = Field(default=SHIPPED, min_length=1)
     name: str | None = Field(default=None, min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     simulated: SimulatedConfig | None = None
 
     @model_validator(mode="after")
@@ -137,12 +137,14 @@ class TimingConfig(_Section):
 
 class RayConfig(_Section):
     """`address` of a running cluster, host:port or `auto`, whose Serve then has the HTTP port; without one a cluster is
-    started, and stopped with the mesh. The ports here are of a started cluster; 0 takes any free one. `start_s` bounds
-    how long a mesh may take to be ready."""
+    started, and stopped with the mesh. The ports and `cpus` here are of a started cluster: port 0 takes any free one,
+    and `cpus` is what Ray counts, by default just what the mesh needs. `start_s` bounds how long a mesh may take to be
+    ready."""
 
     address: str | None = Field(default=None, pattern=r"^(auto|[^/:]+:\d+)$")
     dashboard_host: str = Field(default="127.0.0.1", min_length=1)
     dashboard_port: AnyPort = 8265
+    cpus: int | None = Field(default=None, ge=1)
     object_store_mib: int = Field(default=80, ge=75)
     haproxy_metrics_port: AnyPort = 0
     haproxy_stats_port: AnyPort = 0

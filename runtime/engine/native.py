@@ -15,10 +15,9 @@ from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
-from runtime.errors import ModelError
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
-from runtime.model.fingerprint import kv_fingerprint, serving_fingerprint
-from runtime.model.loading import load_config, load_model
+from runtime.model.loading import load_model
+from runtime.model.spec import checkpoint_spec
 from runtime.model.tokenizer import Tokenizer
 
 
@@ -36,25 +35,12 @@ class NativeSettings:
 
 def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
     """What the mesh compares. Reads all weights once for the fingerprint; raises `ModelError` for a bad setting."""
-    if settings.dtype not in DTYPES:
-        raise ModelError(f"{settings.name}: dtype {settings.dtype} is not supported; there are {', '.join(DTYPES)}")
-    config = load_config(checkpoint)
-    limit: int = config.max_position_embeddings
-    if settings.max_tokens is not None and not 1 < settings.max_tokens <= limit:
-        raise ModelError(f"{settings.name}: max_tokens must be 2 to {limit}, got {settings.max_tokens}")
-    heads: int = config.num_attention_heads
-    kv = kv_fingerprint(checkpoint)
-    return ModelSpec(
+    return checkpoint_spec(
+        checkpoint,
         name=settings.name,
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=settings.dtype,
-        vocab=config.vocab_size,
-        max_tokens=settings.max_tokens or limit,
         page_tokens=settings.page_tokens,
-        kv_fingerprint=kv,
-        serving_fingerprint=serving_fingerprint(checkpoint, kv),
+        max_tokens=settings.max_tokens,
     )
 
 

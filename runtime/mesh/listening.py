@@ -1,4 +1,4 @@
-"""Ports of this machine: which are free, and how a taken one is told. Never listens itself."""
+"""Ports: which are free, which are listened on, and how the field at fault is told. Never listens itself."""
 
 import socket
 from contextlib import ExitStack
@@ -18,6 +18,15 @@ def require_free(host: str, port: int, field: str) -> None:
             probe.bind(address)
     except OSError as error:
         raise StartError(f"{field}: port {port} on {host} cannot be used: {error.strerror}") from error
+
+
+def require_listener(address: str, field: str, timeout_s: float) -> None:
+    """Raises `StartError` naming the configuration field when nobody listens at `address`, host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        raise StartError(f"{field}: nobody answers at {address}: {error.strerror or error}") from error
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:

@@ -10,6 +10,7 @@ from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.errors import ConfigError, ModelError
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.recall.shipped import SHIPPED_MODEL
+from runtime.model.spec import DTYPES, checkpoint_spec
 from runtime.roles.gateway import ServedModel
 
 SHIPPED_NAME = "baton-recall"
@@ -30,10 +31,11 @@ def model_path(model: ModelConfig) -> Path:
 
 
 def model_dtype(model: ModelConfig, declared: Mapping[str, Any]) -> str:
-    """`declared` is the checkpoint's config.json."""
+    """`declared` is the checkpoint's config.json; what cannot be computed in is computed in float32."""
     if model.dtype != "auto":
         return model.dtype
-    return str(declared.get("dtype") or declared.get("torch_dtype") or "float32")
+    dtype = str(declared.get("dtype") or declared.get("torch_dtype"))
+    return dtype if dtype in DTYPES else DTYPES[0]
 
 
 def check_model(config: Config) -> None:
@@ -52,16 +54,14 @@ def served_model(config: Config) -> ServedModel:
     if simulated is not None:
         spec = simulated_spec(model_name(model), config.engine.page_tokens, simulated.max_tokens)
         return ServedModel(spec, SimulatedTokenizer(), created)
-    from runtime.engine.native import NativeSettings, spec_of  # imports torch, which a simulated mesh can do without
-    from runtime.model.tokenizer import Tokenizer
+    from runtime.model.tokenizer import Tokenizer  # a simulated mesh can do without transformers
 
     path = model_path(model)
     checkpoint = open_checkpoint(path)
-    settings = NativeSettings(
+    spec = checkpoint_spec(
+        checkpoint,
         name=model_name(model),
-        path=path,
         dtype=model_dtype(model, checkpoint.config),
         page_tokens=config.engine.page_tokens,
-        threads=1,
     )
-    return ServedModel(spec_of(checkpoint, settings), Tokenizer(path), created)
+    return ServedModel(spec, Tokenizer(path), created)

@@ -9,9 +9,9 @@ from tests.actors.running import Mesh, check_nothing_left, shared_memory
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """Serves; stopped at the end by `baton down`, which must leave nothing behind."""
+    """Serves, on a cluster with room for a guest; stopped at the end by `baton down`, which must leave nothing."""
     before = shared_memory()
-    running = Mesh(tmp_path_factory.mktemp("ray"), "tested")
+    running = Mesh(tmp_path_factory.mktemp("ray"), "tested", ray={"cpus": 6})
     started = running.baton("up", "--detach")
     assert started.status == 0, started.err
     record = running.record

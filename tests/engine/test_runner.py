@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from runtime.ids import SequenceId
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.synthetic import TINY
+from tests.engine.generating import generated
 
 KINDS = ("llama", "qwen2", "qwen3")
 SPEC = ModelSpec("tiny", TINY.layers, TINY.kv_heads, TINY.head_dim, "float32", TINY.vocab, TINY.max_tokens, 32, "", "")
@@ -80,13 +80,6 @@ def greedy(runner: CpuRunner, lane: Lane, chunk_tokens: int, count: int) -> list
             answer.append(int(logits[0].argmax()))
             lane.tokens.append(answer[-1])
     return answer
-
-
-def generated(model: PreTrainedModel, tokens: list[int], count: int) -> list[int]:
-    generate = cast("Callable[..., torch.Tensor]", model.generate)
-    ids = torch.tensor([tokens])
-    output = generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0)
-    return [int(token) for token in output[0, len(tokens) :]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from runtime.errors import StartError
-from runtime.mesh.listening import free_ports, require_free
+from runtime.mesh.listening import free_ports, require_free, require_listener
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -27,3 +27,11 @@ def test_a_host_that_is_not_ours_is_told_by_the_field() -> None:
 
 def test_free_ports_are_different() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def test_an_address_where_nobody_listens_is_told_by_the_field() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        require_listener(address, "ray.address", timeout_s=5)
+    with pytest.raises(StartError, match=rf"ray\.address: nobody answers at {address}"):
+        require_listener(address, "ray.address", timeout_s=5)
