@@ -20,13 +20,16 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The clock of the running event loop: real in a process, virtual on the simulation's loop."""
+    """The clock of the event loop that it is made on: real in a process, virtual on the simulation's loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self._loop.time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        return asyncio.get_running_loop().call_later(seconds, call)
+        return self._loop.call_later(seconds, call)

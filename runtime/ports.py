@@ -118,7 +118,8 @@ class PrefillPeer(Protocol):
 class DecodeStream(Protocol):
     """One gateway's stream with one decode worker; broken streams raise `Unavailable` from either method."""
 
-    async def send(self, command: GatewayCommand) -> None: ...
+    async def send(self, *commands: GatewayCommand) -> None:
+        """Hand commands over, to arrive in this order."""
 
     def batches(self) -> AsyncIterator[StepBatch]: ...
 

@@ -12,7 +12,7 @@ from runtime.domain.messages import GatewayCommand, Hello, PrefillCall, PrefillD
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId
 from runtime.kv.transport.failures import failure, told
-from runtime.wire.decode import pack_command, unpack_batch
+from runtime.wire.decode import pack_command, pack_commands, unpack_batch
 from runtime.wire.handoff import pack_prefill_call, unpack_prefill_done
 
 
@@ -65,8 +65,9 @@ class GrpcDecodeStream:
         self._call = call
         self._caller = caller
 
-    async def send(self, command: GatewayCommand) -> None:
-        await told(self._call, self._call.write(pack_command(command)))
+    async def send(self, *commands: GatewayCommand) -> None:
+        for message in pack_commands(commands):
+            await told(self._call, self._call.write(message))
 
     async def batches(self) -> AsyncIterator[StepBatch]:
         await told(self._call, self._call.write(pack_command(Hello(self._caller))))

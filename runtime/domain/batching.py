@@ -62,9 +62,12 @@ class Ready:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
+    """`target`: how many tokens need KV before this sequence is done with what it knows so far."""
+
     sequence: Sequence
     work: Work
     tokens: list[int]
+    target: int
     phase: Phase = Phase.WAITING
     computed: int = 0
     published: int = 0
@@ -74,17 +77,6 @@ class _Entry:
     landed: dict[int, int] = field(default_factory=dict)
     exported: int = 0
     preempted: bool = False
-
-    @property
-    def target(self) -> int:
-        """Tokens that need KV before this sequence is done with what it knows so far."""
-        return self.work.upto if isinstance(self.work, Prefill) else len(self.tokens)
-
-    @property
-    def to_prefill(self) -> int:
-        """Tokens to compute before it decodes; what it awaits is computed elsewhere."""
-        left = self.target - self.computed
-        return left if left > 1 and self.phase is not Phase.AWAITING else 0
 
 
 class Batcher:
@@ -113,14 +105,21 @@ class Batcher:
     def load(self) -> Load:
         running = len(self._running)
         waiting = len(self._waiting) + len(self._reserving) + len(self._landed)
-        prefill = sum(entry.to_prefill for entry in self._entries.values())
+        # More than the newest token is left to run; what is awaited is computed elsewhere.
+        prefill = sum(
+            left
+            for entry in self._entries.values()
+            if (left := entry.target - entry.computed) > 1 and entry.phase is not Phase.AWAITING
+        )
         return Load(running, waiting, len(self._entries) - running - waiting, prefill, self.pool.occupancy())
 
     def submit(self, sequence: Sequence, work: Work) -> None:
         if sequence.id in self._entries:
             raise InvariantViolation(16, f"sequence {sequence.id} was submitted twice")
         first_page = work.first_page if isinstance(work, Prefill) else 0
-        entry = _Entry(sequence, work, list(sequence.tokens), exported=first_page)
+        tokens = list(sequence.tokens)
+        target = work.upto if isinstance(work, Prefill) else len(tokens)
+        entry = _Entry(sequence, work, tokens, target, exported=first_page)
         self._entries[sequence.id] = entry
         self._extend(entry)
         (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
@@ -186,24 +185,27 @@ class Batcher:
     def plan(self) -> tuple[Chunk, ...]:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
         budget = self._limits.step_tokens
+        size = self._spec.page_tokens
         chunks: dict[SequenceId, Chunk] = {}
         decoding = [entry for entry in self._running if entry.target - entry.computed == 1]
         prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
         for entry in decoding + prefilling:
             if budget == 0:
                 break
-            if entry.phase is not Phase.RUNNING or entry.computed >= entry.target:
+            start = entry.computed
+            if entry.phase is not Phase.RUNNING or start >= entry.target:
                 continue
-            count = min(entry.target - entry.computed, budget)
-            if not self._grow(entry, entry.computed + count, chunks):
+            end = min(entry.target, start + budget)
+            if end > len(entry.table) * size and not self._grow(entry, end, chunks):
                 continue
-            end = entry.computed + count
-            sample = end == len(entry.tokens) and not isinstance(entry.work, Prefill)
-            tokens = tuple(entry.tokens[entry.computed : end])
             chunks[entry.sequence.id] = Chunk(
-                entry.sequence.id, tokens, entry.computed, tuple(entry.table[: self._pages(end)]), sample
+                entry.sequence.id,
+                tuple(entry.tokens[start:end]),
+                start,
+                tuple(entry.table[: pages_for(end, size)]),
+                end == len(entry.tokens) and not isinstance(entry.work, Prefill),
             )
-            budget -= count
+            budget -= end - start
         return tuple(chunks.values())
 
     def computed(self, chunk: Chunk) -> None:
@@ -214,7 +216,9 @@ class Batcher:
 
     def append(self, sequence: SequenceId, token: int) -> None:
         """A sampled token joins its sequence, to be run in the next step."""
-        self._entries[sequence].tokens.append(token)
+        entry = self._entries[sequence]
+        entry.tokens.append(token)
+        entry.target += 1
 
     def exports(self) -> list[tuple[SequenceId, list[Ready], bool]]:
         """For each `Prefill` in the batch: its pages newly complete, and whether that was all of them."""

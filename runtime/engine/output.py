@@ -17,6 +17,8 @@ class StopMatcher:
 
     def feed(self, text: str) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string was completed (nothing follows then)."""
+        if not self._stops:
+            return text, False
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:

@@ -148,7 +148,7 @@ class SimulatedCompute:
     def _reach(self, chunk: Chunk) -> int:
         """The sum of all values that the block table reaches, as attention reads all keys."""
         full, rest = divmod(chunk.start + len(chunk.tokens), self._size)
-        total = sum(self._sums[page] for page in chunk.table[:full])
+        total = sum(map(self._sums.__getitem__, chunk.table[:full]))
         return total + (sum(self._values[chunk.table[full]][:rest]) if rest else 0)
 
 
@@ -175,6 +175,7 @@ class SimulatedEngine:
         self.spec = self.core.spec
         self._profile = profile
         self._clock = clock
+        self._load = self.core.load()
         self._inbox: deque[EngineCommand] = deque()
         self._wake = asyncio.Event()
 
@@ -186,7 +187,7 @@ class SimulatedEngine:
         self._wake.set()
 
     def load(self) -> Load:
-        return self.core.load()
+        return self._load
 
     def check(self) -> None:
         self.core.check()
@@ -200,5 +201,6 @@ class SimulatedEngine:
                 self.core.apply(self._inbox.popleft())
             if self.core.busy:
                 output = self.core.step()
+                self._load = output.load
                 await self._clock.sleep(self._profile.seconds(output))
                 yield output

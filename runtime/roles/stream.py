@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from runtime.domain.messages import Acknowledge, Attach, CancelAttempt, GatewayCommand, Start, StepBatch
 from runtime.errors import BatonError, Unavailable
 from runtime.ids import BootId
+from runtime.pacing import let_others_run
 from runtime.ports import DecodePeer, DecodeStream
 
 
@@ -115,8 +116,13 @@ class Stream:
             self._on_batch(batch)
 
     async def _write(self, stream: DecodeStream) -> None:
+        """Commands that are ready together go out together."""
         while True:
-            await stream.send(await self._outgoing.get())
+            commands = [await self._outgoing.get()]
+            while not self._outgoing.empty():
+                commands.append(self._outgoing.get_nowait())
+            await stream.send(*commands)
+            await let_others_run()
 
     async def _wait_closed(self) -> None:
         await self._closing.wait()

@@ -8,10 +8,10 @@ from batonmesh.v1 import worker_pb2 as pb
 from batonmesh.v1 import worker_pb2_grpc
 from runtime.domain.messages import Hello, StepBatch
 from runtime.errors import BatonError, InvalidArgument, Unavailable
+from runtime.pacing import let_others_run
 from runtime.roles.decode import DecodeRole, Link
 from runtime.services.guard import Context
-from runtime.services.pacing import let_others_run
-from runtime.wire.decode import pack_batch, unpack_command
+from runtime.wire.decode import pack_batch, unpack_command, unpack_commands
 
 _TOGETHER = 64
 
@@ -59,10 +59,10 @@ async def _obey(link: Link, context: Context) -> BatonError | None:
     halfway, and gRPC takes no status while one is."""
     try:
         while isinstance(message := await context.read(), pb.DecodeCommand):
-            command = unpack_command(message)
-            if isinstance(command, Hello):
-                raise InvalidArgument("hello comes only once on a stream", field="command")
-            link.command(command)
+            for command in unpack_commands(message):
+                if isinstance(command, Hello):
+                    raise InvalidArgument("hello comes only once on a stream", field="command")
+                link.command(command)
     except BatonError as error:
         return error
     finally:

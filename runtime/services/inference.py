@@ -10,10 +10,10 @@ from batonmesh.v1 import inference_pb2_grpc
 from runtime.domain.generation import Delta, Generation
 from runtime.errors import BatonError
 from runtime.ids import TenantId
+from runtime.pacing import let_others_run
 from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
-from runtime.services.pacing import let_others_run
 from runtime.wire import fields
 from runtime.wire.inference import Answer, pack_model, unpack_prompt
 from runtime.wire.sequence import unpack_sampling

@@ -1,5 +1,7 @@
 """The stream between a gateway and a decode worker: commands one way, step batches the other. On the token path."""
 
+from collections.abc import Iterable, Iterator
+
 from batonmesh.v1 import worker_pb2 as pb
 from runtime.domain.messages import (
     Acknowledge,
@@ -34,6 +36,36 @@ from runtime.wire.sequence import (
 )
 
 _MAX_CANDIDATES = 64
+_TOGETHER_BYTES = 1 << 20
+
+
+def pack_commands(commands: Iterable[GatewayCommand]) -> Iterator[pb.DecodeCommand]:
+    """In as few messages as keep them small; a long prompt has one of its own."""
+    together: list[pb.DecodeCommand] = []
+    size = 0
+    for message in map(pack_command, commands):
+        size += message.ByteSize()
+        if together and size > _TOGETHER_BYTES:
+            yield _as_one(together)
+            together, size = [], message.ByteSize()
+        together.append(message)
+    if together:
+        yield _as_one(together)
+
+
+def _as_one(messages: list[pb.DecodeCommand]) -> pb.DecodeCommand:
+    return messages[0] if len(messages) == 1 else pb.DecodeCommand(batch=pb.CommandBatch(commands=messages))
+
+
+def unpack_commands(message: pb.DecodeCommand) -> Iterator[Hello | GatewayCommand]:
+    """Raises `InvalidArgument` at the first that makes no sense; those before it stand."""
+    if not message.HasField("batch"):
+        yield unpack_command(message)
+        return
+    for each in message.batch.commands:
+        if each.HasField("hello"):
+            raise InvalidArgument("hello stands alone", field="command")
+        yield unpack_command(each)
 
 
 def pack_command(command: Hello | GatewayCommand) -> pb.DecodeCommand:
@@ -62,8 +94,8 @@ def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
             return Attach(unpack_ref(message.attach.ref), message.attach.have)
         case "acknowledge":
             return Acknowledge(unpack_ref(message.acknowledge.ref))
-        case None:
-            raise InvalidArgument("command is absent or unknown", field="command")
+        case _:
+            raise InvalidArgument("command is absent, unknown, or a batch within a batch", field="command")
 
 
 def _pack_start(start: Start) -> pb.Start:

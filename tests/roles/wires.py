@@ -58,10 +58,10 @@ class Worker:
         finally:
             self.open -= 1
 
-    async def send(self, command: GatewayCommand) -> None:
+    async def send(self, *commands: GatewayCommand) -> None:
         if not self.reads:
             await asyncio.Event().wait()
-        self.commands.append(command)
+        self.commands.extend(commands)
 
     async def batches(self) -> AsyncIterator[StepBatch]:
         while (item := await self._batches.get()) is not None:

@@ -73,7 +73,7 @@ class GrpcMesh:
                 await asyncio.sleep(0)  # no one event tells of all of it
         for worker in self.workers.values():
             worker.engine.check()
-            pages = worker.engine.load().pages
+            pages = worker.engine.core.load().pages
             assert (pages.landing, pages.owned) == (0, 0), worker.worker.id
 
 

@@ -219,7 +219,7 @@ async def test_the_deadline_of_the_call_is_handed_down_with_the_request() -> Non
         call = inference_pb2_grpc.InferenceStub(channel).Generate(request(), timeout=5)
         await call.read()
         (live,) = mesh.gateway._live.values()
-        assert live.generation.deadline_s <= 5
+        assert live.generation.deadline_s <= 5.05  # gRPC rounds timeouts up as they travel
         call.cancel()
 
 

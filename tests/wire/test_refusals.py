@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batonmesh.v1 import common_pb2, inference_pb2, kv_pb2, mesh_pb2, worker_pb2
+from runtime.domain.messages import Start
 from runtime.errors import BatonError, InvalidArgument, TooLarge
-from runtime.wire.decode import unpack_batch, unpack_command
+from runtime.wire.decode import unpack_batch, unpack_command, unpack_commands
 from runtime.wire.handoff import unpack_prefill_call, unpack_ticket
 from runtime.wire.inference import MAX_TEXT_BYTES, unpack_prompt
 from runtime.wire.mesh import unpack_view, unpack_worker
@@ -94,6 +95,23 @@ def test_commands(field: str, command: worker_pb2.DecodeCommand) -> None:
     with pytest.raises(InvalidArgument) as refused:
         unpack_command(command)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        worker_pb2.DecodeCommand(hello=worker_pb2.Hello(gateway="gw")),
+        worker_pb2.DecodeCommand(batch=worker_pb2.CommandBatch(commands=[start()])),
+        worker_pb2.DecodeCommand(),
+    ],
+)
+def test_a_batch_of_commands_is_good_up_to_the_first_that_makes_no_sense(second: worker_pb2.DecodeCommand) -> None:
+    batch = worker_pb2.DecodeCommand(batch=worker_pb2.CommandBatch(commands=[start(), second, start()]))
+    commands = unpack_commands(batch)
+    assert isinstance(next(commands), Start)
+    with pytest.raises(InvalidArgument) as refused:
+        next(commands)
+    assert refused.value.field == "command"
 
 
 def output(**changes: object) -> worker_pb2.StepBatch:

@@ -66,8 +66,9 @@ class Connection:
         self.commands: Pipe[GatewayCommand] = Pipe(world, gateway, worker)
         self.outputs: Pipe[StepBatch] = Pipe(world, worker, gateway)
 
-    async def send(self, command: GatewayCommand) -> None:
-        self.commands.send(command)
+    async def send(self, *commands: GatewayCommand) -> None:
+        for command in commands:
+            self.commands.send(command)
 
     async def batches(self) -> AsyncIterator[StepBatch]:
         while True:

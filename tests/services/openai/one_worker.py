@@ -49,8 +49,9 @@ class QueueStream:
         self._role = role
         self._link = link
 
-    async def send(self, command: GatewayCommand) -> None:
-        self._role.command(self._link, command)
+    async def send(self, *commands: GatewayCommand) -> None:
+        for command in commands:
+            self._role.command(self._link, command)
 
     def batches(self) -> AsyncIterator[StepBatch]:
         return self._link.batches()
