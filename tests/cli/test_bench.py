@@ -150,10 +150,10 @@ def test_the_handoff_bench_compares_two_workers(tmp_path: Path, monkeypatch: pyt
     report = json.loads(result.stdout)
     assert {(row["tokens"], row["neighbour"]) for row in report["rows"]} == {
         (64, "no"),
-        (256, "no"),
+        (128, "no"),
         (2048, "no"),
         (64, "yes"),
-        (256, "yes"),
+        (128, "yes"),
     }
     assert all(row["moved_kib"] > 0 for row in report["rows"])
     assert 0 < report["ratios"]["split_over_local_2048"] < 10

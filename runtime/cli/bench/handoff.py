@@ -45,7 +45,7 @@ class _Pace:
 
 
 _FULL = _Pace(lengths=(32, 64, 128, 256, 512, 1024, _LONG), pairs=5, long_pairs=9, long_s=300)
-_QUICK = _Pace(lengths=(64, 256), pairs=1, long_pairs=3, long_s=20)
+_QUICK = _Pace(lengths=(64, 128), pairs=1, long_pairs=3, long_s=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ async def _measure(decode: str, prefill: str, pace: _Pace, say: _Say) -> list[_C
     cells = []
     async with _probe(decode) as probe:
         say("warming up")
-        await _pairs(probe, there, 256, 1)
+        await _pairs(probe, there, 64, 1)
         say(f"{_LONG:,} tokens, idle workers")
         cells.append(_Cell(_LONG, False, await _pairs(probe, there, _LONG, pace.long_pairs, pace.long_s)))
         for length in pace.lengths:
