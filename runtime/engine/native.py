@@ -13,6 +13,7 @@ from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.packing import pack_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
@@ -71,6 +72,8 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     spec = spec_of(checkpoint, settings)
     count = pages(spec)
     tokenizer = Tokenizer(settings.path)
-    runner = CpuRunner(load_model(checkpoint, DTYPES[settings.dtype], ATTENTION), KVTensors(spec, count))
+    model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
+    pack_linears(model)
+    runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()
     return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder)
