@@ -51,7 +51,7 @@ class _Packed:
 
 def pack_linears(model: nn.Module) -> None:
     """Replace, in place, every plain linear layer of a model on the CPU that is not trained any more."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     widened = _widens(model)
     for parent in list(model.modules()):

@@ -1,5 +1,6 @@
 """Packed layers compute what they were made of, in every form that they choose between."""
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -62,5 +63,5 @@ def test_copies_in_float32_are_made_where_they_pay_and_fit(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool, available: int, widens: bool
 ) -> None:
     monkeypatch.setattr(packing, "_multiplies_bfloat16_fast", lambda: amx)
-    monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
     assert packing._widens(linear(dtype, bias=False)) is widens
