@@ -41,7 +41,8 @@ class _Packed:
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._weight = _mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
-        self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        bias = dict(linear.named_parameters()).get("bias")
+        self._bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(self._dtype)
