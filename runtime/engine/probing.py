@@ -31,10 +31,12 @@ class _Call:
 
 
 class _Recorder:
-    """`longest` bounds the positions that masks are asked about."""
+    """`longest` bounds the positions that masks are asked about; `ends` `[T, hidden]` is what the layers make of the
+    tokens in the end."""
 
     def __init__(self, longest: int) -> None:
         self.calls: list[_Call] = []
+        self.ends = torch.empty(0)
         self._longest = longest
         self._masks: list[tuple[torch.Tensor, _MaskFunction]] = []
 
@@ -77,21 +79,22 @@ def probe(model: PreTrainedModel, layers: int, kv_shape: tuple[int, int], longes
         other = _record(model, (3, 2, 4), first + 1, longest)
     finally:
         model.set_attn_implementation(implementation)
-    _check_layers(one, layers, kv_shape)
+    _check_layers(one.calls, layers, kv_shape)
     far = _APART[model.dtype]
     if _apart(_row(one, 2), _row(other, 1)) > far:
-        raise ModelError("the model's tokens reach each other beside attention: pages of its KV would not be enough")
+        raise ModelError("what a token becomes depends on its neighbours beside attention: not supported")
 
 
-def _record(model: PreTrainedModel, tokens: Sequence[int], first: int, longest: int) -> list[_Call]:
+def _record(model: PreTrainedModel, tokens: Sequence[int], first: int, longest: int) -> _Recorder:
     recorder = _Recorder(longest)
     with attending(recorder):
-        model.base_model(
+        output = model.base_model(
             input_ids=torch.tensor([tokens]),
             position_ids=torch.arange(first, first + len(tokens))[None],
             use_cache=False,
         )
-    return recorder.calls
+    recorder.ends = output.last_hidden_state[0]
+    return recorder
 
 
 def _check_layers(calls: Sequence[_Call], layers: int, kv_shape: tuple[int, int]) -> None:
@@ -113,9 +116,10 @@ def _heads(shape: Sequence[int]) -> str:
     return f"{shape[0]} heads of {shape[1]}"
 
 
-def _row(calls: Sequence[_Call], row: int) -> torch.Tensor:
-    """All that one token brought to attention, in all layers."""
-    return torch.cat([part[row].flatten() for call in calls for part in (call.queries, call.keys, call.values)]).float()
+def _row(step: _Recorder, row: int) -> torch.Tensor:
+    """All that one token brought to attention, in all layers, and what became of it."""
+    parts = [part[row].flatten() for call in step.calls for part in (call.queries, call.keys, call.values)]
+    return torch.cat([*parts, step.ends[row]]).float()
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -5,13 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import (
+    BertConfig,
     Cohere2Config,
+    DiffLlamaConfig,
+    DogeConfig,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
+    JetMoeConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -96,6 +102,23 @@ _CLASSES_AND_SIZES: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, A
             },
         ),
     ),
+    "gemma3-nested": (
+        Gemma3Config,
+        dict(
+            text_config=dict(
+                **_SIZES, head_dim=16, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
+            ),
+            vision_config=dict(
+                hidden_size=32,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=28,
+                patch_size=14,
+            ),
+            mm_tokens_per_image=1,
+        ),
+    ),
     "phi3": (Phi3Config, dict(**_SIZES, partial_rotary_factor=0.5)),
     "phi3-window": (Phi3Config, dict(**_SIZES, sliding_window=WINDOW)),
     "olmo2": (Olmo2Config, dict(**_SIZES)),
@@ -125,12 +148,38 @@ _CLASSES_AND_SIZES: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, A
     ),
     "gpt2": (GPT2Config, dict(vocab_size=512, n_embd=64, n_layer=2, n_head=4, n_positions=2048)),
 }
+# What no configuration says, with what Baton says when it is found out.
+_REFUSED: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any], str]] = {
+    "sinks": (
+        GptOssConfig,
+        dict(**_SIZES, head_dim=16, num_local_experts=4, sliding_window=WINDOW),
+        "GptOssAttention passes s_aux to attention: not supported yet",
+    ),
+    "both directions": (
+        BertConfig,
+        {name: size for name, size in _SIZES.items() if name not in ("num_key_value_heads", "pad_token_id")},
+        "attention mask is neither causal nor a sliding window",
+    ),
+    "a window that only the mask knows": (
+        Qwen2MoeConfig,
+        dict(**_SIZES, **_EXPERTS, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
+        f"Qwen2MoeAttention masks a window of {WINDOW} tokens and passes None",
+    ),
+    "a mask of its own": (DogeConfig, dict(**_SIZES | {"pad_token_id": 0}), "brings an attention mask of its own"),
+    "attention twice": (DiffLlamaConfig, _SIZES, "the model attends 4 times, but has 2 layers"),
+    "more heads than declared": (
+        JetMoeConfig,
+        dict(**_SIZES, kv_channels=16, num_local_experts=4),
+        "layer 0 has keys of 4 heads of 16, the configuration says 2 heads of 16",
+    ),
+}
 ARCHITECTURES = tuple(_CLASSES_AND_SIZES)
+REFUSED = {name: message for name, (_, _, message) in _REFUSED.items()}
 # Of models whose first random weights say one token for ever.
 SEEDS = {"llama-yarn-mha": 1, "qwen2-windows": 1}
 
 
 def architecture(name: str) -> PreTrainedConfig:
-    """A fresh configuration of one of `ARCHITECTURES`."""
-    kind, sizes = _CLASSES_AND_SIZES[name]
+    """A fresh configuration of one of `ARCHITECTURES` or `REFUSED`."""
+    kind, sizes = _REFUSED[name][:2] if name in _REFUSED else _CLASSES_AND_SIZES[name]
     return kind(**sizes)

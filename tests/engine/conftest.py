@@ -13,7 +13,7 @@ from runtime.engine.native import NativeSettings, build_native
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.synthetic import make_checkpoint, make_llama, make_qwen
-from tests.engine.architectures import ARCHITECTURES, SEEDS, architecture
+from tests.engine.architectures import ARCHITECTURES, REFUSED, SEEDS, architecture
 from tests.engine.generating import generated
 
 
@@ -25,12 +25,12 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a tiny checkpoint of one of `ARCHITECTURES`, or llama, qwen2 or qwen3; made once."""
+    """The directory of a tiny llama, qwen2, qwen3, or one of `ARCHITECTURES` or `REFUSED`; made once."""
     root = tmp_path_factory.mktemp("checkpoints")
 
     def path(kind: str) -> Path:
         if not (root / kind).exists():
-            if kind in ARCHITECTURES:
+            if kind in ARCHITECTURES or kind in REFUSED:
                 make_checkpoint(root / kind, architecture(kind), seed=SEEDS.get(kind, 0))
             elif kind == "llama":
                 make_llama(root / kind)
