@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
-from runtime.errors import ConfigError, EngineFailed
+from runtime.errors import EngineFailed
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,17 +30,12 @@ class Piece:
 
 
 class Buckets:
-    """Raises `ConfigError` when one is there twice, or none has pages of a past."""
+    """One at least has pages of a past, or nothing longer than a step could run."""
 
     def __init__(self, buckets: Iterable[Bucket], page_tokens: int) -> None:
         self.all = tuple(buckets)
         self.page_tokens = page_tokens
-        if self.max_tokens == 0:
-            raise ConfigError(
-                "neuron.buckets: one at least must have past_pages, or nothing longer than a step could run"
-            )
-        if len(set(self.all)) < len(self.all):
-            raise ConfigError(f"neuron.buckets: one is there twice: {self}")
+        assert self.max_tokens, f"no bucket has a past: {self}"
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.all))
@@ -48,7 +43,7 @@ class Buckets:
     @property
     def max_tokens(self) -> int:
         """The longest sequence that can be run, wherever it is cut into chunks."""
-        return max((bucket.past_pages for bucket in self.all), default=0) * self.page_tokens
+        return max(bucket.past_pages for bucket in self.all) * self.page_tokens
 
     def pieces(self, chunk: Chunk) -> Iterator[Piece]:
         """The launches that run `chunk`, in order. Raises `EngineFailed` when it goes on after the largest bucket."""

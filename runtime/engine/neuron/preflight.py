@@ -52,16 +52,16 @@ def devices(here: Surroundings) -> list[str]:
 
 def check_neuron(api: str, logical_nc: int | None, here: Surroundings) -> None:
     """`api` is `torch` or `lite`. Raises `StartError` with what is missing and how to get it."""
+    if not devices(here):
+        raise StartError(
+            "device neuron: there is no /dev/neuron0: this machine has no Neuron device, or its driver "
+            "(aws-neuronx-dkms) is not loaded. To try the mesh without one, say `stand_in: true` under `neuron`"
+        )
     for package in _PACKAGES[api]:
         if fault := package_fault(package, here):
             raise StartError(f"device neuron: {fault}")
     if api == "lite" and not here.has_module(_LITE_MODULE):
         raise StartError(f"device neuron: {_LITE_MODULE} is missing: it comes with vLLM's plugin for Neuron")
-    if not devices(here):
-        raise StartError(
-            "device neuron: there is no /dev/neuron0: this machine has no Neuron device, or its driver "
-            "(aws-neuronx-dkms) is not loaded. To try the mesh without one, say `neuron: {stand_in: true}`"
-        )
     _check_logical_nc(logical_nc, here.environment)
 
 

@@ -5,7 +5,7 @@ import pytest
 from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
 from runtime.engine.neuron.buckets import Bucket, Buckets
-from runtime.errors import ConfigError, EngineFailed
+from runtime.errors import EngineFailed
 from runtime.ids import SequenceId
 
 PAGE = 8
@@ -52,11 +52,3 @@ def test_the_longest_context_is_the_longest_past() -> None:
 def test_what_no_bucket_reaches_is_named_with_all_that_are_there() -> None:
     with pytest.raises(EngineFailed, match=r"no bucket holds 1 tokens after 21 pages; .* 32 tokens \+ 20 pages"):
         BUCKETS.pick(1, 161)
-
-
-def test_a_bucket_that_is_there_twice_is_refused_and_none_with_a_past_too() -> None:
-    with pytest.raises(ConfigError, match="one is there twice"):
-        Buckets((Bucket(8, 1), Bucket(8, 1)), PAGE)
-    for pastless in ((), (Bucket(8, 0),)):
-        with pytest.raises(ConfigError, match="one at least must have past_pages"):
-            Buckets(pastless, PAGE)

@@ -178,16 +178,16 @@ def test_pages_of_the_history_enter_the_device_and_are_not_computed_again(
 def built(checkpoint: Callable[[str], Path]) -> tuple[EngineCore, StandIn, list[Warmed]]:
     device, heard = StandIn(), list[Warmed]()
     native = NativeSettings("tiny", checkpoint("llama"), "float32", page_tokens=PAGE, threads=1)
-    settings = NeuronSettings((Bucket(16, 0), Bucket(16, 6)), device, heard.append)
+    settings = NeuronSettings((Bucket(16, 6),), device, heard.append)
     return build_neuron(native, settings, Limits(48, 8), lambda _: 40), device, heard
 
 
 def test_an_engine_is_built_with_all_its_buckets_warm(built: tuple[EngineCore, StandIn, list[Warmed]]) -> None:
     core, device, heard = built
-    assert len(heard) == len(device.graphs) == 2
+    assert len(heard) == len(device.graphs) == 1
     core.apply(Submit(replace(sequence("a", prompt(40)), sampling=replace(GREEDY, max_tokens=5)), DecodeLocal()))
     assert len(tokens_of(run(core), "a")) == 5
-    assert len(device.graphs) == 2
+    assert len(device.graphs) == 1
 
 
 def test_a_context_is_no_longer_than_the_buckets_hold(built: tuple[EngineCore, StandIn, list[Warmed]]) -> None:

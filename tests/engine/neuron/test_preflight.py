@@ -52,7 +52,7 @@ def test_a_lite_module_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_driver_is_told_with_what_stands_in(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match=r"no /dev/neuron0.*aws-neuronx-dkms.*stand_in: true"):
+    with pytest.raises(StartError, match=r"no /dev/neuron0.*aws-neuronx-dkms.*`stand_in: true`"):
         check_neuron("torch", None, machine(tmp_path, devices=0))
 
 

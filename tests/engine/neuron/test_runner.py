@@ -17,12 +17,11 @@ from runtime.engine.neuron.forward import Forward, plan_of
 from runtime.engine.neuron.kv import NeuronKV
 from runtime.engine.neuron.probe import probe
 from runtime.engine.neuron.runner import NeuronRunner
-from runtime.engine.neuron.stand_in import StandIn
 from runtime.errors import ModelError
 from runtime.ids import SequenceId
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
-from tests.engine.neuron.conftest import PAGE, PAGES, OnStandIn, on_stand_in
+from tests.engine.neuron.conftest import PAGE, PAGES, OnStandIn, Uncompiled, on_stand_in
 
 KINDS = ("llama", "qwen3")
 TOLERANCE = 5e-5  # logits are of the order of 2; what float32 sums differ by in another order
@@ -136,7 +135,7 @@ def test_a_window_is_taken_from_what_the_model_passes() -> None:
         expected = model(torch.tensor([tokens])).logits[0]
     model.set_attn_implementation(STATIC_ATTENTION)
     spec = ModelSpec("tiny", 2, 2, 16, "float32", 512, 512, PAGE, "", "")
-    device = StandIn()
+    device = Uncompiled()
     kv = NeuronKV(spec, PAGES, device)
     runner = NeuronRunner(Forward(model, kv.tensors), kv, Buckets((Bucket(32, 12),), PAGE), device)
     runner.warm(lambda warmed: None)
@@ -148,7 +147,7 @@ def test_a_window_is_taken_from_what_the_model_passes() -> None:
 def test_heads_that_are_held_twice_compute_the_same_and_leave_once(
     checkpoint: Callable[[str], Path], stand_in: Callable[[str], OnStandIn]
 ) -> None:
-    once, twice = stand_in("llama"), on_stand_in(checkpoint("llama"), (Bucket(32, 20),), copies=2)
+    once, twice = stand_in("llama"), on_stand_in(checkpoint("llama"), (Bucket(32, 20),), 2, Uncompiled())
     assert twice.runner.kv.tensors.keys[0].shape[1] == 2 * once.runner.kv.tensors.keys[0].shape[1]
     one, other = (chunks_of(prompt(50), (30, 20)) for _ in "ab")
     for mine, theirs in zip(one, other, strict=True):
