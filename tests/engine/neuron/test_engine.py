@@ -177,7 +177,7 @@ def test_pages_of_the_history_enter_the_device_and_are_not_computed_again(
 @pytest.fixture(scope="module")
 def built(checkpoint: Callable[[str], Path]) -> tuple[EngineCore, StandIn, list[Warmed]]:
     device, heard = StandIn(), list[Warmed]()
-    native = NativeSettings("tiny", checkpoint("llama"), "float32", page_tokens=PAGE, threads=1)
+    native = NativeSettings("tiny", checkpoint("llama"), "bfloat16", page_tokens=PAGE, threads=1)
     settings = NeuronSettings((Bucket(16, 6),), device, heard.append)
     return build_neuron(native, settings, Limits(48, 8), lambda _: 40), device, heard
 
