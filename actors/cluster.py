@@ -35,6 +35,7 @@ def own_cluster(config: Config, scratch: Path) -> Iterator[Connected]:
     context = ray.init(
         address="local",
         num_cpus=settings.cpus or needed,
+        resources=neuron_resource(sum(worker.count * worker.neuron_cores for worker in config.workers)),
         object_store_memory=settings.object_store_mib * _MIB,
         include_dashboard=True,
         dashboard_host=settings.dashboard_host,
@@ -69,6 +70,11 @@ def others_cluster(config: Config) -> Iterator[Connected]:
         yield Connected(ray.get_runtime_context().gcs_address, _url(context.dashboard_url))
     finally:
         ray.shutdown()
+
+
+def neuron_resource(cores: int) -> dict[str, float]:
+    """Neuron cores in Ray's words; it does not know every chip, so a cluster of others must have been told as well."""
+    return {"neuron_cores": cores} if cores else {}
 
 
 def _url(host_port: str | None) -> str:

@@ -22,6 +22,7 @@ from actors.processes import end_run, mark
 from actors.state import Record, StateFolder
 from runtime.config import Config
 from runtime.errors import SetupError
+from runtime.mesh.engines import check_devices
 from runtime.mesh.listening import free_ports, require_free, require_listener
 from runtime.mesh.models import check_model
 from runtime.mesh.tenants import open_tenants
@@ -102,6 +103,7 @@ def _check(config: Config) -> None:
     if config.ray.address is not None and config.ray.address != "auto":
         require_listener(config.ray.address, "ray.address", _PATIENCE_S)  # Ray itself would try for many minutes
     if config.ray.address is None:
+        check_devices(config)
         require_free(gateway.host, gateway.http_port, "gateway.http_port")
         require_free(config.ray.dashboard_host, config.ray.dashboard_port, "ray.dashboard_port")
     require_free(gateway.host, gateway.grpc_port, "gateway.grpc_port")

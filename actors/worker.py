@@ -7,6 +7,7 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
+from actors.cluster import neuron_resource
 from runtime.config import Config
 from runtime.errors import SetupError
 from runtime.ids import Ids, TenantId, WorkerId
@@ -73,12 +74,14 @@ def worker_actor(
     config: Config, worker: WorkerId, tenants: dict[TenantId, bytes], controller: str, host: str
 ) -> ActorHandle[Any]:
     """The living actor of this worker, or a new one."""
+    plan = planned_workers(config)[worker]
     actor = ray.remote(BatonWorker).options(
         name=worker,
         get_if_exists=True,
         lifetime="detached",
         # Ray's own restart hides a death for over a second; the keeper makes a new one.
         max_restarts=0,
-        num_cpus=planned_workers(config)[worker].threads,
+        num_cpus=plan.threads,
+        resources=neuron_resource(plan.neuron_cores),
     )
     return cast("ActorHandle[Any]", actor.remote(config.model_dump_json(), worker, tenants, controller, host))

@@ -73,14 +73,74 @@ class EngineConfig(_Section):
     max_running: int = Field(default=32, ge=1)
 
 
+class BucketConfig(_Section):
+    """A graph that is compiled: up to `tokens` new tokens, after up to `past_pages` pages of what came before."""
+
+    tokens: int = Field(ge=1, le=65_536)
+    past_pages: int = Field(ge=0, le=65_536)
+
+
+class NeuronConfig(_Section):
+    """How a worker uses its Neuron core. Every bucket is compiled before it serves, and the longest past of a bucket
+    bounds its context. `stand_in` runs the same graphs on the CPU, where there is no such device. `api` is the vendor's
+    own PyTorch device, or the `lite` one of vLLM's plugin; `logical_nc` says how many physical cores make a logical
+    one, by default as the machine is set; `cache` is where compiled graphs are kept."""
+
+    buckets: tuple[BucketConfig, ...] = Field(
+        default=(
+            BucketConfig(tokens=512, past_pages=0),
+            BucketConfig(tokens=512, past_pages=64),
+            BucketConfig(tokens=512, past_pages=256),
+        ),
+        min_length=1,
+    )
+    stand_in: bool = False
+    api: Literal["torch", "lite"] = "torch"
+    logical_nc: Literal[1, 2] | None = None
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_a_past(self) -> Self:
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError("buckets must differ, one is there twice")
+        if not any(bucket.past_pages for bucket in self.buckets):
+            raise ValueError("buckets: one at least must have past_pages, or nothing longer than a step could run")
+        return self
+
+
 class WorkerConfig(_Section):
-    """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads."""
+    """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
+    `device: neuron` on one Neuron core each."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
-    device: Literal["cpu"] = "cpu"
+    device: Literal["cpu", "neuron"] = "cpu"
+    neuron: NeuronConfig | None = None
+
+    @model_validator(mode="after")
+    def _of_its_device(self) -> Self:
+        if self.neuron is not None and self.device != "neuron":
+            raise ValueError(f"neuron is for device neuron, not {self.device}")
+        return self
+
+    @property
+    def on_neuron(self) -> NeuronConfig | None:
+        """How it uses its Neuron core; None for workers on the CPU."""
+        return (self.neuron or NeuronConfig()) if self.device == "neuron" else None
+
+    @property
+    def neuron_cores(self) -> int:
+        """Real cores that each of these workers holds."""
+        return 0 if self.on_neuron is None or self.on_neuron.stand_in else 1
+
+    @property
+    def described(self) -> str:
+        """What it computes on, for people."""
+        if self.on_neuron is None:
+            return f"cpu x{self.threads}"
+        return f"cpu x{self.threads} for neuron" if self.on_neuron.stand_in else "neuron x1"
 
 
 class GatewayConfig(_Section):
@@ -174,6 +234,8 @@ class Config(_Section):
             raise ValueError("workers must have one of role decode: nobody else gives tokens")
         if self.gateway.http_port == self.gateway.grpc_port:
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
+        if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
+            raise ValueError("model.simulated has no tensors: its workers must have device cpu")
         return self
 
     @property
@@ -227,7 +289,15 @@ def _anchored(config: Config, folder: Path) -> Config:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
     if mesh.state is not None:
         mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
-    return config.model_copy(update={"model": model, "mesh": mesh})
+    workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
+    return config.model_copy(update={"model": model, "mesh": mesh, "workers": workers})
+
+
+def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
+    if worker.neuron is None or worker.neuron.cache is None:
+        return worker
+    neuron = worker.neuron.model_copy(update={"cache": folder / worker.neuron.cache.expanduser()})
+    return worker.model_copy(update={"neuron": neuron})
 
 
 def _describe(detail: ErrorDetails) -> str:

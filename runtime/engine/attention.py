@@ -162,18 +162,16 @@ def _(
     return queries.new_empty(queries.transpose(1, 2).shape)
 
 
-def attend_in_pages(
+def scoring_of(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: object,
-) -> tuple[torch.Tensor, None]:
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    others: dict[str, object],
+) -> Scoring:
     """What the model passes is trusted, its attributes are not: some have a window and do not use it.
 
     Raises `ModelError` for what would change attention in a way that is not known here.
@@ -186,11 +184,29 @@ def attend_in_pages(
         raise ModelError(f"{type(module).__name__} attends in both directions: not supported")
     if dropout:
         raise ModelError(f"{type(module).__name__} drops attention out ({dropout}): the model is in training mode")
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
+    if getattr(module, "layer_idx", None) is None:
         raise ModelError(f"{type(module).__name__} does not say which layer it is: not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _paged_attention(query, key, value, layer, scale, sliding_window, softcap), None
+    return Scoring(scale, sliding_window, softcap)
+
+
+def attend_in_pages(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """The attention function of `ATTENTION`."""
+    scoring = scoring_of(module, query, attention_mask, scaling, dropout, sliding_window, softcap, others)
+    layer: int = module.layer_idx  # type: ignore[assignment]  # scoring_of has seen to it
+    output = _paged_attention(query, key, value, layer, scoring.scaling, scoring.window, scoring.softcap)
+    return output, None
 
 
 # Without a mask function of the same name, models make no mask at all, which is what packed steps need.

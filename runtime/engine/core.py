@@ -55,8 +55,8 @@ class Compute(Protocol):
     def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
         """Write the chunks' KV and sample one token for each chunk that asks for it, in order (as many as `rows`)."""
 
-    def read_page(self, page: int, tokens: int) -> bytes:
-        """The canonical payload of the first `tokens` tokens of a pool page."""
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Of each pool page and number of tokens, the canonical payload of that many tokens from its first on."""
 
     def write_page(self, page: int, payload: bytes, tokens: int) -> None: ...
 
@@ -218,8 +218,8 @@ class EngineCore:
     def _export(self) -> list[StepEvent]:
         events: list[StepEvent] = []
         for sequence, ready, done in self._batcher.exports():
-            for page in ready:
-                payload = self._compute.read_page(page.page, page.valid_tokens)
+            payloads = self._compute.read_pages((page.page, page.valid_tokens) for page in ready)
+            for page, payload in zip(ready, payloads, strict=True):
                 events.append(Exported(sequence, Frame(page.id, page.index, page.valid_tokens, payload)))
             if done:
                 events.append(Prefilled(sequence, self._live[sequence].cached))

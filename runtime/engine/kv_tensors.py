@@ -5,6 +5,7 @@ Tokens of a page that nobody wrote since it was handed out are zeros, so what is
 
 import math
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -71,6 +72,10 @@ class KVTensors:
     def read_page(self, page: int, tokens: int) -> bytes:
         """The canonical payload `[layer, k|v, token, kv_head, head_dim]` of the first `tokens` tokens."""
         return self._bytes[:, :, page, :tokens].tobytes()
+
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        """The payload of each page and number of tokens."""
+        return [self.read_page(page, tokens) for page, tokens in pages]
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         """The inverse of `read_page`; the page's other tokens become zero."""

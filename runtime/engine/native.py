@@ -1,6 +1,6 @@
 """The native engine's compute: a checkpoint on the CPU behind the engine core. Joins loading, runner and sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,8 @@ class NativeCompute:
     def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
         return sample(self._runner.forward(chunks), rows)
 
-    def read_page(self, page: int, tokens: int) -> bytes:
-        self._runner.synchronize()
-        return self._runner.kv.read_page(page, tokens)
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        return self._runner.kv.read_pages(pages)
 
     def write_page(self, page: int, payload: bytes, tokens: int) -> None:
         self._runner.kv.write_page(page, payload, tokens)

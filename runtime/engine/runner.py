@@ -1,5 +1,6 @@
 """Runs a model over one packed step of many sequences. Owns the device; never samples, schedules or knows text."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -15,16 +16,24 @@ from runtime.errors import ModelError
 from runtime.ids import SequenceId
 
 
+class PoolPages(Protocol):
+    """A pool's pages, as they leave and enter a device."""
+
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Of each page and number of tokens, the canonical payload of that many tokens, after all that was started."""
+
+    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+        """The inverse, before all that is started from now on."""
+
+
 class Runner(Protocol):
     """What the native engine needs of a device."""
 
-    kv: KVTensors
+    @property
+    def kv(self) -> PoolPages: ...
 
     def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
         """Write the chunks' KV; the logits `[n, vocab]` in float32 of the last token of each that samples, in order."""
-
-    def synchronize(self) -> None:
-        """Return when all that was started has ended."""
 
 
 class CpuRunner:
@@ -47,9 +56,6 @@ class CpuRunner:
                 return logits[0].float()
             self._model.base_model(**inputs, use_cache=False)
         return torch.empty(0, self._vocab)
-
-    def synchronize(self) -> None:
-        """On the CPU, what was started has ended."""
 
     @torch.inference_mode()
     def probe(self) -> None:

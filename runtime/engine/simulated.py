@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.clock import Clock
@@ -130,7 +130,10 @@ class SimulatedCompute:
                 sampled.append(_choose(digest, row))
         return sampled
 
-    def read_page(self, page: int, tokens: int) -> bytes:
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        return [self._read_page(page, tokens) for page, tokens in pages]
+
+    def _read_page(self, page: int, tokens: int) -> bytes:
         values = self._values[page][:tokens]
         low = array("I", [value & 0xFFFFFFFF for value in values])
         high = array("I", [value >> 32 for value in values])

@@ -1,20 +1,27 @@
 """The engine of a worker, as its configuration says: running for as long as a context is open."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runtime.clock import Clock
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.domain.batching import Limits
 from runtime.domain.spec import ModelSpec
 from runtime.engine.core import EngineCore
+from runtime.engine.neuron.buckets import Bucket
+from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.engine.threaded import ThreadedEngine
 from runtime.errors import ConfigError
 from runtime.mesh.models import model_dtype, model_name, model_path
 from runtime.model.checkpoint import open_checkpoint
 from runtime.ports import Engine
+
+if TYPE_CHECKING:
+    from runtime.engine.native import NativeSettings
 
 _MIB = 1 << 20
 
@@ -25,12 +32,19 @@ async def running_engine(config: Config, worker: WorkerConfig, clock: Clock) -> 
     if config.model.simulated is not None:
         yield _simulated(config, clock)
         return
-    engine = ThreadedEngine(_native(config, worker))
-    await engine.start()
+    engine = ThreadedEngine(_on_neuron(config, worker) if worker.on_neuron else _native(config, worker))
     try:
+        await engine.start()
         yield engine
     finally:
         await engine.close()
+
+
+def check_devices(config: Config) -> None:
+    """Raises `StartError` when this machine lacks a device that a worker of the configuration computes on."""
+    for worker in config.workers:
+        if worker.neuron_cores and worker.on_neuron:
+            check_neuron(worker.on_neuron.api, worker.on_neuron.logical_nc, Surroundings())
 
 
 def _limits(engine: EngineConfig) -> Limits:
@@ -61,17 +75,44 @@ def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
 
 def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
     def build() -> EngineCore:
-        from runtime.engine.native import NativeSettings, build_native  # imports torch, on the engine's thread
+        from runtime.engine.native import build_native  # imports torch, on the engine's thread
 
-        path = model_path(config.model)
-        checkpoint = open_checkpoint(path)
-        settings = NativeSettings(
-            name=model_name(config.model),
-            path=path,
-            dtype=model_dtype(config.model, checkpoint.config),
-            page_tokens=config.engine.page_tokens,
-            threads=worker.threads,
-        )
-        return build_native(settings, _limits(config.engine), partial(_pages, config.engine))
+        return build_native(_native_settings(config, worker), _limits(config.engine), partial(_pages, config.engine))
 
     return build
+
+
+def _on_neuron(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
+    def build() -> EngineCore:
+        neuron = worker.on_neuron
+        assert neuron is not None
+        if not neuron.stand_in:
+            check_neuron(neuron.api, neuron.logical_nc, Surroundings())
+            os.environ.update(settings_for_process(neuron.logical_nc, neuron.cache))
+        # Importing torch loads the vendor's packages, which read the environment.
+        from runtime.engine.neuron.build import NeuronSettings, build_neuron, open_neuron
+        from runtime.engine.neuron.stand_in import StandIn
+
+        device = StandIn() if neuron.stand_in else open_neuron(neuron.api, neuron.logical_nc)
+        buckets = tuple(Bucket(bucket.tokens, bucket.past_pages) for bucket in neuron.buckets)
+        return build_neuron(
+            _native_settings(config, worker),
+            NeuronSettings(buckets, device),
+            _limits(config.engine),
+            partial(_pages, config.engine),
+        )
+
+    return build
+
+
+def _native_settings(config: Config, worker: WorkerConfig) -> "NativeSettings":
+    from runtime.engine.native import NativeSettings
+
+    path = model_path(config.model)
+    return NativeSettings(
+        name=model_name(config.model),
+        path=path,
+        dtype=model_dtype(config.model, open_checkpoint(path).config),
+        page_tokens=config.engine.page_tokens,
+        threads=worker.threads,
+    )

@@ -121,7 +121,7 @@ def _describe(worker: WorkerId, boot: BootId, plan: WorkerConfig, address: str, 
         serving_fingerprint=spec.serving_fingerprint,
         max_tokens=spec.max_tokens,
         page_tokens=spec.page_tokens,
-        device=f"{plan.device} x{plan.threads}",
+        device=plan.described,
     )
 
 

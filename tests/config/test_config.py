@@ -43,6 +43,27 @@ def test_every_shipped_configuration_loads() -> None:
         ("model: {path: x, simulated: {}}", "model: path and simulated exclude each other"),
         ("timing: {silence_s: 0.5}", "silence_s (0.5) must be more than heartbeat_s (1.0)"),
         ("gateway: {http_port: 9000, grpc_port: 9000}", "gateway.http_port and gateway.grpc_port are both 9000"),
+        (
+            "workers: [{name: d, role: decode, neuron: {stand_in: true}}]",
+            "workers.0: neuron is for device neuron, not cpu",
+        ),
+        (
+            "workers: [{name: d, role: decode, device: neuron, neuron: {buckets: [{tokens: 8, past_pages: 0}]}}]",
+            "workers.0.neuron: buckets: one at least must have past_pages",
+        ),
+        (
+            "workers: [{name: d, role: decode, device: neuron, neuron: {buckets: ["
+            "{tokens: 8, past_pages: 1}, {tokens: 8, past_pages: 1}]}}]",
+            "workers.0.neuron: buckets must differ",
+        ),
+        (
+            "workers: [{name: d, role: decode, device: neuron, neuron: {bucket: []}}]",
+            "workers.0.neuron.bucket: unknown key; did you mean buckets?",
+        ),
+        (
+            "{model: {simulated: {}}, workers: [{name: d, role: decode, device: neuron}]}",
+            "model.simulated has no tensors: its workers must have device cpu",
+        ),
         ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
         ("- a\n- b", "must be a mapping of sections, got list"),
         ("a: [", "is not YAML"),
@@ -72,6 +93,18 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "mesh.yaml").write_bytes(b"\xff\xfe\x00model")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(tmp_path / "mesh.yaml")
+
+
+def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "workers: [{name: a, role: prefill, device: neuron}, {name: b, role: decode},"
+        " {name: c, role: prefill, device: neuron, neuron: {stand_in: true, cache: kept}}]",
+    )
+    assert [worker.neuron_cores for worker in config.workers] == [1, 0, 0]
+    assert [worker.described for worker in config.workers] == ["neuron x1", "cpu x1", "cpu x1 for neuron"]
+    assert config.workers[2].neuron is not None
+    assert config.workers[2].neuron.cache == tmp_path / "kept"
 
 
 def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:
