@@ -32,6 +32,15 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    banned_tokens: Sequence[Sequence[int]]
+    bad_words: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ def generate_request(
     """Raises `InvalidArgument` for what no request can hold, and `TooLarge`."""
     request = inference_pb2.GenerateRequest(prompt=_prompt(prompt))
     for name, value in options.items():
-        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, [value] if _lone(name, value) else value))
+        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, _sendable(name, value)))
     request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
     if timeout is not None:
         milliseconds = max(round(timeout * 1000), 1)
@@ -94,9 +103,13 @@ def _built(kind: Callable[..., M], name: str, value: object, field: str | None =
         raise InvalidArgument(f"{field} cannot be sent: {error}", code="invalid", field=field) from error
 
 
-def _lone(name: str, value: object) -> bool:
-    """A single stop string is not taken for a list of characters."""
-    return name == "stop" and isinstance(value, str)
+def _sendable(name: str, value: object) -> object:
+    """As the message wants it. A single string is not taken for a list of characters."""
+    if name in ("stop", "bad_words") and isinstance(value, str):
+        return [value]
+    if name == "banned_tokens" and isinstance(value, Sequence):
+        return [_built(common_pb2.TokenIds, "ids", each, name) for each in value]
+    return value
 
 
 def _small_enough(request: M) -> M:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from runtime.domain.batching import Batcher, Limits
 from runtime.domain.pages import PagePool
-from runtime.domain.sequence import Sampled, Sampling, Sequence
+from runtime.domain.sequence import FinishReason, Sampled, Sampling, Sequence
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import (
     Admitted,
@@ -32,7 +32,8 @@ from runtime.domain.steps import (
     Submit,
     Work,
 )
-from runtime.engine.output import OutputStream
+from runtime.engine.history import History
+from runtime.engine.output import OutputStream, enders
 from runtime.errors import BatonError, ContextExceeded, InvalidArgument
 from runtime.ids import PageId, SequenceId
 from runtime.ports import TextDecoder
@@ -40,10 +41,12 @@ from runtime.ports import TextDecoder
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled."""
+    """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled. `history` is
+    there when the sampling looks at the tokens before."""
 
     sampling: Sampling
     position: int
+    history: History | None = None
 
 
 class Compute(Protocol):
@@ -65,8 +68,20 @@ class _Live:
     sequence: Sequence
     work: Work
     output: OutputStream | None = None
+    history: History | None = None
     generated: int = 0
     cached: int = 0
+
+    def push(self, token: int) -> str:
+        """One more token of the output, forced or sampled; the text that it completes."""
+        assert self.output is not None, "a prefill has no output"
+        if self.history is not None:
+            self.history.push(token)
+        return self.output.push(token)
+
+    @property
+    def finish(self) -> FinishReason | None:
+        return None if self.output is None else self.output.finish
 
 
 class EngineCore:
@@ -133,12 +148,15 @@ class EngineCore:
         live = _Live(sequence, work, generated=len(sequence.forced))
         error = self._refusal(sequence)
         if error is None and not isinstance(work, Prefill):
-            live.output = OutputStream(sequence.sampling, self._eos_ids, self._decoder())
-            error = _replay(live.output, sequence.forced)
+            sampling = sequence.sampling
+            live.output = OutputStream(sampling, self._eos_ids, self._decoder())
+            if History.needed(sampling):
+                live.history = History(sampling, sequence.prompt, enders(sampling, self._eos_ids))
+            error = _replay(live, sequence.forced)
         if error is not None:
             self._early.append(SequenceFailed(sequence.id, error))
-        elif live.output is not None and live.output.finish is not None:
-            self._early.append(Generated(sequence.id, live.generated, (), "", live.output.finish))
+        elif live.finish is not None:
+            self._early.append(Generated(sequence.id, live.generated, (), "", live.finish))
         else:
             self._batcher.submit(sequence, work)
             self._live[sequence.id] = live
@@ -154,6 +172,10 @@ class EngineCore:
             )
         if max(sequence.tokens, default=0) >= self.spec.vocab:
             return InvalidArgument(f"a token id is outside the vocabulary of {self.spec.vocab}", field="prompt")
+        try:
+            sequence.sampling.check_vocabulary(self.spec.vocab)
+        except InvalidArgument as error:
+            return error
         return None
 
     def _land(self, sequence: SequenceId, frame: Frame) -> None:
@@ -172,22 +194,22 @@ class EngineCore:
 
     def _run(self, chunks: tuple[Chunk, ...]) -> list[StepEvent]:
         sampling = [chunk for chunk in chunks if chunk.sample]
-        rows = tuple(
-            SampleRow(self._live[chunk.sequence].sequence.sampling, chunk.start + len(chunk.tokens))
-            for chunk in sampling
-        )
+        rows = tuple(self._row(chunk) for chunk in sampling)
         sampled = self._compute.run(chunks, rows)
         for chunk in chunks:
             self._batcher.computed(chunk)
         return [self._generated(chunk.sequence, token) for chunk, token in zip(sampling, sampled, strict=True)]
 
+    def _row(self, chunk: Chunk) -> SampleRow:
+        live = self._live[chunk.sequence]
+        return SampleRow(live.sequence.sampling, chunk.start + len(chunk.tokens), live.history)
+
     def _generated(self, sequence: SequenceId, sampled: Sampled) -> Generated:
         live = self._live[sequence]
-        assert live.output is not None
-        text = live.output.push(sampled.token)
-        event = Generated(sequence, live.generated, (sampled,), text, live.output.finish)
+        text = live.push(sampled.token)
+        event = Generated(sequence, live.generated, (sampled,), text, live.finish)
         live.generated += 1
-        if live.output.finish is None:
+        if live.finish is None:
             self._batcher.append(sequence, sampled.token)
         else:
             self._remove(sequence)
@@ -209,11 +231,11 @@ class EngineCore:
             self._freed |= self._batcher.remove(sequence)
 
 
-def _replay(output: OutputStream, forced: tuple[int, ...]) -> BatonError | None:
-    """Bring the text to where the forced tokens left it; an error when they go on after the end."""
+def _replay(live: _Live, forced: tuple[int, ...]) -> BatonError | None:
+    """Bring text and history to where the forced tokens left it; an error when they go on after the end."""
     for count, token in enumerate(forced, 1):
-        output.push(token)
-        if output.finish is not None and count < len(forced):
+        live.push(token)
+        if live.finish is not None and count < len(forced):
             return InvalidArgument(
                 f"{len(forced)} tokens are forced, but token {count} ends the answer", field="forced"
             )

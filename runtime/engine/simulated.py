@@ -58,6 +58,10 @@ class SimulatedTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def encode_within(self, text: str) -> list[int]:
+        """A known word after a space is a token of its own, as the engine says it."""
+        return [_FIRST_WORD + WORDS.index(text)] if text in WORDS else self.encode(text)
+
     def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
         if not messages:
             raise InvalidArgument("messages must not be empty", field="messages")
@@ -81,19 +85,26 @@ def _mix(previous: int, token: int) -> int:
     return value ^ (value >> 29)
 
 
-def _choose(digest: int, sampling: Sampling, position: int) -> Sampled:
-    seed = sampling.seed if sampling.temperature > 0 else 0
-    return Sampled(_FIRST_WORD + (_mix(_mix(digest, seed), position) >> 17) % len(WORDS))
+def _choose(digest: int, row: SampleRow) -> Sampled:
+    """Every word is as likely as any other, so that of all options but the seed only bans have something to change."""
+    seed = row.sampling.seed if row.sampling.temperature > 0 else 0
+    draw = _mix(_mix(digest, seed), row.position) >> 17
+    if row.history is None:
+        return Sampled(_FIRST_WORD + draw % len(WORDS))
+    forbidden = set(row.history.forbidden())
+    left = [token for token in range(_FIRST_WORD, VOCAB) if token not in forbidden] or [EOS]
+    return Sampled(left[draw % len(left)])
 
 
 def continuation(prompt: Sequence[int], sampling: Sampling) -> list[int]:
-    """The tokens that an unharmed engine gives for `prompt`: the oracle of tests and simulations."""
+    """The tokens that an unharmed engine gives for `prompt` with options that look at no token before: the oracle of
+    tests and simulations."""
     tokens, total, value = list(prompt), 0, 0
     for token in tokens:
         value = _mix(value, token)
         total += value
     for _ in range(sampling.max_tokens):
-        chosen = _choose((total + value) & _MASK, sampling, len(tokens)).token
+        chosen = _choose((total + value) & _MASK, SampleRow(sampling, len(tokens))).token
         tokens.append(chosen)
         value = _mix(value, chosen)
         total += value
@@ -116,7 +127,7 @@ class SimulatedCompute:
             if chunk.sample:
                 row = next(pending)
                 digest = (self._reach(chunk) + value) & _MASK
-                sampled.append(_choose(digest, row.sampling, row.position))
+                sampled.append(_choose(digest, row))
         return sampled
 
     def read_page(self, page: int, tokens: int) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from batonmesh.v1 import common_pb2 as pb
 from runtime.domain.pages import Occupancy
+from runtime.domain.sampling import MAX_BANNED, MAX_LOGIT_BIASES, NO_PENALTIES, Penalties
 from runtime.domain.sequence import MAX_TOP_LOGPROBS, FinishReason, Ref, Sampling
 from runtime.domain.steps import Load
 from runtime.errors import InvalidArgument
@@ -49,11 +50,24 @@ def pack_sampling(sampling: Sampling) -> pb.Sampling:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        min_p=sampling.min_p,
+        typical_p=sampling.typical_p,
+        repetition_penalty=sampling.penalties.repetition,
+        presence_penalty=sampling.penalties.presence,
+        frequency_penalty=sampling.penalties.frequency,
+        logit_bias=dict(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        banned_tokens=[pb.TokenIds(ids=each) for each in sampling.banned_tokens],
     )
 
 
 def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Sampling:
-    """Raises `InvalidArgument` naming the first field out of its range. `max_tokens` and `seed` are for absent ones."""
+    """Raises `InvalidArgument` naming the first field out of its range. `max_tokens` and `seed` are for absent ones.
+
+    `bad_words` stay in the message: they become `banned_tokens` where there is a tokenizer.
+    """
+    fields.at_most(MAX_LOGIT_BIASES, len(message.logit_bias), "logit_bias")
+    fields.at_most(MAX_BANNED, len(message.banned_tokens), "banned_tokens")
     sampling = Sampling(
         max_tokens=message.max_tokens if message.HasField("max_tokens") else max_tokens,
         temperature=message.temperature if message.HasField("temperature") else 1.0,
@@ -64,9 +78,22 @@ def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Samp
         stop_token_ids=fields.tokens(message.stop_token_ids, "stop_token_ids"),
         ignore_eos=message.ignore_eos,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        min_p=message.min_p,
+        typical_p=message.typical_p if message.HasField("typical_p") else 1.0,
+        penalties=_unpack_penalties(message),
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        min_tokens=message.min_tokens,
+        banned_tokens=tuple([fields.tokens(each.ids, "banned_tokens", least=1) for each in message.banned_tokens]),
     )
     sampling.validate()
     return sampling
+
+
+def _unpack_penalties(message: pb.Sampling) -> Penalties:
+    """The very object of those without, whom every engine step meets."""
+    repetition = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    penalties = Penalties(repetition, message.presence_penalty, message.frequency_penalty)
+    return NO_PENALTIES if penalties == NO_PENALTIES else penalties
 
 
 def pack_top(top: Sequence[tuple[int, float]]) -> pb.TopTokens:
