@@ -1,8 +1,8 @@
 """The parts of `Sampling` that bend a distribution, and the rules that fields are held to. Never tensors.
 
-The order in which they act is that of vLLM's V1 sampler (vllm/v1/sample/sampler.py): banned tokens, `min_tokens`,
-`logit_bias`, penalties, then temperature, `min_p`, `top_k`, `top_p`; last `typical_p`, which vLLM lacks, where
-transformers has it (generation/utils.py, `_get_logits_processor`).
+The order in which they act is that of vLLM's V1 sampler (vllm/v1/sample/sampler.py): `grammar`, banned tokens,
+`min_tokens`, `logit_bias`, penalties, then temperature, `min_p`, `top_k`, `top_p`; last `typical_p`, which vLLM lacks,
+where transformers has it (generation/utils.py, `_get_logits_processor`).
 """
 
 from collections.abc import Iterable

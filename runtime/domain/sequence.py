@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
+from runtime.domain.grammar import Grammar
 from runtime.domain.sampling import (
     NO_PENALTIES,
     Penalties,
@@ -36,9 +37,10 @@ class Sampling:
     """How tokens are chosen and when generation ends. What each does to logits: runtime/domain/sampling.py.
 
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; `logprobs` None is off, n
-    asks for the n most likely tokens beside the chosen one. Before `min_tokens` nothing ends the answer. The last token
-    of a sequence of `banned_tokens` is never chosen where the output ends with those before it. Randomness is a pure
-    function of (seed, absolute position).
+    asks for the n most likely tokens beside the chosen one. Before `min_tokens` nothing ends the answer. The last
+    token of a sequence of `banned_tokens` is never chosen where the output ends with those before it. An answer that is
+    not cut short matches its `grammar`, and ends where nothing can follow. Randomness is a pure function of (seed,
+    absolute position).
     """
 
     max_tokens: int
@@ -56,6 +58,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     banned_tokens: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
 
     def validate(self) -> None:
         """Raise `InvalidArgument` naming the first field out of its range."""
@@ -76,6 +79,8 @@ class Sampling:
         )
         if self.logprobs is not None:
             enforce((between("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS),))
+        if self.grammar is not None:
+            enforce(self.grammar.rules())
 
     def check_vocabulary(self, vocab: int) -> None:
         """Raise `InvalidArgument` naming the first field with a token id that a model of `vocab` tokens has not."""

@@ -9,13 +9,23 @@ from collections.abc import Sequence
 
 from runtime.domain.sampling import NO_PENALTIES
 from runtime.domain.sequence import Sampling
+from runtime.engine.grammar import Constraint
+from runtime.engine.output import enders
 
 
 class History:
     """`tokens` are the different tokens that penalties act on, and `counts` how often the output has each of them;
-    `biased` and `biases` are the logit bias. Each pair has one length."""
+    `biased` and `biases` are the logit bias. Each pair has one length. `constraint` is where the output is in the
+    grammar of the sampling."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], enders: frozenset[int]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        eos_ids: frozenset[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.constraint = constraint
         self.tokens = array("q")
         self.counts = array("f")
         self.biased = array("q", [token for token, _ in sampling.logit_bias])
@@ -23,8 +33,11 @@ class History:
         self._places: dict[int, int] = {}
         self._counts = sampling.penalties != NO_PENALTIES
         self._min_tokens = sampling.min_tokens
-        self._enders = tuple(enders)
+        self._enders = tuple(enders(sampling, eos_ids))
         self._banned = tuple(each[0] for each in sampling.banned_tokens if len(each) == 1)
+        if constraint is not None and sampling.ignore_eos:
+            # The grammar allows them wherever it may end, and there they would do nothing.
+            self._banned += tuple(eos_ids)
         # By the last token that has to be there before the banned one.
         self._after: dict[int, list[tuple[int, ...]]] = {}
         for each in sampling.banned_tokens:
@@ -40,12 +53,18 @@ class History:
     @staticmethod
     def needed(sampling: Sampling) -> bool:
         return bool(
-            sampling.penalties != NO_PENALTIES or sampling.logit_bias or sampling.min_tokens or sampling.banned_tokens
+            sampling.penalties != NO_PENALTIES
+            or sampling.logit_bias
+            or sampling.min_tokens
+            or sampling.banned_tokens
+            or sampling.grammar is not None
         )
 
     def push(self, token: int) -> None:
         """One more token of the output."""
         self._length += 1
+        if self.constraint is not None:
+            self.constraint.push(token)
         if self._counts:
             self.counts[self._place(token)] += 1
         if self._after:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
 from runtime.domain.sequence import Sampled
@@ -12,6 +13,7 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
+from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.packing import pack_linears
 from runtime.engine.runner import CpuRunner, Runner
@@ -75,4 +77,5 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     pack_linears(model)
     runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()
-    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder)
+    grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
+    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)

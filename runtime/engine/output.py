@@ -77,6 +77,10 @@ class OutputStream:
             return text
         return self._end(text, FinishReason.LENGTH) if self._left == 0 else text
 
+    def end(self) -> str:
+        """End it here, as an end-of-turn token would; what was held back is shown."""
+        return self._end("", FinishReason.STOP)
+
     def _end(self, text: str, reason: FinishReason) -> str:
         """Show what was held back, unless it completes a stop string after all."""
         rest, stopped = self._matcher.feed(self._decoder.flush())

@@ -1,7 +1,7 @@
-"""Bends the logits of the rows that ask for it: bias, penalties, bans. All such rows of a step at once.
+"""Bends the logits of the rows that ask for it: bias, penalties, grammars, bans. All such rows of a step at once.
 
-The order of acting is documented in runtime/domain/sampling.py. Bans come last here, which changes nothing: whatever
-is added to or multiplied with the -infinity of a banned token leaves it there.
+The order of acting is documented in runtime/domain/sampling.py. What forbids comes last here, which changes nothing:
+whatever is added to or multiplied with the -infinity of a banned token leaves it there.
 """
 
 import math
@@ -34,6 +34,7 @@ def bend(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Bent | None:
     histories = [history for _, _, history in chosen]
     _add_bias(bent, histories)
     _penalize(bent, [(row, history) for _, row, history in chosen])
+    _constrain(bent, histories)
     _ban(bent, [history.forbidden() for history in histories])
     return Bent({place: index for index, (place, _, _) in enumerate(chosen)}, bent, bent.argmax(dim=-1).tolist())
 
@@ -67,6 +68,22 @@ def _penalize(logits: torch.Tensor, rows: Sequence[tuple[SampleRow, History]]) -
     scores = logits[place, tokens]
     scores = torch.where(scores > 0, scores / repetition, scores * repetition)
     logits[place, tokens] = scores - frequency * counts - presence * (counts > 0)
+
+
+def _constrain(logits: torch.Tensor, histories: Sequence[History]) -> None:
+    masks = [
+        (index, mask)
+        for index, each in enumerate(histories)
+        if each.constraint is not None and (mask := each.constraint.mask()) is not None
+    ]
+    if not masks:
+        return
+    device = logits.device
+    packed = torch.frombuffer(bytearray().join(mask for _, mask in masks), dtype=torch.uint8).view(len(masks), -1)
+    bits = (packed.to(device)[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    allowed = bits.flatten(start_dim=1)[:, : logits.shape[1]].bool()
+    place = torch.tensor([index for index, _ in masks], device=device)
+    logits[place] = logits[place].masked_fill(~allowed, -math.inf)
 
 
 def _ban(logits: torch.Tensor, forbidden: Sequence[list[int]]) -> None:

@@ -58,6 +58,10 @@ class Tokenizer:
             raise InvalidArgument(f"messages: the chat template refused them: {error}", field="messages") from error
         return self._encode(text, special=False, field="messages")
 
+    def to_json(self) -> str:
+        """The whole tokenizer, as tokenizer.json has it."""
+        return str(self._backend.to_str())
+
     def decode(self, tokens: Sequence[int]) -> str:
         return self._detokenizer.decode(tokens)
 

@@ -18,6 +18,7 @@ from runtime.engine.core import EngineCore
 from runtime.engine.native import NativeSettings, build_native
 from runtime.ids import SequenceId
 from runtime.model.synthetic import TINY
+from tests.engine.test_grammar import CHOICE, JSON, REGEX, SUM
 
 PROMPT = tuple(random.Random(5).randrange(8, 40) for _ in range(40))
 BASE = Sampling(max_tokens=24, temperature=0.9, seed=7)
@@ -39,6 +40,10 @@ OPTIONS = {
         BASE, logit_bias=FEW, banned_tokens=((20,), (21, 22), *((23, token, 24) for token in range(20, 28)))
     ),
     "stop": replace(BASE, stop=("e", "t"), min_tokens=3),
+    "json_schema": replace(BASE, max_tokens=80, grammar=JSON),
+    "regex": replace(BASE, grammar=REGEX),
+    "choice": replace(BASE, grammar=CHOICE),
+    "lark": replace(BASE, max_tokens=40, grammar=SUM, penalties=Penalties(presence=1.0)),
     "greedy penalties": replace(BASE, temperature=0.0, penalties=Penalties(1.3, 0.4, 0.4), ignore_eos=True),
 }
 

@@ -5,6 +5,7 @@ import pytest
 import batonmesh
 from batonmesh import InvalidArgument, Options, TooLarge
 from batonmesh.messages import MAX_REQUEST_BYTES, count_request, generate_request
+from batonmesh.v1 import common_pb2
 
 
 def test_what_is_left_out_stays_absent_and_zero_is_sent() -> None:
@@ -34,6 +35,17 @@ def test_options_of_several_values_are_sent_as_they_are() -> None:
     assert list(sampling.bad_words) == ["no"]
 
 
+def test_a_grammar_is_one_of_four_options() -> None:
+    def sent(**options: object) -> common_pb2.Grammar:
+        return generate_request("m", "x", None, options).sampling.grammar  # type: ignore[arg-type]
+
+    assert sent(json_schema={"type": "object"}) == common_pb2.Grammar(json_schema='{"type": "object"}')
+    assert sent(json_schema="{}") == common_pb2.Grammar(json_schema="{}")
+    assert sent(regex="a+") == common_pb2.Grammar(regex="a+")
+    assert sent(lark="start: a") == common_pb2.Grammar(lark="start: a")
+    assert sent(choice=["yes", "no"]) == common_pb2.Grammar(choice=common_pb2.Choices(texts=["yes", "no"]))
+
+
 @pytest.mark.parametrize(("timeout", "milliseconds"), [(1.5, 1500), (0.0001, 1)])
 def test_the_timeout_travels_as_the_deadline(timeout: float, milliseconds: int) -> None:
     assert generate_request("m", "x", timeout, Options()).deadline_ms == milliseconds
@@ -52,6 +64,10 @@ def test_the_timeout_travels_as_the_deadline(timeout: float, milliseconds: int) 
         ("banned_tokens", {"banned_tokens": [[-1]]}),
         ("banned_tokens", {"banned_tokens": [1]}),
         ("bad_words", {"bad_words": [1]}),
+        ("choice", {"choice": "yes"}),
+        ("choice", {"choice": [1]}),
+        ("json_schema", {"json_schema": 5}),
+        ("lark", {"regex": "a", "lark": "start: a"}),
     ],
 )
 def test_an_option_that_cannot_be_sent_is_refused_by_its_name(field: str, options: dict[str, object]) -> None:

@@ -89,6 +89,15 @@ async def test_logprobs_come_when_they_are_asked_for(stub: inference_pb2_grpc.In
     assert not any(event.HasField("logprob") for event in events)
 
 
+async def test_an_answer_keeps_to_its_grammar(stub: inference_pb2_grpc.InferenceStub) -> None:
+    choices = common_pb2.Choices(texts=["yes", "no"])
+    sampling = common_pb2.Sampling(max_tokens=12, grammar=common_pb2.Grammar(choice=choices))
+    tokens, final = await collect(stub, request(sampling=sampling))
+    assert bytes(tokens).decode() in choices.texts
+    assert final.finish_reason == common_pb2.FINISH_REASON_STOP
+    assert final.handoff.moved_tokens == len(PROMPT) - 1
+
+
 async def test_bad_words_are_not_said(stub: inference_pb2_grpc.InferenceStub) -> None:
     asked = {"max_tokens": 12, "temperature": 0}
     said = continuation_texts()
@@ -141,6 +150,16 @@ BAD = {
     "fewer than no tokens": (
         "max_tokens",
         request(sampling=common_pb2.Sampling(max_tokens=-5)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a grammar of no kind": (
+        "grammar",
+        request(sampling=common_pb2.Sampling(max_tokens=1, grammar=common_pb2.Grammar())),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a grammar that cannot be compiled": (
+        "grammar",
+        request(sampling=common_pb2.Sampling(max_tokens=1, grammar=common_pb2.Grammar(lark="start: missing"))),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "a bias of a token outside the vocabulary": (

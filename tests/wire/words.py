@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from runtime.domain.generation import Delta
+from runtime.domain.grammar import Grammar, GrammarKind, one_of
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -62,6 +63,9 @@ SAMPLINGS = st.builds(
     logit_bias=st.dictionaries(TOKEN, st.floats(-100, 100), max_size=5).map(
         lambda biases: tuple(sorted(biases.items()))
     ),
+    grammar=st.none()
+    | st.lists(st.text(max_size=5), min_size=1, max_size=5).map(one_of)
+    | st.builds(Grammar, st.sampled_from(sorted(set(GrammarKind) - {GrammarKind.CHOICE})), st.text(min_size=1)),
     banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)

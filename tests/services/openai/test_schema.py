@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsBase
 
+from runtime.domain.grammar import ANY_OBJECT, Grammar, GrammarKind
 from runtime.domain.sampling import Penalties
 from runtime.domain.sequence import Sampling
 from runtime.errors import BatonError, InvalidArgument, NotSupported
@@ -46,7 +47,6 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("store", True),
@@ -58,7 +58,7 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
         ("web_search_options", {}),
         ("prompt_cache_options", {"mode": "explicit"}),
         ("prompt_cache_retention", "24h"),
-        ("guided_json", {}),
+        ("structured_outputs", {"json": {}}),
         ("chat_template", "{{ x }}"),
         ("echo", True),
     ],
@@ -100,6 +100,36 @@ def test_options_that_bend_the_distribution_are_read() -> None:
         min_tokens=3,
         banned_tokens=((1, 2), (3,)),
     )
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)),
+        ),
+        ({"guided_json": SCHEMA}, Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))),
+        ({"guided_json": json.dumps(SCHEMA)}, Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))),
+        ({"guided_regex": "a+"}, Grammar(GrammarKind.REGEX, "a+")),
+        ({"guided_choice": ["yes", "no"]}, Grammar(GrammarKind.CHOICE, '["yes", "no"]')),
+        ({"guided_grammar": "start: /a/"}, Grammar(GrammarKind.LARK, "start: /a/")),
+    ],
+)
+def test_what_an_answer_must_match_is_read(fields: dict[str, Any], grammar: Grammar | None) -> None:
+    for asked in (chat(**fields), completion(**fields)):
+        assert asked.sampling(4, 9).grammar == grammar
+        assert asked.called("grammar") == ("grammar" if grammar is None else next(iter(fields)))
 
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
@@ -153,6 +183,21 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         ({"bad_words": ["x"] * 65}, "bad_words", "at most 64 items"),
         ({"bad_words": [1]}, "bad_words[0]", "valid string"),
         ({"min_p": "x"}, "min_p", "valid number"),
+        ({"response_format": "json"}, "response_format", "must be an object"),
+        ({"response_format": {"type": "yaml"}}, "response_format", "text, json_object or json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "lacks json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": []}}},
+            "response_format",
+            "object as json_schema.schema",
+        ),
+        ({"guided_json": 5}, "guided_json", "must be a JSON schema"),
+        ({"guided_regex": ""}, "guided_regex", "must be a regular expression"),
+        ({"guided_choice": []}, "guided_choice", "at least one"),
+        ({"guided_choice": ["a", 1]}, "guided_choice", "list of strings"),
+        ({"guided_grammar": []}, "guided_grammar", "must be a grammar"),
+        ({"guided_regex": "a", "guided_json": {}}, "guided_regex", "guided_regex and guided_json are both there"),
         ({"min_tokens": 1.5}, "min_tokens", "valid integer"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs to be true"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "less than or equal to 20"),
