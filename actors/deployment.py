@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Literal
 
 import httpx
@@ -27,6 +27,7 @@ from runtime.mesh.plan import planned_workers
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _LEAVE_S = 30.0
+_SETTLE_S = 60.0
 _ANSWER_S = 2.0
 
 
@@ -50,15 +51,17 @@ class Deployment:
         self._port = 0
         self._steps: dict[str, str] = {}
         self._told: dict[str, Kept] = {}
+        self._background: list[Future[None]] = []
+        self._given_up = False
 
     def start(self) -> None:
         """Returns once all workers have registered and the gateway runs; raises `StartError` in the words of whoever
         could not start."""
         deadline = time.monotonic() + self._config.ray.start_s
-        serving = _in_background(self._start_serve)
+        serving = self._in_background(self._start_serve)
         self._step("workers", "starting the controller")
         address = self._start_controller()
-        deployed = _in_background(lambda: self._deploy(serving, address))
+        deployed = self._in_background(lambda: self._deploy(serving, address))
         while not (self._workers_serve() and deployed.done()):
             if deployed.done():
                 deployed.result()
@@ -72,6 +75,25 @@ class Deployment:
                 raise StartError(self._overdue())
             time.sleep(_POLL_S)
         self._step("gateway", "serving", done=True)
+
+    def settle(self) -> None:
+        """Wait until nothing of a start that failed runs on: whoever uses Ray after its shutdown ends this process."""
+        self._given_up = True
+        wait(self._background, _SETTLE_S)
+
+    def _in_background(self, call: Callable[[], None]) -> "Future[None]":
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                call()
+                future.set_result(None)
+            except Exception as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="serve", daemon=True).start()
+        self._background.append(future)
+        return future
 
     def _overdue(self) -> str:
         free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
@@ -122,6 +144,8 @@ class Deployment:
 
     def _deploy(self, serving: "Future[None]", address: str) -> None:
         serving.result()
+        if self._given_up:
+            return
         self._step("gateway", "starting")
         try:
             serve.run(
@@ -195,18 +219,3 @@ def _cause(message: str) -> str:
     """The error that a replica raised, out of the traceback that Serve makes its message of."""
     named = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception)): (.+)$", message, flags=re.MULTILINE)
     return named[-1][1] if named else message.strip().splitlines()[-1]
-
-
-def _in_background(call: Callable[[], None]) -> "Future[None]":
-    """Run `call` on a thread that nobody waits for when the start fails: what it waits for goes away with the mesh."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            call()
-            future.set_result(None)
-        except Exception as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="serve", daemon=True).start()
-    return future

@@ -153,6 +153,7 @@ def _serve(config: Config, folder: StateFolder, record: Record, teller: Teller) 
         finally:
             if record.ready or not own:
                 deployment.delete()
+            deployment.settle()
 
 
 def _write_log(file: Path) -> None:
