@@ -64,13 +64,16 @@ class ModelConfig(_Section):
 
 class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
-    tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together."""
+    tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
+    how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
+    wait."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
     page_tokens: int = Field(default=32, ge=1, le=1024)
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
+    itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
 
 
 class BucketConfig(_Section):

@@ -8,14 +8,16 @@ Owns every sequence on the engine and the pool's pages they hold. Never computes
     RUNNING    takes part in steps
 
 A step takes one token of every sequence that only has its newest to run, then gives what is left of the token budget
-to prefill chunks, in the order of admission. Without a free page the sequence admitted last is preempted; it comes
-before all others then, and nothing new is reserved until it has its pages back.
+to prefill chunks, in the order of admission; no more than lets the next tokens of the others come in time. Without a
+free page the sequence admitted last is preempted; it comes before all others then, and nothing new is reserved until it
+has its pages back.
 """
 
 import enum
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from runtime.domain.budget import StepBudget
 from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.spec import ModelSpec
@@ -37,10 +39,12 @@ from runtime.ids import PageId, SequenceId
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one step: tokens run, and sequences that decode together."""
+    """Bounds of one step: tokens run, sequences that decode together, and seconds that these may have to wait for their
+    next token because others are prefilled."""
 
     step_tokens: int
     max_running: int
+    itl_s: float | None = None
 
 
 class Phase(enum.Enum):
@@ -84,6 +88,8 @@ class Batcher:
         self.pool = pool
         self._spec = spec
         self._limits = limits
+        self._budget = StepBudget(limits.step_tokens, limits.itl_s, spec.page_tokens)
+        self._planned = (0, 0)
         self._entries: dict[SequenceId, _Entry] = {}
         self._reserving: deque[_Entry] = deque()
         self._waiting: deque[_Entry] = deque()
@@ -184,11 +190,12 @@ class Batcher:
 
     def plan(self) -> tuple[Chunk, ...]:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
-        budget = self._limits.step_tokens
         size = self._spec.page_tokens
         chunks: dict[SequenceId, Chunk] = {}
         decoding = [entry for entry in self._running if entry.target - entry.computed == 1]
         prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
+        budget = min(len(decoding), self._limits.step_tokens)
+        budget += self._budget.prefill_tokens(budget)
         for entry in decoding + prefilling:
             if budget == 0:
                 break
@@ -206,7 +213,14 @@ class Batcher:
                 end == len(entry.tokens) and not isinstance(entry.work, Prefill),
             )
             budget -= end - start
+        run = sum(len(chunk.tokens) for chunk in chunks.values())
+        decoded = sum(entry.sequence.id in chunks for entry in decoding)
+        self._planned = (run - decoded, decoded)
         return tuple(chunks.values())
+
+    def took(self, seconds: float) -> None:
+        """How long the step that was planned last ran."""
+        self._budget.took(*self._planned, seconds)
 
     def computed(self, chunk: Chunk) -> None:
         """The step ran: the chunk's tokens have KV."""

@@ -169,6 +169,10 @@ class EngineCore:
         ran = sum(len(chunk.tokens) for chunk in chunks)
         return StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
 
+    def took(self, seconds: float) -> None:
+        """How long the last step took: what the next ones may carry is learnt from it."""
+        self._batcher.took(seconds)
+
     def _submit(self, sequence: Sequence, work: Work) -> None:
         live = _Live(sequence, work, generated=len(sequence.forced))
         try:

@@ -261,5 +261,7 @@ class SimulatedEngine:
             if self.core.busy:
                 output = self.core.step()
                 self._load = output.load
-                await self._clock.sleep(self._profile.seconds(output))
+                seconds = self._profile.seconds(output)
+                self.core.took(seconds)
+                await self._clock.sleep(seconds)
                 yield output

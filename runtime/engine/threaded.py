@@ -7,6 +7,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,10 @@ class ThreadedEngine:
             return
         self._room.acquire()
         if not self._closing:
-            self._hand(self._outbox.put_nowait, core.step())
+            began = time.perf_counter()
+            output = core.step()
+            core.took(time.perf_counter() - began)
+            self._hand(self._outbox.put_nowait, output)
 
     def _is_built(self, core: EngineCore) -> None:
         if not self._built.cancelled():

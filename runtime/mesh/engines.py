@@ -48,7 +48,8 @@ def check_devices(config: Config) -> None:
 
 
 def _limits(engine: EngineConfig) -> Limits:
-    return Limits(step_tokens=engine.step_tokens, max_running=engine.max_running)
+    itl_s = None if engine.itl_ms is None else engine.itl_ms / 1000
+    return Limits(step_tokens=engine.step_tokens, max_running=engine.max_running, itl_s=itl_s)
 
 
 def _pages(engine: EngineConfig, spec: ModelSpec) -> int:
