@@ -62,6 +62,8 @@ def starting(scratch: Path, token: Path, metrics_port: int, stats_port: int) -> 
         "RAY_COLOR_PREFIX": "0",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray starts its workers nice, as for batch work; ours serve.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1" if (os.cpu_count() or 1) <= _FEW_CORES else "4",

@@ -64,7 +64,7 @@ def status(
 def _running(folder: StateFolder, name: str) -> Record:
     record = folder.read() if folder.holder() is not None else None
     if record is None:
-        raise StartError(f"no mesh named {name} is running; `baton up` starts one")
+        raise StartError(f"no mesh named {name} is running; `baton up` starts one, and --config asks for another")
     if not record.ready:
         raise StartError(f"the mesh named {name} is not ready: {describe(record)}")
     return record

@@ -66,7 +66,11 @@ class Tokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the special tokens that the model wants around a prompt."""
+
+    def encode_within(self, text: str) -> list[int]:
+        """Token ids of a text inside an answer: without special tokens around it."""
 
     def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
         """Token ids of a conversation through the chat template, ending where the assistant begins.

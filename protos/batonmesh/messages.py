@@ -1,5 +1,6 @@
 """What both clients say and understand: requests from arguments, answers from messages. Never calls anybody."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, TypeVar
@@ -17,6 +18,7 @@ Event = inference_pb2.TokenEvent | inference_pb2.Final
 
 # What gateways take unless configured. They would refuse more without a word about the field.
 MAX_REQUEST_BYTES = 16 << 20
+_GRAMMARS = frozenset({"json_schema", "regex", "choice", "lark"})
 M = TypeVar("M", bound=Message)
 
 
@@ -32,6 +34,20 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    banned_tokens: Sequence[Sequence[int]]
+    bad_words: Sequence[str]
+    # What the answer must match: one of these at most.
+    json_schema: str | Mapping[str, object]
+    regex: str
+    choice: Sequence[str]
+    lark: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,12 @@ def generate_request(
     """Raises `InvalidArgument` for what no request can hold, and `TooLarge`."""
     request = inference_pb2.GenerateRequest(prompt=_prompt(prompt))
     for name, value in options.items():
-        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, [value] if _lone(name, value) else value))
+        if name in _GRAMMARS:
+            if request.sampling.HasField("grammar"):
+                raise InvalidArgument(f"{name} is a second grammar: send one", code="invalid", field=name)
+            request.sampling.grammar.CopyFrom(_built(common_pb2.Grammar, name, _sendable(name, value)))
+            continue
+        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, _sendable(name, value)))
     request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
     if timeout is not None:
         milliseconds = max(round(timeout * 1000), 1)
@@ -94,9 +115,17 @@ def _built(kind: Callable[..., M], name: str, value: object, field: str | None =
         raise InvalidArgument(f"{field} cannot be sent: {error}", code="invalid", field=field) from error
 
 
-def _lone(name: str, value: object) -> bool:
-    """A single stop string is not taken for a list of characters."""
-    return name == "stop" and isinstance(value, str)
+def _sendable(name: str, value: object) -> object:
+    """As the message wants it. A single string is not taken for a list of characters."""
+    if name in ("stop", "bad_words") and isinstance(value, str):
+        return [value]
+    if name == "json_schema" and isinstance(value, Mapping):
+        return json.dumps(value)
+    if name == "choice" and isinstance(value, Sequence) and not isinstance(value, str):
+        return _built(common_pb2.Choices, "texts", value, name)
+    if name == "banned_tokens" and isinstance(value, Sequence):
+        return [_built(common_pb2.TokenIds, "ids", each, name) for each in value]
+    return value
 
 
 def _small_enough(request: M) -> M:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from runtime.cli import configuration, model, simtest
+from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
 from runtime.cli.doctor.command import doctor
@@ -59,6 +60,7 @@ app.command(rich_help_panel=LOOK)(simtest.simtest)
 
 bench = typer.Typer(no_args_is_help=True)
 bench.command()(handoff)
+bench.command()(engine)
 bench.command()(gateway)
 app.add_typer(
     bench, name="bench", rich_help_panel=LOOK, help="Measure this machine, and say how it stands to what is wanted."

@@ -1,9 +1,19 @@
 """What is generated: token ids so far, how to sample the next, and where it ends. Never how it is computed."""
 
 import enum
-import math
 from dataclasses import dataclass, field
 
+from runtime.domain.grammar import Grammar
+from runtime.domain.sampling import (
+    NO_PENALTIES,
+    Penalties,
+    Rule,
+    banned_rules,
+    between,
+    enforce,
+    logit_bias_rules,
+    share,
+)
 from runtime.errors import InvalidArgument
 from runtime.ids import SequenceId, TurnId
 
@@ -12,7 +22,6 @@ MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
-_SHOWN = 200
 
 
 class FinishReason(enum.StrEnum):
@@ -25,10 +34,13 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen and when generation ends.
+    """How tokens are chosen and when generation ends. What each does to logits: runtime/domain/sampling.py.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `logprobs` None is off, n asks for the n most likely
-    tokens beside the chosen one. Randomness is a pure function of (seed, absolute position).
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; `logprobs` None is off, n
+    asks for the n most likely tokens beside the chosen one. Before `min_tokens` nothing ends the answer. The last
+    token of a sequence of `banned_tokens` is never chosen where the output ends with those before it. An answer that is
+    not cut short matches its `grammar`, and ends where nothing can follow. Randomness is a pure function of (seed,
+    absolute position).
     """
 
     max_tokens: int
@@ -40,40 +52,56 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    penalties: Penalties = NO_PENALTIES
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    banned_tokens: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
 
     def validate(self) -> None:
         """Raise `InvalidArgument` naming the first field out of its range."""
-        for name, good, rule in (
-            ("max_tokens", self.max_tokens >= 1, "must be at least 1"),
+        enforce(
             (
-                "temperature",
-                math.isfinite(self.temperature) and 0 <= self.temperature <= 2,
-                "must be between 0 and 2",
-            ),
-            ("top_k", self.top_k >= 0, "must be 0 (off) or more"),
-            ("top_p", math.isfinite(self.top_p) and 0 < self.top_p <= 1, "must be above 0 and at most 1"),
-            ("seed", 0 <= self.seed <= MAX_SEED, f"must be between 0 and {MAX_SEED}"),
-            ("stop", len(self.stop) <= MAX_STOP_STRINGS, f"takes at most {MAX_STOP_STRINGS} strings"),
-            ("stop", all(self.stop), "must not hold an empty string"),
-            (
-                "stop",
-                all(len(each) <= MAX_STOP_CHARACTERS for each in self.stop),
-                f"takes strings of at most {MAX_STOP_CHARACTERS} characters",
-            ),
-            (
-                "stop_token_ids",
-                len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
-                f"takes at most {MAX_STOP_TOKEN_IDS} token ids",
-            ),
-            (
-                "logprobs",
-                self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
-                f"must be between 0 and {MAX_TOP_LOGPROBS}",
-            ),
+                ("max_tokens", self.max_tokens, self.max_tokens >= 1, "must be at least 1"),
+                between("temperature", self.temperature, 0, 2),
+                ("top_k", self.top_k, self.top_k >= 0, "must be 0 (off) or more"),
+                share("top_p", self.top_p),
+                between("min_p", self.min_p, 0, 1),
+                share("typical_p", self.typical_p),
+                ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"must be between 0 and {MAX_SEED}"),
+                *self.penalties.rules(),
+                *logit_bias_rules(self.logit_bias),
+                *banned_rules(self.banned_tokens),
+                *self._end_rules(),
+            )
+        )
+        if self.logprobs is not None:
+            enforce((between("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS),))
+        if self.grammar is not None:
+            enforce(self.grammar.rules())
+
+    def check_vocabulary(self, vocab: int) -> None:
+        """Raise `InvalidArgument` naming the first field with a token id that a model of `vocab` tokens has not."""
+        for name, tokens in (
+            ("stop_token_ids", self.stop_token_ids),
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("banned_tokens", [token for sequence in self.banned_tokens for token in sequence]),
         ):
-            if not good:
-                value = repr(getattr(self, name))
-                raise InvalidArgument(f"{name} {rule}, got {value[:_SHOWN]}", field=name)
+            if tokens and not (min(tokens) >= 0 and max(tokens) < vocab):
+                raise InvalidArgument(f"{name} holds a token id outside the vocabulary of {vocab}", field=name)
+
+    def _end_rules(self) -> tuple[Rule, ...]:
+        stop, ids = self.stop, self.stop_token_ids
+        short = all(len(each) <= MAX_STOP_CHARACTERS for each in stop)
+        return (
+            between("min_tokens", self.min_tokens, 0, self.max_tokens),
+            ("stop", stop, len(stop) <= MAX_STOP_STRINGS, f"takes at most {MAX_STOP_STRINGS} strings"),
+            ("stop", stop, all(stop), "must not hold an empty string"),
+            ("stop", stop, short, f"takes strings of at most {MAX_STOP_CHARACTERS} characters"),
+            ("stop_token_ids", ids, len(ids) <= MAX_STOP_TOKEN_IDS, f"takes at most {MAX_STOP_TOKEN_IDS} token ids"),
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

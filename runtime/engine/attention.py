@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,7 +20,7 @@ from runtime.errors import ModelError
 
 ATTENTION = "baton_paged"
 # What models pass beside the arguments of the function, and what may be left unread in a packed step.
-_UNREAD = {"position_ids", "use_cache", "output_attentions", "is_causal"}
+_UNREAD = {"position_ids", "use_cache", "output_attentions", "output_router_logits", "is_causal"}
 _running = threading.local()
 
 
@@ -32,6 +33,15 @@ class Scoring:
     softcap: float | None = None
 
 
+class Attention(Protocol):
+    """What the attention function of the models calls."""
+
+    def attend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """`[T, heads, head_dim]` in and out, of the keys and values `[T, kv_heads, head_dim]`."""
+
+
 class StepAttention:
     """The attention of one packed step over `kv`, for all layers."""
 
@@ -39,13 +49,11 @@ class StepAttention:
         self._step = step
         self._kv = kv
         self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor | None] = {}
-        self.layers: set[int] = set()
 
     def attend(
         self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """Store the step's keys and values of `layer`, then attend. `[T, heads, head_dim]` in and out."""
-        self.layers.add(layer)
         self._kv.write(layer, self._step.slots, keys, values)
         output = torch.empty(queries.shape, dtype=queries.dtype)
         for group in self._step.decodes:
@@ -110,7 +118,7 @@ def _attend(
 
 
 @contextmanager
-def attending(attention: StepAttention) -> Iterator[None]:
+def attending(attention: Attention) -> Iterator[None]:
     """Models that run on this thread within the context attend through `attention`."""
     assert getattr(_running, "attention", None) is None, "a step began within another on the same thread"
     _running.attention = attention
@@ -118,6 +126,12 @@ def attending(attention: StepAttention) -> Iterator[None]:
         yield
     finally:
         _running.attention = None
+
+
+def running() -> Attention:
+    """What models attend through on this thread now."""
+    attention: Attention = _running.attention
+    return attention
 
 
 @torch.library.custom_op("baton::paged_attention", mutates_args=())
@@ -131,9 +145,8 @@ def _paged_attention(
     softcap: float | None,
 ) -> torch.Tensor:
     """`[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
-    attention: StepAttention = _running.attention
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (queries, keys, values))
-    return attention.attend(layer, queries, keys, values, Scoring(scaling, window, softcap))[None]
+    return running().attend(layer, queries, keys, values, Scoring(scaling, window, softcap))[None]
 
 
 @_paged_attention.register_fake
@@ -163,7 +176,7 @@ def scoring_of(
 
     Raises `ModelError` for what would change attention in a way that is not known here.
     """
-    if unknown := set(others) - _UNREAD:
+    if unknown := {name for name, value in others.items() if value is not None} - _UNREAD:
         raise ModelError(f"{type(module).__name__} passes {', '.join(sorted(unknown))} to attention: not supported yet")
     if attention_mask is not None:
         raise ModelError(f"{type(module).__name__} brings an attention mask of its own: not supported yet")
@@ -171,11 +184,13 @@ def scoring_of(
         raise ModelError(f"{type(module).__name__} attends in both directions: not supported")
     if dropout:
         raise ModelError(f"{type(module).__name__} drops attention out ({dropout}): the model is in training mode")
+    if getattr(module, "layer_idx", None) is None:
+        raise ModelError(f"{type(module).__name__} does not say which layer it is: not supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return Scoring(scale, sliding_window, softcap)
 
 
-def _attention_function(
+def attend_in_pages(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -187,10 +202,12 @@ def _attention_function(
     softcap: float | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
+    """The attention function of `ATTENTION`."""
     scoring = scoring_of(module, query, attention_mask, scaling, dropout, sliding_window, softcap, others)
-    output = _paged_attention(query, key, value, module.layer_idx, scoring.scaling, scoring.window, scoring.softcap)
+    layer: int = module.layer_idx  # type: ignore[assignment]  # scoring_of has seen to it
+    output = _paged_attention(query, key, value, layer, scoring.scaling, scoring.window, scoring.softcap)
     return output, None
 
 
 # Without a mask function of the same name, models make no mask at all, which is what packed steps need.
-AttentionInterface.register(ATTENTION, _attention_function)
+AttentionInterface.register(ATTENTION, attend_in_pages)

@@ -6,11 +6,12 @@ The native and the simulated engine differ only in their compute and in who driv
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.domain.batching import Batcher, Limits
+from runtime.domain.grammar import Grammar
 from runtime.domain.pages import PagePool
-from runtime.domain.sequence import Sampled, Sampling, Sequence
+from runtime.domain.sequence import FinishReason, Sampled, Sampling, Sequence
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import (
     Admitted,
@@ -32,18 +33,27 @@ from runtime.domain.steps import (
     Submit,
     Work,
 )
+from runtime.engine.grammar import Constraint, Grammars
+from runtime.engine.history import History
 from runtime.engine.output import OutputStream
-from runtime.errors import BatonError, ContextExceeded, InvalidArgument
+from runtime.errors import BatonError, ContextExceeded, InvalidArgument, NotSupported
 from runtime.ids import PageId, SequenceId
 from runtime.ports import TextDecoder
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from llguidance import LLMatcher
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled."""
+    """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled. `history` is
+    there when the sampling looks at the tokens before."""
 
     sampling: Sampling
     position: int
+    history: History | None = None
 
 
 class Compute(Protocol):
@@ -65,8 +75,30 @@ class _Live:
     sequence: Sequence
     work: Work
     output: OutputStream | None = None
+    history: History | None = None
     generated: int = 0
     cached: int = 0
+
+    def push(self, token: int) -> str:
+        """One more token of the output, forced or sampled; the text that it completes.
+
+        Raises `InvalidArgument` when its grammar gave up.
+        """
+        assert self.output is not None, "a prefill has no output"
+        if self.history is None:
+            return self.output.push(token)
+        self.history.push(token)
+        constraint = self.history.constraint
+        if constraint is None:
+            return self.output.push(token)
+        if constraint.error is not None:
+            raise constraint.error
+        text = self.output.push(token)
+        return text + self.output.end() if constraint.ended and self.output.finish is None else text
+
+    @property
+    def finish(self) -> FinishReason | None:
+        return None if self.output is None else self.output.finish
 
 
 class EngineCore:
@@ -78,13 +110,16 @@ class EngineCore:
         compute: Compute,
         eos_ids: frozenset[int],
         decoder: Callable[[], TextDecoder],
+        grammars: Grammars | None = None,
     ) -> None:
+        """Without `grammars`, sequences that ask for one are refused."""
         # A context is no longer than the pool: a sequence that outgrew it would wait for ever.
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, pages * spec.page_tokens))
         self._batcher = Batcher(spec, PagePool(pages), limits)
         self._compute = compute
         self._eos_ids = eos_ids
         self._decoder = decoder
+        self._grammars = grammars
         self._live: dict[SequenceId, _Live] = {}
         self._early: list[StepEvent] = []
         self._step = 0
@@ -103,6 +138,11 @@ class EngineCore:
 
     def check(self) -> None:
         self._batcher.check()
+
+    def compile(self, grammar: Grammar) -> "Future[LLMatcher] | None":
+        """Begin to compile what a `Submit` is going to need, off this thread; callable from any. Done, or None, when
+        `apply` will not wait for it."""
+        return None if self._grammars is None else self._grammars.begin(grammar)
 
     def apply(self, command: EngineCommand) -> None:
         match command:
@@ -131,30 +171,50 @@ class EngineCore:
 
     def _submit(self, sequence: Sequence, work: Work) -> None:
         live = _Live(sequence, work, generated=len(sequence.forced))
-        error = self._refusal(sequence)
-        if error is None and not isinstance(work, Prefill):
-            live.output = OutputStream(sequence.sampling, self._eos_ids, self._decoder())
-            error = _replay(live.output, sequence.forced)
-        if error is not None:
+        try:
+            self._check(sequence)
+            if not isinstance(work, Prefill):
+                self._open(live)
+        except BatonError as error:
             self._early.append(SequenceFailed(sequence.id, error))
-        elif live.output is not None and live.output.finish is not None:
-            self._early.append(Generated(sequence.id, live.generated, (), "", live.output.finish))
+            return
+        if live.finish is not None:
+            self._early.append(Generated(sequence.id, live.generated, (), "", live.finish))
         else:
             self._batcher.submit(sequence, work)
             self._live[sequence.id] = live
 
-    def _refusal(self, sequence: Sequence) -> BatonError | None:
-        """What is never let in: it could wait for more pages than there are, or ask the model for what it has not."""
+    def _open(self, live: _Live) -> None:
+        """Its output, brought to where the forced tokens left it. Raises `InvalidArgument` for what cannot be."""
+        sequence, sampling = live.sequence, live.sequence.sampling
+        live.output = OutputStream(sampling, self._eos_ids, self._decoder())
+        if History.needed(sampling):
+            constraint = None if sampling.grammar is None else self._start(sampling.grammar)
+            live.history = History(sampling, sequence.prompt, self._eos_ids, constraint)
+        for count, token in enumerate(sequence.forced, 1):
+            live.push(token)
+            if live.finish is not None and count < len(sequence.forced):
+                forced = f"{len(sequence.forced)} tokens are forced, but token {count} ends the answer"
+                raise InvalidArgument(forced, field="forced")
+
+    def _start(self, grammar: Grammar) -> Constraint:
+        if self._grammars is None:
+            raise NotSupported("grammar is not supported by this engine", field="grammar")
+        return self._grammars.start(grammar)
+
+    def _check(self, sequence: Sequence) -> None:
+        """Refuse what is never let in: it could wait for more pages than there are, or ask the model for what it has
+        not."""
         prompt, most, room = len(sequence.prompt), sequence.sampling.max_tokens, self.spec.max_tokens
         if prompt + most > room:
-            return ContextExceeded(
+            raise ContextExceeded(
                 f"the prompt has {prompt} tokens and max_tokens is {most}, together more than the {room} tokens that "
                 f"this worker has room for",
                 field="max_tokens" if prompt < room else "prompt",
             )
         if max(sequence.tokens, default=0) >= self.spec.vocab:
-            return InvalidArgument(f"a token id is outside the vocabulary of {self.spec.vocab}", field="prompt")
-        return None
+            raise InvalidArgument(f"a token id is outside the vocabulary of {self.spec.vocab}", field="prompt")
+        sequence.sampling.check_vocabulary(self.spec.vocab)
 
     def _land(self, sequence: SequenceId, frame: Frame) -> None:
         page = self._batcher.land(sequence, frame)
@@ -172,22 +232,26 @@ class EngineCore:
 
     def _run(self, chunks: tuple[Chunk, ...]) -> list[StepEvent]:
         sampling = [chunk for chunk in chunks if chunk.sample]
-        rows = tuple(
-            SampleRow(self._live[chunk.sequence].sequence.sampling, chunk.start + len(chunk.tokens))
-            for chunk in sampling
-        )
+        rows = tuple(self._row(chunk) for chunk in sampling)
         sampled = self._compute.run(chunks, rows)
         for chunk in chunks:
             self._batcher.computed(chunk)
         return [self._generated(chunk.sequence, token) for chunk, token in zip(sampling, sampled, strict=True)]
 
-    def _generated(self, sequence: SequenceId, sampled: Sampled) -> Generated:
+    def _row(self, chunk: Chunk) -> SampleRow:
+        live = self._live[chunk.sequence]
+        return SampleRow(live.sequence.sampling, chunk.start + len(chunk.tokens), live.history)
+
+    def _generated(self, sequence: SequenceId, sampled: Sampled) -> Generated | SequenceFailed:
         live = self._live[sequence]
-        assert live.output is not None
-        text = live.output.push(sampled.token)
-        event = Generated(sequence, live.generated, (sampled,), text, live.output.finish)
+        try:
+            text = live.push(sampled.token)
+        except InvalidArgument as error:
+            self._remove(sequence)
+            return SequenceFailed(sequence, error)
+        event = Generated(sequence, live.generated, (sampled,), text, live.finish)
         live.generated += 1
-        if live.output.finish is None:
+        if live.finish is None:
             self._batcher.append(sequence, sampled.token)
         else:
             self._remove(sequence)
@@ -207,14 +271,3 @@ class EngineCore:
     def _remove(self, sequence: SequenceId) -> None:
         if self._live.pop(sequence, None) is not None:
             self._freed |= self._batcher.remove(sequence)
-
-
-def _replay(output: OutputStream, forced: tuple[int, ...]) -> BatonError | None:
-    """Bring the text to where the forced tokens left it; an error when they go on after the end."""
-    for count, token in enumerate(forced, 1):
-        output.push(token)
-        if output.finish is not None and count < len(forced):
-            return InvalidArgument(
-                f"{len(forced)} tokens are forced, but token {count} ends the answer", field="forced"
-            )
-    return None

@@ -25,6 +25,7 @@ class KVTensors:
     """
 
     def __init__(self, spec: ModelSpec, pages: int) -> None:
+        self.spec = spec
         self.page_tokens = spec.page_tokens
         self.zero_page = pages
         self.dtype = DTYPES[spec.dtype]

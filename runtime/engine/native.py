@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
 from runtime.domain.sequence import Sampled
@@ -12,7 +13,9 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
+from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.packing import pack_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
@@ -70,6 +73,14 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     spec = spec_of(checkpoint, settings)
     count = pages(spec)
     tokenizer = Tokenizer(settings.path)
-    runner = CpuRunner(load_model(checkpoint, DTYPES[settings.dtype], ATTENTION), KVTensors(spec, count))
+    model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
+    pack_linears(model)
+    runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()
-    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder)
+    return engine_core(spec, count, limits, runner, tokenizer)
+
+
+def engine_core(spec: ModelSpec, pages: int, limits: Limits, runner: Runner, tokenizer: Tokenizer) -> EngineCore:
+    """The engine core of a runner, whose pool has `pages` pages."""
+    grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
+    return EngineCore(spec, pages, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)

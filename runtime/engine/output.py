@@ -42,13 +42,22 @@ class StopMatcher:
         return 0
 
 
+def enders(sampling: Sampling, eos_ids: frozenset[int]) -> frozenset[int]:
+    """The tokens that end a sequence."""
+    return frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
+
+
 class OutputStream:
-    """Feed it every output token, sampled and forced alike; `finish` is set by the push that ends the sequence."""
+    """Feed it every output token, sampled and forced alike; `finish` is set by the push that ends the sequence.
+
+    Before `min_tokens` neither a token nor a stop string ends it; the text of these tokens is shown as it comes.
+    """
 
     def __init__(self, sampling: Sampling, eos_ids: frozenset[int], decoder: TextDecoder) -> None:
         self.finish: FinishReason | None = None
         self._left = sampling.max_tokens
-        self._enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
+        self._bound = sampling.min_tokens
+        self._enders = enders(sampling, eos_ids)
         self._decoder = decoder
         self._matcher = StopMatcher(sampling.stop)
 
@@ -56,6 +65,10 @@ class OutputStream:
         """The text that may be shown now. A token that ends the sequence by its id has no text of its own."""
         assert self.finish is None, "a token was pushed after the end"
         self._left -= 1
+        if self._bound > 0:
+            self._bound -= 1
+            text = self._decoder.push(token)
+            return self._end(text, FinishReason.LENGTH) if self._left == 0 else text
         if token in self._enders:
             return self._end("", FinishReason.STOP)
         text, stopped = self._matcher.feed(self._decoder.push(token))
@@ -63,6 +76,10 @@ class OutputStream:
             self.finish = FinishReason.STOP
             return text
         return self._end(text, FinishReason.LENGTH) if self._left == 0 else text
+
+    def end(self) -> str:
+        """End it here, as an end-of-turn token would; what was held back is shown."""
+        return self._end("", FinishReason.STOP)
 
     def _end(self, text: str, reason: FinishReason) -> str:
         """Show what was held back, unless it completes a stop string after all."""

@@ -11,6 +11,7 @@ from runtime.domain.steps import Chunk
 from runtime.engine.attention import StepAttention, attending
 from runtime.engine.kv_tensors import KVTensors
 from runtime.engine.paging import pack
+from runtime.engine.probing import probe
 from runtime.errors import ModelError
 from runtime.ids import SequenceId
 
@@ -41,41 +42,44 @@ class CpuRunner:
     def __init__(self, model: PreTrainedModel, kv: KVTensors) -> None:
         self.kv = kv
         self._model = model
-        self._vocab: int = model.config.vocab_size
+        self._vocab: int = model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
     def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
-        logits, _ = self._forward(chunks)
-        return logits
+        kv = self.kv
+        step = pack(chunks, kv.page_tokens, kv.zero_page, kv.layer_page_bytes)
+        kv.clear(step.opened)
+        inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
+        with attending(StepAttention(step, kv)):
+            if len(step.sampled):
+                logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits
+                return logits[0].float()
+            self._model.base_model(**inputs, use_cache=False)
+        return torch.empty(0, self._vocab)
 
     @torch.inference_mode()
     def probe(self) -> None:
-        """Run a few tokens, as prefill and as decode, in the first pages of an empty pool.
+        """Run a few tokens: without KV, then as prefill and as decode in the first pages of an empty pool.
 
         Raises `ModelError` naming what the model does that Baton's attention does not know.
         """
+        spec = self.kv.spec
+        self._check_sizes()
+        probe(self._model, spec.layers, (spec.kv_heads, spec.head_dim), spec.max_tokens)
         sequence, table = SequenceId("probe"), tuple(range(pages_for(3, self.kv.page_tokens)))
-        wanted = set(range(self._model.config.num_hidden_layers))
         for chunk in (Chunk(sequence, (0, 1), 0, table, sample=False), Chunk(sequence, (0,), 2, table, sample=True)):
-            logits, layers = self._forward((chunk,))
-            if layers != wanted:
-                raise ModelError(f"layers {sorted(wanted - layers)} of the model do not attend through Baton")
-            if not torch.isfinite(logits).all():
+            if not torch.isfinite(self.forward((chunk,))).all():
                 raise ModelError(
                     "the model's logits are not finite: its weights are damaged, or overflow in this dtype"
                 )
         self.kv.clear(torch.tensor(table))
 
-    def _forward(self, chunks: tuple[Chunk, ...]) -> tuple[torch.Tensor, set[int]]:
-        kv = self.kv
-        step = pack(chunks, kv.page_tokens, kv.zero_page, kv.layer_page_bytes)
-        kv.clear(step.opened)
-        attention = StepAttention(step, kv)
-        inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
-        with attending(attention):
-            if len(step.sampled):
-                logits = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits[0].float()
-            else:
-                self._model.base_model(**inputs, use_cache=False)
-                logits = torch.empty(0, self._vocab)
-        return logits, attention.layers
+    def _check_sizes(self) -> None:
+        """Whether the spec, which was read without transformers, is what transformers made of the configuration."""
+        spec, config = self.kv.spec, self._model.config.get_text_config()
+        for name, own, wanted in (
+            ("layers", spec.layers, config.num_hidden_layers),
+            ("tokens in its vocabulary", spec.vocab, config.vocab_size),
+        ):
+            if own != wanted:
+                raise ModelError(f"the configuration was read as one of {own} {name}, the model has {wanted}")

@@ -1,4 +1,4 @@
-"""Chooses the next tokens from logits. A pure function of each row's logits, its sampling and its position.
+"""Chooses the next tokens from logits. A pure function of each row's logits, its sampling, history and position.
 
 Randomness is counter-based: one uniform number in [0, 1) with 53 bits, out of BLAKE2b(seed, position), looks up the
 cumulative distribution in float64. So neither the batch, nor the worker, nor what was sampled before changes a draw.
@@ -13,6 +13,7 @@ import torch
 
 from runtime.domain.sequence import Sampled, Sampling
 from runtime.engine.core import SampleRow
+from runtime.engine.processors import bend
 from runtime.errors import EngineFailed
 
 # Where a nucleus nearly always ends; only when it does not is more of the vocabulary sorted.
@@ -29,9 +30,13 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     if not torch.isfinite(best).all():
         raise EngineFailed("the model gave logits that are not finite")
     tokens = greedy.tolist()
+    bent = bend(logits, rows)
     for place, row in enumerate(rows):
+        mine = logits[place]
+        if bent is not None and (index := bent.places.get(place)) is not None:
+            mine, tokens[place] = bent.logits[index], bent.best[index]
         if row.sampling.temperature > 0:
-            tokens[place] = _draw(logits[place], row.sampling, uniform(row.sampling.seed, row.position))
+            tokens[place] = _draw(mine, row.sampling, uniform(row.sampling.seed, row.position))
     return [
         Sampled(token) if row.sampling.logprobs is None else _with_logprobs(logits[place], token, row.sampling.logprobs)
         for place, (token, row) in enumerate(zip(tokens, rows, strict=True))
@@ -45,12 +50,30 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, point: float) -> int:
-    """Temperature, then the `top_k` most likely, then of those the fewest that hold `top_p` of the probability."""
+    """Temperature, then those not too far below the most likely (`min_p`), then the `top_k` most likely, then of those
+    the fewest that hold `top_p` of the probability, then of those the most typical."""
     scores = (logits - logits.max()) / max(sampling.temperature, _COLDEST)
+    if sampling.min_p > 0:
+        scores = scores.masked_fill(scores < math.log(sampling.min_p), -math.inf)
     if sampling.top_k == 0 and sampling.top_p == 1:
-        return _look_up(scores.exp(), point)
+        return _look_up(_typical(scores.exp(), sampling.typical_p), point)
     weights, tokens = _most_likely(scores, sampling.top_k, sampling.top_p)
-    return int(tokens[_look_up(weights, point)])
+    return int(tokens[_look_up(_typical(weights, sampling.typical_p), point)])
+
+
+def _typical(weights: torch.Tensor, mass: float) -> torch.Tensor:
+    """Zero for all but the fewest tokens that hold `mass` of the probability, taken in the order of how near their
+    surprise is to the entropy (Meister et al., Locally Typical Sampling)."""
+    if mass == 1:
+        return weights
+    shares = weights.double() / weights.sum(dtype=torch.float64)
+    surprise = -shares.log()
+    entropy = (shares * surprise).nansum()
+    order = (surprise - entropy).abs().argsort(stable=True)
+    count = int((shares[order].cumsum(0) < mass).sum()) + 1
+    kept = torch.zeros_like(weights)
+    kept[order[:count]] = weights[order[:count]]
+    return kept
 
 
 def _most_likely(scores: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:

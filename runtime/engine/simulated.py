@@ -6,11 +6,14 @@ and an unharmed run is repeated exactly.
 """
 
 import asyncio
+import codecs
 import hashlib
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+
+from llguidance import LLTokenizer, TokenizerWrapper
 
 from runtime.clock import Clock
 from runtime.domain.batching import Limits
@@ -18,6 +21,8 @@ from runtime.domain.sequence import Sampled, Sampling
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk, EngineCommand, Load, StepOutput
 from runtime.engine.core import EngineCore, SampleRow
+from runtime.engine.grammar import Grammars
+from runtime.engine.history import History
 from runtime.errors import InvalidArgument
 from runtime.ids import PageId
 
@@ -58,6 +63,10 @@ class SimulatedTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def encode_within(self, text: str) -> list[int]:
+        """A known word after a space is a token of its own, as the engine says it."""
+        return [_FIRST_WORD + WORDS.index(text)] if text in WORDS else self.encode(text)
+
     def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
         if not messages:
             raise InvalidArgument("messages must not be empty", field="messages")
@@ -69,11 +78,39 @@ class SimulatedTokenizer:
 
 
 class SimulatedDecoder:
+    """The bytes of a character may come one by one; an end of turn has no text."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
     def push(self, token: int) -> str:
-        return WORDS[token - _FIRST_WORD] if token >= _FIRST_WORD else chr(token)
+        return self._utf8.decode(_spelled(token))
 
     def flush(self) -> str:
-        return ""
+        return self._utf8.decode(b"", final=True)
+
+
+def _spelled(token: int) -> bytes:
+    if token == EOS:
+        return b""
+    return WORDS[token - _FIRST_WORD].encode() if token >= _FIRST_WORD else bytes([token])
+
+
+class _Vocabulary:
+    """What the grammars' library asks of a tokenizer."""
+
+    eos_token_id = EOS
+    bos_token_id = None
+    special_token_ids = (EOS,)
+    tokens = tuple(b"<eos>" if token == EOS else _spelled(token) for token in range(VOCAB))
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+def simulated_grammars() -> Grammars:
+    """Grammars over the simulated tokenizer's vocabulary."""
+    return Grammars(lambda: LLTokenizer(TokenizerWrapper(_Vocabulary()), VOCAB, EOS))
 
 
 def _mix(previous: int, token: int) -> int:
@@ -81,19 +118,38 @@ def _mix(previous: int, token: int) -> int:
     return value ^ (value >> 29)
 
 
-def _choose(digest: int, sampling: Sampling, position: int) -> Sampled:
-    seed = sampling.seed if sampling.temperature > 0 else 0
-    return Sampled(_FIRST_WORD + (_mix(_mix(digest, seed), position) >> 17) % len(WORDS))
+def _choose(digest: int, row: SampleRow) -> Sampled:
+    """Every word is as likely as any other, so that of all options but the seed only bans and grammars have something
+    to change. Where a grammar allows no word, every character that it allows is as likely as any other."""
+    seed = row.sampling.seed if row.sampling.temperature > 0 else 0
+    draw = _mix(_mix(digest, seed), row.position) >> 17
+    if row.history is None:
+        return Sampled(_FIRST_WORD + draw % len(WORDS))
+    allowed = _allowed(row.history)
+    words = [token for token in allowed if token >= _FIRST_WORD]
+    ascii_only = [token for token in allowed if token < 128 or token == EOS]
+    left = words or ascii_only or allowed or [EOS]
+    return Sampled(left[draw % len(left)])
+
+
+def _allowed(history: History) -> list[int]:
+    """The tokens that may come next; bans that would leave none are void."""
+    forbidden = set(history.forbidden())
+    mask = None if history.constraint is None else history.constraint.mask()
+    tokens = range(_FIRST_WORD, VOCAB)
+    allowed = [*tokens] if mask is None else [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
+    return [token for token in allowed if token not in forbidden] or allowed
 
 
 def continuation(prompt: Sequence[int], sampling: Sampling) -> list[int]:
-    """The tokens that an unharmed engine gives for `prompt`: the oracle of tests and simulations."""
+    """The tokens that an unharmed engine gives for `prompt` with options that look at no token before: the oracle of
+    tests and simulations."""
     tokens, total, value = list(prompt), 0, 0
     for token in tokens:
         value = _mix(value, token)
         total += value
     for _ in range(sampling.max_tokens):
-        chosen = _choose((total + value) & _MASK, sampling, len(tokens)).token
+        chosen = _choose((total + value) & _MASK, SampleRow(sampling, len(tokens))).token
         tokens.append(chosen)
         value = _mix(value, chosen)
         total += value
@@ -116,7 +172,7 @@ class SimulatedCompute:
             if chunk.sample:
                 row = next(pending)
                 digest = (self._reach(chunk) + value) & _MASK
-                sampled.append(_choose(digest, row.sampling, row.position))
+                sampled.append(_choose(digest, row))
         return sampled
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
@@ -174,7 +230,7 @@ class SimulatedEngine:
     def __init__(self, spec: ModelSpec, pages: int, limits: Limits, profile: StepProfile, clock: Clock) -> None:
         tokenizer = SimulatedTokenizer()
         compute = SimulatedCompute(pages, spec.page_tokens)
-        self.core = EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder)
+        self.core = EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, simulated_grammars())
         self.spec = self.core.spec
         self._profile = profile
         self._clock = clock

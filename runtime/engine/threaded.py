@@ -8,12 +8,12 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from runtime.domain.steps import EngineCommand, Load, StepOutput
+from runtime.domain.steps import EngineCommand, Load, StepOutput, Submit
 from runtime.engine.core import EngineCore
 from runtime.errors import EngineFailed
-from runtime.ids import PageId
+from runtime.ids import PageId, SequenceId
 
 if TYPE_CHECKING:
     from runtime.domain.spec import ModelSpec
@@ -32,6 +32,8 @@ class ThreadedEngine:
         self._room = threading.Semaphore(_STEPS_AHEAD)
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._closing = False
+        # Commands for sequences whose grammar is still being compiled.
+        self._held: dict[SequenceId, list[EngineCommand]] = {}
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,7 +55,11 @@ class ThreadedEngine:
         return self._core.match(chain)
 
     def tell(self, command: EngineCommand) -> None:
-        self._inbox.put(command)
+        sequence = command.sequence.id if isinstance(command, Submit) else command.sequence
+        if sequence in self._held:
+            self._held[sequence].append(command)
+        elif not isinstance(command, Submit) or not self._hold(command):
+            self._inbox.put(command)
 
     def load(self) -> Load:
         return self._load
@@ -69,6 +75,21 @@ class ThreadedEngine:
                 raise EngineFailed(f"the engine failed: {type(item).__name__}: {item}") from item
             self._load = item.load
             yield item
+
+    def _hold(self, command: Submit) -> bool:
+        """Keep it back while its grammar is compiled, which takes up to seconds: the batch goes on meanwhile."""
+        grammar = command.sequence.sampling.grammar
+        compiled = None if grammar is None else self._core.compile(grammar)
+        if compiled is None or compiled.done():
+            return False
+        sequence = command.sequence.id
+        self._held[sequence] = [command]
+        compiled.add_done_callback(lambda _: None if self._closing else self._hand(self._release, sequence))
+        return True
+
+    def _release(self, sequence: SequenceId) -> None:
+        for command in self._held.pop(sequence):
+            self._inbox.put(command)
 
     def _main(self) -> None:
         try:
@@ -110,5 +131,5 @@ class ThreadedEngine:
         if not self._built.cancelled():
             self._built.set_exception(error)
 
-    def _hand(self, call: Callable[..., None], value: object) -> None:
+    def _hand(self, call: Callable[[Any], None], value: object) -> None:
         self._loop.call_soon_threadsafe(call, value)

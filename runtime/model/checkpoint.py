@@ -8,14 +8,11 @@ from typing import Any
 
 from runtime.errors import ModelError
 from runtime.model.shards import StoredTensor, read_header
+from runtime.model.support import refusal
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-# The others pick their frequencies from the longest sequence of a batch, so a page would depend on its neighbours.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +41,9 @@ def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise ModelError(f"{path / CONFIG_FILE}: architectures is missing or empty")
-    if architectures[0] not in ARCHITECTURES:
-        raise ModelError(
-            f"{path}: the architecture {architectures[0]} is not supported yet; there are {', '.join(ARCHITECTURES)}"
-        )
-    for rope_type in _rope_types(config):
-        if rope_type not in ROPE_TYPES:
-            raise ModelError(f"{path}: the RoPE type {rope_type} is not supported; there are {', '.join(ROPE_TYPES)}")
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
-        raise ModelError(f"{path}: weights quantized with {method} are not supported yet")
-
-
-def _rope_types(config: Mapping[str, Any]) -> set[str]:
-    """Of all layer types, where they differ. Older configurations say rope_scaling and type."""
-    declared = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(declared, dict):
-        raise ModelError(f"{CONFIG_FILE}: rope_parameters is not an object: {declared!r}")
-    groups = [group for group in declared.values() if isinstance(group, dict)] or [declared]
-    return {str(group.get("rope_type", group.get("type", "default"))) for group in groups}
+    reason = refusal(config)
+    if reason is not None:
+        raise ModelError(f"{path}: {reason}")
 
 
 def _open_weights(path: Path) -> dict[str, StoredTensor]:

@@ -1,5 +1,6 @@
 """Weights from a checkpoint into a transformers model that computes attention through Baton. No remote code, no hub."""
 
+import inspect
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,47 +8,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from runtime.errors import ModelError
-from runtime.model.checkpoint import ARCHITECTURES, CONFIG_FILE, Checkpoint
+from runtime.model.checkpoint import CONFIG_FILE, Checkpoint
+from runtime.model.support import refusal
 
-_CLASSES: dict[str, type[PreTrainedModel]] = {
-    kind.__name__: kind for kind in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-}
-assert set(_CLASSES) == set(ARCHITECTURES)
 _NAMED = 5
 # transformers patches torch for the whole process while it loads: two at a time lose tied tensors.
 _LOADING = threading.Lock()
 
 
-def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """The configuration with the defaults of its architecture filled in."""
-    kind = _CLASSES[checkpoint.architecture].config_class
-    assert kind is not None
-    with _blaming(checkpoint.path / CONFIG_FILE):
-        config = kind.from_pretrained(checkpoint.path, local_files_only=True)
+def model_class(checkpoint: Checkpoint) -> type[PreTrainedModel]:
+    """The class of transformers that the checkpoint names. Raises `ModelError` for one that Baton cannot run."""
+    name, where = checkpoint.architecture, checkpoint.path
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise ModelError(
+            f"{where}: the architecture {name} is not supported: transformers {transformers.__version__} knows no "
+            f"causal language model of that name, and code that a checkpoint brings along is never run"
+        )
+    kind: type[PreTrainedModel] = getattr(transformers, name)
+    if kind._is_stateful:
+        raise ModelError(f"{where}: the architecture {name} is not supported: it keeps a state beside keys and values")
+    if not kind._supports_attention_backend or "logits_to_keep" not in inspect.signature(kind.forward).parameters:
+        raise ModelError(f"{where}: the architecture {name} is not supported: its attention cannot be replaced")
+    return kind
+
+
+def load_config(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedConfig:
+    """The configuration with the defaults of its architecture filled in. Raises `ModelError` for what those bring."""
+    config_class = kind.config_class
+    assert config_class is not None
+    file = checkpoint.path / CONFIG_FILE
+    declared = checkpoint.config.get("model_type", config_class.model_type)
+    if declared != config_class.model_type:
+        raise ModelError(f"{file}: model_type is {declared}, that of {kind.__name__} is {config_class.model_type}")
+    with _blaming(file):
+        config = config_class.from_pretrained(checkpoint.path, local_files_only=True)
     assert isinstance(config, PreTrainedConfig)
+    reason = refusal(config.to_dict())
+    if reason is not None:
+        raise ModelError(f"{checkpoint.path}: {reason}")
     return config
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The model in evaluation mode on the CPU; `attention` names a registered attention implementation.
 
-    Raises `ModelError` naming the tensors that are missing, unexpected or of another shape.
+    Raises `ModelError` for an architecture that Baton cannot run, and naming the tensors that are missing, unexpected
+    or of another shape.
     """
+    kind = model_class(checkpoint)
+    config = load_config(checkpoint, kind)
     with _LOADING, _quiet(), _blaming(checkpoint.path):
-        loaded: Any = _CLASSES[checkpoint.architecture].from_pretrained(
+        loaded: Any = kind.from_pretrained(
             checkpoint.path,
+            config=config,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,

@@ -4,23 +4,22 @@ The same arguments make the same files. The weights are scaled so that greedy ou
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -35,10 +34,9 @@ _CHAT_TEMPLATE = (
     "{% endfor %}"
     f"{{% if add_generation_prompt %}}{_START}assistant\n{{% endif %}}"
 )
-_QWEN: dict[int, tuple[Callable[..., PreTrainedConfig], Callable[[PreTrainedConfig], PreTrainedModel]]] = {
-    2: (Qwen2Config, Qwen2ForCausalLM),
-    3: (Qwen3Config, Qwen3ForCausalLM),
-}
+_EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
+_SHARPENING = re.compile(r"\.[qk]_norm\.")
+_QWEN: dict[int, Callable[..., PreTrainedConfig]] = {2: Qwen2Config, 3: Qwen3Config}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def make_llama(
 ) -> None:
     """A Llama checkpoint with a byte-level tokenizer and a chat template, in the new directory `path`."""
     config = LlamaConfig(**_sizes(shape, theta=500_000.0), tie_word_embeddings=tied)
-    _make(path, LlamaForCausalLM, config, seed, dtype, max_shard_size)
+    make_checkpoint(path, config, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def make_qwen(
@@ -84,9 +82,8 @@ def make_qwen(
     max_shard_size: str = "5GB",
 ) -> None:
     """A Qwen2 (biased projections) or Qwen3 (normed queries and keys) checkpoint, as `make_llama` makes them."""
-    config_class, model_class = _QWEN[generation]
-    config = config_class(**_sizes(shape, theta=1_000_000.0), tie_word_embeddings=tied)
-    _make(path, model_class, config, seed, dtype, max_shard_size)
+    config = _QWEN[generation](**_sizes(shape, theta=1_000_000.0), tie_word_embeddings=tied)
+    make_checkpoint(path, config, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def make_llama_146m(path: Path, *, seed: int = 0) -> None:
@@ -108,20 +105,23 @@ def _sizes(shape: Shape, theta: float) -> dict[str, Any]:
     }
 
 
-def _make(
+def make_checkpoint(
     path: Path,
-    model_class: Callable[[PreTrainedConfig], PreTrainedModel],
     config: PreTrainedConfig,
-    seed: int,
-    dtype: torch.dtype,
-    max_shard_size: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
 ) -> None:
+    """A checkpoint of any causal language model that transformers knows, as `make_llama` makes them.
+
+    Gives `config` the tokenizer's end.
+    """
     transformers_logging.disable_progress_bar()
-    tokenizer = _train_tokenizer(config.vocab_size)
+    tokenizer = _train_tokenizer(config.get_text_config().vocab_size)
     config.bos_token_id, config.eos_token_id = None, tokenizer.token_to_id(_END)
     with torch.device("meta"):
-        model = model_class(config)
-    cast("torch.nn.Module", model).to(dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.to_empty(device="cpu")
     model.tie_weights()
     _randomize(model, seed)
@@ -131,20 +131,25 @@ def _make(
         tokenizer_object=tokenizer,
         eos_token=_END,
         chat_template=_CHAT_TEMPLATE,
-        model_max_length=config.max_position_embeddings,
+        model_max_length=config.get_text_config().max_position_embeddings,
     ).save_pretrained(path)
 
 
 @torch.no_grad()
 def _randomize(model: PreTrainedModel, seed: int) -> None:
-    """Layers outweigh the embedding in the residual stream, so that the next token is rarely the last one again."""
+    """Layers outweigh the embedding in the residual stream, so that the next token is rarely the last one again, and
+    attention is sharp, so that it depends on which tokens came and not on their average."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 1 and not name.endswith("bias"):
-            parameter.fill_(1.0)
-        else:
-            scale = 0.2 if "embed" in name else 2.0 * parameter.shape[-1] ** -0.5
+        if parameter.dim() > 1:
+            scale = 0.05 if _EMBEDDING.search(name) else 3.0 * parameter.shape[-1] ** -0.5
             parameter.normal_(0.0, scale, generator=generator)
+        elif name.endswith("bias"):
+            parameter.normal_(0.0, 0.05, generator=generator)
+        else:
+            parameter.fill_(3.0 if _SHARPENING.search(name) else 1.0)
+    for buffer in model.buffers():
+        buffer.zero_()
 
 
 def _train_tokenizer(vocab: int) -> Tokenizer:

@@ -39,6 +39,10 @@ class Tokenizer:
         """Token ids with the special tokens that the model wants around a prompt."""
         return self._encode(text, special=True, field="prompt")
 
+    def encode_within(self, text: str) -> list[int]:
+        """Token ids of a text inside an answer: without special tokens around it."""
+        return self._encode(text, special=False, field="text")
+
     def render_chat(self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation through the chat template, ending where the assistant begins.
 
@@ -53,6 +57,10 @@ class Tokenizer:
         except _TEMPLATE_ERRORS as error:
             raise InvalidArgument(f"messages: the chat template refused them: {error}", field="messages") from error
         return self._encode(text, special=False, field="messages")
+
+    def to_json(self) -> str:
+        """The whole tokenizer, as tokenizer.json has it."""
+        return str(self._backend.to_str())
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._detokenizer.decode(tokens)

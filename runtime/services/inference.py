@@ -12,6 +12,7 @@ from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
 from runtime.wire import fields
@@ -64,6 +65,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         clock = asyncio.get_running_loop().time
         ends = clock() + self._deadline_s(request, context)
         sampling = unpack_sampling(request.sampling, max_tokens=limit, seed=self._role.fresh_seed())
+        if request.sampling.bad_words:
+            banned = sampling.banned_tokens + banned_spellings(request.sampling.bad_words, model.tokenizer)
+            sampling = replace(sampling, banned_tokens=banned)
         prompt = await self._tokens(model, request.prompt)
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.

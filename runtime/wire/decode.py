@@ -114,6 +114,7 @@ def _pack_start(start: Start) -> pb.Start:
 
 def _unpack_start(message: pb.Start) -> Start:
     fields.at_most(_MAX_CANDIDATES, len(message.candidates), "candidates")
+    fields.at_most(0, len(message.sampling.bad_words), "bad_words")
     return Start(
         ref=unpack_ref(message.ref),
         tenant=TenantId(fields.name(message.tenant, "tenant")),

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from batonmesh.v1 import common_pb2 as pb
+from runtime.domain.grammar import MAX_CHOICES, Grammar, GrammarKind, one_of
 from runtime.domain.pages import Occupancy
+from runtime.domain.sampling import MAX_BANNED, MAX_LOGIT_BIASES, NO_PENALTIES, Penalties
 from runtime.domain.sequence import MAX_TOP_LOGPROBS, FinishReason, Ref, Sampling
 from runtime.domain.steps import Load
 from runtime.errors import InvalidArgument
@@ -49,11 +51,25 @@ def pack_sampling(sampling: Sampling) -> pb.Sampling:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        min_p=sampling.min_p,
+        typical_p=sampling.typical_p,
+        repetition_penalty=sampling.penalties.repetition,
+        presence_penalty=sampling.penalties.presence,
+        frequency_penalty=sampling.penalties.frequency,
+        logit_bias=dict(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        banned_tokens=[pb.TokenIds(ids=each) for each in sampling.banned_tokens],
+        grammar=None if sampling.grammar is None else _pack_grammar(sampling.grammar),
     )
 
 
 def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Sampling:
-    """Raises `InvalidArgument` naming the first field out of its range. `max_tokens` and `seed` are for absent ones."""
+    """Raises `InvalidArgument` naming the first field out of its range. `max_tokens` and `seed` are for absent ones.
+
+    `bad_words` stay in the message: they become `banned_tokens` where there is a tokenizer.
+    """
+    fields.at_most(MAX_LOGIT_BIASES, len(message.logit_bias), "logit_bias")
+    fields.at_most(MAX_BANNED, len(message.banned_tokens), "banned_tokens")
     sampling = Sampling(
         max_tokens=message.max_tokens if message.HasField("max_tokens") else max_tokens,
         temperature=message.temperature if message.HasField("temperature") else 1.0,
@@ -64,9 +80,50 @@ def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Samp
         stop_token_ids=fields.tokens(message.stop_token_ids, "stop_token_ids"),
         ignore_eos=message.ignore_eos,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        min_p=message.min_p,
+        typical_p=message.typical_p if message.HasField("typical_p") else 1.0,
+        penalties=_unpack_penalties(message),
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        min_tokens=message.min_tokens,
+        banned_tokens=tuple([fields.tokens(each.ids, "banned_tokens", least=1) for each in message.banned_tokens]),
+        grammar=_unpack_grammar(message.grammar) if message.HasField("grammar") else None,
     )
     sampling.validate()
     return sampling
+
+
+def _unpack_penalties(message: pb.Sampling) -> Penalties:
+    """The very object of those without, whom every engine step meets."""
+    repetition = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    penalties = Penalties(repetition, message.presence_penalty, message.frequency_penalty)
+    return NO_PENALTIES if penalties == NO_PENALTIES else penalties
+
+
+def _pack_grammar(grammar: Grammar) -> pb.Grammar:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return pb.Grammar(json_schema=grammar.text)
+        case GrammarKind.REGEX:
+            return pb.Grammar(regex=grammar.text)
+        case GrammarKind.LARK:
+            return pb.Grammar(lark=grammar.text)
+        case GrammarKind.CHOICE:
+            return pb.Grammar(choice=pb.Choices(texts=grammar.choices))
+
+
+def _unpack_grammar(message: pb.Grammar) -> Grammar:
+    match message.WhichOneof("kind"):
+        case "json_schema":
+            return Grammar(GrammarKind.JSON_SCHEMA, message.json_schema)
+        case "regex":
+            return Grammar(GrammarKind.REGEX, message.regex)
+        case "lark":
+            return Grammar(GrammarKind.LARK, message.lark)
+        case "choice":
+            fields.at_most(MAX_CHOICES, len(message.choice.texts), "grammar")
+            return one_of(message.choice.texts)
+        case _:
+            raise InvalidArgument("grammar is empty: it needs json_schema, regex, choice or lark", field="grammar")
 
 
 def pack_top(top: Sequence[tuple[int, float]]) -> pb.TopTokens:

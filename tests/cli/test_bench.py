@@ -17,6 +17,7 @@ from runtime.cli.app import app
 from runtime.cli.bench import gateway, handoff
 from runtime.cli.bench.probe import Timing
 from runtime.cli.bench.report import Bound, Machine, Report, commit
+from runtime.cli.bench.shape import VOCAB
 from runtime.cli.face import Addresses, Surroundings
 from runtime.config import Config
 from runtime.domain.messages import Handoff
@@ -142,17 +143,17 @@ def test_without_ray_every_part_is_a_process_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_the_handoff_bench_compares_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_llama(tmp_path / "tiny", Shape(vocab=handoff._VOCAB))
-    monkeypatch.setattr(handoff, "_model", lambda: tmp_path / "tiny")
+    make_llama(tmp_path / "tiny", Shape(vocab=VOCAB))
+    monkeypatch.setattr(handoff, "llama_146m", lambda: tmp_path / "tiny")
     result = RUNNER.invoke(app, ["bench", "handoff", "--quick", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert {(row["tokens"], row["neighbour"]) for row in report["rows"]} == {
         (64, "no"),
-        (256, "no"),
+        (128, "no"),
         (2048, "no"),
         (64, "yes"),
-        (256, "yes"),
+        (128, "yes"),
     }
     assert all(row["moved_kib"] > 0 for row in report["rows"])
     assert 0 < report["ratios"]["split_over_local_2048"] < 10

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtime.domain.sampling import Penalties
 from runtime.domain.sequence import MAX_SEED, Ref, Sampling, Sequence
 from runtime.errors import InvalidArgument
 from runtime.ids import SequenceId, TurnId
@@ -26,6 +27,15 @@ GOOD = Sampling(max_tokens=1)
         {"stop_token_ids": tuple(range(256))},
         {"logprobs": 0},
         {"logprobs": 20},
+        {"min_p": 1.0},
+        {"typical_p": 1e-9},
+        {"logit_bias": tuple((token, -100.0) for token in range(1024))},
+        {"logit_bias": ((5, 100.0),)},
+        {"min_tokens": 1},
+        {"banned_tokens": ((1,),) * 256},
+        {"banned_tokens": (tuple(range(64)),)},
+        {"penalties": Penalties(0.1, -2, -2)},
+        {"penalties": Penalties(10, 2, 2)},
     ],
     ids=str,
 )
@@ -54,6 +64,20 @@ def test_the_bounds_themselves_are_allowed(good: dict[str, Any]) -> None:
         ("stop_token_ids", tuple(range(257))),
         ("logprobs", -1),
         ("logprobs", 21),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("min_p", math.nan),
+        ("typical_p", 0.0),
+        ("typical_p", 1.1),
+        ("typical_p", math.nan),
+        ("logit_bias", ((5, 100.5),)),
+        ("logit_bias", ((5, -math.inf),)),
+        ("logit_bias", ((4, 1.0), (5, math.nan))),
+        ("logit_bias", ((5, 1.0), (5, 2.0))),
+        ("min_tokens", -1),
+        ("min_tokens", 2),
+        ("banned_tokens", ((),)),
+        ("banned_tokens", (tuple(range(65)),)),
     ],
 )
 def test_a_field_out_of_its_range_is_named_with_its_value(field: str, value: object) -> None:
@@ -62,6 +86,49 @@ def test_a_field_out_of_its_range_is_named_with_its_value(field: str, value: obj
     assert refused.value.field == field
     assert refused.value.message.startswith(f"{field} ")
     assert repr(value)[:20] in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "penalties"),
+    [
+        ("repetition_penalty", Penalties(repetition=0.05)),
+        ("repetition_penalty", Penalties(repetition=10.5)),
+        ("repetition_penalty", Penalties(repetition=math.nan)),
+        ("presence_penalty", Penalties(presence=2.1)),
+        ("presence_penalty", Penalties(presence=math.nan)),
+        ("frequency_penalty", Penalties(frequency=-2.1)),
+        ("frequency_penalty", Penalties(frequency=math.inf)),
+    ],
+)
+def test_a_penalty_out_of_its_range_is_called_as_requests_call_it(field: str, penalties: Penalties) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field} must be between") as refused:
+        replace(GOOD, penalties=penalties).validate()
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "count"),
+    [
+        ("logit_bias", tuple((token, 0.5) for token in range(1025)), 1025),
+        ("banned_tokens", ((1,),) * 257, 257),
+    ],
+)
+def test_too_many_entries_are_counted_and_not_shown(field: str, value: object, count: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field} takes at most .*, got {count}$") as refused:
+        replace(GOOD, **{field: value}).validate()  # type: ignore[arg-type]
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stop_token_ids", (10,)), ("logit_bias", ((3, 1.0), (10, 1.0))), ("banned_tokens", ((1, 2), (3, 10)))],
+)
+def test_a_token_that_the_model_has_not_is_refused_by_field(field: str, value: object) -> None:
+    sampling = replace(GOOD, **{field: value})  # type: ignore[arg-type]
+    sampling.check_vocabulary(11)
+    with pytest.raises(InvalidArgument, match="outside the vocabulary of 10") as refused:
+        sampling.check_vocabulary(10)
+    assert refused.value.field == field
 
 
 def test_a_refusal_does_not_repeat_a_huge_value() -> None:

@@ -18,7 +18,14 @@ from runtime.domain.steps import (
     Submit,
 )
 from runtime.engine.core import EngineCore
-from runtime.engine.simulated import EOS, SimulatedCompute, SimulatedDecoder, SimulatedTokenizer, simulated_spec
+from runtime.engine.simulated import (
+    EOS,
+    SimulatedCompute,
+    SimulatedDecoder,
+    SimulatedTokenizer,
+    simulated_grammars,
+    simulated_spec,
+)
 from runtime.errors import BatonError
 from runtime.ids import SequenceId
 
@@ -31,7 +38,8 @@ LOCAL, AWAITING = DecodeLocal(), DecodeAwaiting()
 def new_core(pages: int = 64, step_tokens: int = 8, max_running: int = 4, max_tokens: int = 200) -> EngineCore:
     spec = simulated_spec("simulated", PAGE, max_tokens)
     compute = SimulatedCompute(pages, PAGE)
-    return EngineCore(spec, pages, Limits(step_tokens, max_running), compute, frozenset({EOS}), SimulatedDecoder)
+    limits = Limits(step_tokens, max_running)
+    return EngineCore(spec, pages, limits, compute, frozenset({EOS}), SimulatedDecoder, simulated_grammars())
 
 
 def prompt_of(length: int, first: int = 0) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """The native engine: a real model through batcher, pages and sampler answers as transformers does, split or not."""
 
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,93 +9,19 @@ import torch
 from transformers import PreTrainedModel
 
 from runtime.domain.batching import Limits
-from runtime.domain.sequence import Sampling, Sequence
-from runtime.domain.steps import (
-    DecodeAwaiting,
-    DecodeLocal,
-    Exported,
-    Frame,
-    Generated,
-    Land,
-    Prefill,
-    Reserved,
-    Run,
-    StepEvent,
-    Submit,
-)
+from runtime.domain.sequence import Sampling
 from runtime.engine.core import EngineCore
 from runtime.engine.native import NativeSettings, build_native, spec_of
 from runtime.errors import ModelError
-from runtime.ids import SequenceId
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
-from runtime.model.synthetic import TINY, make_llama_146m
+from runtime.model.synthetic import make_llama_146m
+from tests.engine.answering import GREEDY, answers, prompt, sequence, split
 from tests.engine.generating import generated
 from tests.scale import scaled
 
 KINDS = ("llama", "qwen2", "qwen3")
-SALT = bytes(16)
-GREEDY = Sampling(max_tokens=64, temperature=0.0, ignore_eos=True)
 SEEDED = Sampling(max_tokens=40, temperature=0.9, top_k=50, top_p=0.95, seed=7, ignore_eos=True)
-
-
-def prompt(size: int) -> tuple[int, ...]:
-    source = random.Random(size)
-    return tuple(source.randrange(TINY.vocab) for _ in range(size))
-
-
-@pytest.fixture
-def engine(checkpoint: Callable[[str], Path]) -> Callable[..., EngineCore]:
-    def build(kind: str = "llama", pages: int = 600, step_tokens: int = 96) -> EngineCore:
-        settings = NativeSettings("tiny", checkpoint(kind), "float32", page_tokens=32, threads=1)
-        return build_native(settings, Limits(step_tokens, max_running=32), lambda _: pages)
-
-    return build
-
-
-def run(core: EngineCore) -> list[StepEvent]:
-    """Step until idle; the pool must add up then, with nothing held."""
-    events: list[StepEvent] = []
-    while core.busy:
-        events += core.step().events
-    core.check()
-    return events
-
-
-def sequence(name: str, tokens: tuple[int, ...], sampling: Sampling) -> Sequence:
-    return Sequence(SequenceId(name), tokens, sampling, SALT)
-
-
-def answers(core: EngineCore, sequences: Iterable[Sequence]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for each in sequences:
-        found[each.id] = []
-        core.apply(Submit(each, DecodeLocal()))
-    collect(run(core), found)
-    assert core.load().pages.owned == 0
-    return found
-
-
-def collect(events: Iterable[StepEvent], found: dict[str, list[int]]) -> None:
-    for event in events:
-        if isinstance(event, Generated):
-            found[event.sequence].extend(sampled.token for sampled in event.tokens)
-
-
-def split(prefill: EngineCore, decode: EngineCore, asked: Sequence, lose: set[int] | None = None) -> list[int]:
-    """Prefill in one engine, move the frames (but those of `lose`), and decode in the other."""
-    decode.apply(Submit(asked, DecodeAwaiting()))
-    (reserved,) = (event for event in decode.step().events if isinstance(event, Reserved))
-    first_page = reserved.local_tokens // decode.spec.page_tokens
-    prefill.apply(Submit(asked, Prefill(len(asked.prompt) - 1, first_page)))
-    frames: list[Frame] = [event.frame for event in run(prefill) if isinstance(event, Exported)]
-    for frame in frames:
-        if frame.index not in (lose or set()):
-            decode.apply(Land(asked.id, frame))
-    decode.apply(Run(asked.id))
-    found: dict[str, list[int]] = {asked.id: []}
-    collect(run(decode), found)
-    return found[asked.id]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,7 @@
 """The output stream: what is shown after each token, where it ends, and that a replay shows the same."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -41,6 +42,14 @@ def shown(pieces: list[str], sampling: Sampling) -> tuple[list[str], FinishReaso
         if output.finish is not None:
             break
     return texts, output.finish
+
+
+def test_before_min_tokens_neither_a_token_nor_a_stop_string_ends_the_answer() -> None:
+    sampling = Sampling(max_tokens=9, min_tokens=2, stop=("END",), stop_token_ids=(1,))
+    assert shown(["END", "E", "ND", "END!"], sampling) == (["END", "E", "ND", ""], FinishReason.STOP)
+    assert shown(["a", "b"], Sampling(max_tokens=2, min_tokens=2)) == (["a", "b"], FinishReason.LENGTH)
+    output = stream(["a", "b", "c"], replace(sampling, min_tokens=1))
+    assert [output.push(0), output.push(1), output.finish] == ["a", "", FinishReason.STOP]
 
 
 def test_text_flows_through_when_nothing_can_stop_it() -> None:
@@ -128,11 +137,12 @@ def test_the_cut_does_not_depend_on_how_the_text_was_divided(text: str, stops: t
     assert run(list(text)) == run(divided) == expected
 
 
-@given(pieces=st.lists(st.text("abé~", max_size=3), min_size=1, max_size=16), stops=STOPS, limit=st.integers(1, 20))
+@given(pieces=st.lists(st.text("abé~", max_size=3), min_size=1, max_size=16), stops=STOPS, data=st.data())
 def test_a_replay_from_any_token_continues_with_the_same_text(
-    pieces: list[str], stops: tuple[str, ...], limit: int
+    pieces: list[str], stops: tuple[str, ...], data: st.DataObject
 ) -> None:
-    sampling = Sampling(max_tokens=limit, stop=stops)
+    limit = data.draw(st.integers(1, 20))
+    sampling = Sampling(max_tokens=limit, stop=stops, min_tokens=data.draw(st.integers(0, limit)))
     texts, finish = shown(pieces, sampling)
     for boundary in range(len(texts)):
         again = stream(pieces, sampling)

@@ -1,7 +1,7 @@
 """The runner: whatever the chunks, the pages and the company, the logits are those of transformers' own attention."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,31 +27,11 @@ from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.synthetic import TINY
 from tests.engine.generating import generated
+from tests.engine.lanes import PAGES, Lane, scattered
 
 KINDS = ("llama", "qwen2", "qwen3")
 SPEC = ModelSpec("tiny", TINY.layers, TINY.kv_heads, TINY.head_dim, "float32", TINY.vocab, TINY.max_tokens, 32, "", "")
-PAGES = 128
 TOLERANCE = 5e-5  # logits are of the order of 2; what float32 sums differ by in another order
-
-
-class Lane:
-    """One sequence on a runner, fed chunk by chunk into pages that lie scattered over the pool."""
-
-    def __init__(self, name: str, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        self.tokens = list(tokens)
-        self.computed = 0
-        self._id = SequenceId(name)
-        self._table = tuple(pages)
-
-    def chunk(self, size: int) -> Chunk:
-        start, self.computed = self.computed, min(self.computed + size, len(self.tokens))
-        last = self.computed == len(self.tokens)
-        return Chunk(self._id, tuple(self.tokens[start : self.computed]), start, self._table, sample=last)
-
-
-def scattered(count: int, lanes: int, seed: int = 0) -> list[list[int]]:
-    pages = random.Random(seed).sample(range(PAGES), count * lanes)
-    return [pages[lane * count : (lane + 1) * count] for lane in range(lanes)]
 
 
 def prompt(size: int, seed: int = 0) -> list[int]:

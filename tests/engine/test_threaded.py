@@ -4,14 +4,24 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
+from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
+from runtime.domain.grammar import one_of
 from runtime.domain.sequence import Sampled, Sampling, Sequence
 from runtime.domain.steps import Cancel, Chunk, DecodeLocal, Generated, StepOutput, Submit
 from runtime.engine.core import EngineCore, SampleRow
-from runtime.engine.simulated import SimulatedCompute, SimulatedDecoder, continuation, simulated_spec
+from runtime.engine.grammar import Grammars
+from runtime.engine.simulated import (
+    SimulatedCompute,
+    SimulatedDecoder,
+    continuation,
+    simulated_grammars,
+    simulated_spec,
+)
 from runtime.engine.threaded import ThreadedEngine
 from runtime.errors import EngineFailed, InvariantViolation, ModelError
 from runtime.ids import SequenceId
@@ -71,6 +81,33 @@ async def test_it_serves_what_it_is_told() -> None:
         assert tokens == continuation((1, 2, 3), SAMPLING)
         assert engine.load() == outputs[-1].load
         engine.check()
+
+
+async def test_a_grammar_is_compiled_while_others_go_on() -> None:
+    """Its vocabulary is not there yet: its commands wait, a cancel among them, and nobody else does."""
+    there = threading.Event()
+
+    def vocabulary() -> LLTokenizer:
+        there.wait()
+        return simulated_grammars()._vocabulary()
+
+    def build() -> EngineCore:
+        return EngineCore(SPEC, 64, Limits(8, 4), Counting(), frozenset(), SimulatedDecoder, Grammars(vocabulary))
+
+    constrained = replace(SAMPLING, grammar=one_of(["yes"]))
+    slow, gone = (
+        replace(SUBMIT, sequence=replace(SUBMIT.sequence, id=SequenceId(name), sampling=constrained))
+        for name in ("slow", "gone")
+    )
+    async with started(build) as engine:
+        for command in (gone, Cancel(SequenceId("gone")), slow, SUBMIT):
+            engine.tell(command)
+        assert len(await until_finished(engine)) == SAMPLING.max_tokens
+        there.set()
+        events = [event for output in await until_finished(engine) for event in output.events]
+        tokens = [s.token for event in events if isinstance(event, Generated) for s in event.tokens]
+        assert tokens == list(b"yes")
+        assert not engine._held
 
 
 async def test_the_core_lives_on_a_thread_of_its_own() -> None:

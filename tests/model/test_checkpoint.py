@@ -79,12 +79,20 @@ def test_a_configuration_that_is_not_json_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "architecture MambaForCausalLM is not supported yet"),
         ({"architectures": []}, "architectures is missing or empty"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE type dynamic is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "RoPE type longrope is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "RoPE type dynamic is not supported"),
-        ({"rope_parameters": "none"}, "rope_parameters is not an object"),
+        ({"rope_parameters": "none"}, "the RoPE type 'none' in rope_parameters is not supported"),
+        ({"text_config": {"rope_parameters": {"rope_type": "dynamic"}}}, "RoPE type dynamic is not supported"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of type linear_attention are not supported"),
+        ({"layer_types": ["conv"]}, "layers of type conv are not supported"),
+        ({"is_encoder_decoder": True}, "an encoder with a decoder"),
+        ({"use_bidirectional_attention": True}, "attends in both directions"),
+        ({"kv_lora_rank": 512}, r"latent \(MLA\) \(kv_lora_rank: 512\), which is not supported"),
+        ({"text_config": {"num_kv_shared_layers": 15}}, "some layers use the keys and values of others"),
+        ({"attention_chunk_size": 8192}, "attends within chunks"),
+        ({"mamba_d_state": 16}, "state-space layers"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq are not supported yet"),
     ],
 )

@@ -97,6 +97,41 @@ def test_a_configuration_that_no_model_can_be_built_from_is_named(
         load_model(open_checkpoint(path), torch.float32, "eager")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["InventedForCausalLM"]}, "InventedForCausalLM is not supported: transformers .* knows no"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is not supported"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported: it keeps a state beside keys"),
+        (
+            {"architectures": ["BloomForCausalLM"]},
+            "BloomForCausalLM is not supported: its attention cannot be replaced",
+        ),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "model_type is llama, that of Qwen3ForCausalLM is qwen3"),
+    ],
+)
+def test_an_architecture_that_cannot_be_run_is_named(
+    llama: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = Path(shutil.copytree(llama, tmp_path / "odd"))
+    config = json.loads((path / CONFIG_FILE).read_text()) | changes
+    (path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        load_model(open_checkpoint(path), torch.float32, "eager")
+
+
+def test_what_only_the_defaults_of_a_class_bring_is_refused_too(llama: Path, tmp_path: Path) -> None:
+    """Phi-3 takes yarn for longrope."""
+    path = Path(shutil.copytree(llama, tmp_path / "phi"))
+    config = json.loads((path / CONFIG_FILE).read_text())
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config |= {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": None}
+    config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4} | factors
+    (path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="the RoPE type longrope is not supported"):
+        load_model(open_checkpoint(path), torch.float32, "eager")
+
+
 def test_code_that_a_checkpoint_brings_along_is_never_run(llama: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(llama, tmp_path / "remote"))
     config = json.loads((path / CONFIG_FILE).read_text())

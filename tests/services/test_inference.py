@@ -10,13 +10,14 @@ import pytest
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import Sampled, Sampling
-from runtime.engine.simulated import StepProfile, continuation
+from runtime.engine.simulated import VOCAB, WORDS, StepProfile, continuation
 from runtime.errors import BatonError, Unavailable
 from runtime.roles.gateway import Deltas
 from runtime.services.inference import gather
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
 
 PROMPT = tuple(range(65, 90)) * 6
+FIRST_WORD = VOCAB - len(WORDS)
 SLOW = StepProfile(base_ms=5.0)
 
 
@@ -88,6 +89,28 @@ async def test_logprobs_come_when_they_are_asked_for(stub: inference_pb2_grpc.In
     assert not any(event.HasField("logprob") for event in events)
 
 
+async def test_an_answer_keeps_to_its_grammar(stub: inference_pb2_grpc.InferenceStub) -> None:
+    choices = common_pb2.Choices(texts=["yes", "no"])
+    sampling = common_pb2.Sampling(max_tokens=12, grammar=common_pb2.Grammar(choice=choices))
+    tokens, final = await collect(stub, request(sampling=sampling))
+    assert bytes(tokens).decode() in choices.texts
+    assert final.finish_reason == common_pb2.FINISH_REASON_STOP
+    assert final.handoff.moved_tokens == len(PROMPT) - 1
+
+
+async def test_bad_words_are_not_said(stub: inference_pb2_grpc.InferenceStub) -> None:
+    asked = {"max_tokens": 12, "temperature": 0}
+    said = continuation_texts()
+    sampling = common_pb2.Sampling(**asked, bad_words=[said[0].strip()])  # type: ignore[arg-type]
+    tokens, final = await collect(stub, request(sampling=sampling))
+    assert said[0] not in [WORDS[token - FIRST_WORD] for token in tokens]
+    assert final.usage.completion_tokens == 12
+
+
+def continuation_texts() -> list[str]:
+    return [WORDS[token - FIRST_WORD] for token in expected()]
+
+
 TEXT = inference_pb2.Prompt(text="hello")
 BAD = {
     "an unknown model": ("model", request(model="gpt-5"), grpc.StatusCode.NOT_FOUND),
@@ -127,6 +150,36 @@ BAD = {
     "fewer than no tokens": (
         "max_tokens",
         request(sampling=common_pb2.Sampling(max_tokens=-5)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a grammar of no kind": (
+        "grammar",
+        request(sampling=common_pb2.Sampling(max_tokens=1, grammar=common_pb2.Grammar())),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a grammar that cannot be compiled": (
+        "grammar",
+        request(sampling=common_pb2.Sampling(max_tokens=1, grammar=common_pb2.Grammar(lark="start: missing"))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a bias of a token outside the vocabulary": (
+        "logit_bias",
+        request(sampling=common_pb2.Sampling(max_tokens=1, logit_bias={SPEC.vocab: 1.0})),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a bias that is no number": (
+        "logit_bias",
+        request(sampling=common_pb2.Sampling(max_tokens=1, logit_bias={1: math.nan})),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "a penalty out of range": (
+        "presence_penalty",
+        request(sampling=common_pb2.Sampling(max_tokens=1, presence_penalty=3)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "too many bad words": (
+        "bad_words",
+        request(sampling=common_pb2.Sampling(max_tokens=1, bad_words=["x"] * 65)),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "a temperature out of range": (

@@ -1,8 +1,11 @@
 """Hypothesis strategies for everything that processes say to each other."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from runtime.domain.generation import Delta
+from runtime.domain.grammar import Grammar, GrammarKind, one_of
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -23,6 +26,7 @@ from runtime.domain.messages import (
 )
 from runtime.domain.pages import Occupancy
 from runtime.domain.routing import DECODE, PREFILL
+from runtime.domain.sampling import Penalties
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import DTYPE_BYTES
 from runtime.domain.steps import Load
@@ -53,7 +57,17 @@ SAMPLINGS = st.builds(
     stop_token_ids=TOKENS,
     ignore_eos=st.booleans(),
     logprobs=st.none() | st.integers(0, 20),
-)
+    min_p=st.floats(0, 1),
+    typical_p=st.floats(0, 1, exclude_min=True),
+    penalties=st.builds(Penalties, st.floats(0.1, 10), st.floats(-2, 2), st.floats(-2, 2)),
+    logit_bias=st.dictionaries(TOKEN, st.floats(-100, 100), max_size=5).map(
+        lambda biases: tuple(sorted(biases.items()))
+    ),
+    grammar=st.none()
+    | st.lists(st.text(max_size=5), min_size=1, max_size=5).map(one_of)
+    | st.builds(Grammar, st.sampled_from(sorted(set(GrammarKind) - {GrammarKind.CHOICE})), st.text(min_size=1)),
+    banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
+).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
 STARTS = st.builds(
     Start,

@@ -12,7 +12,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.console import Console
 from runtime.cli.bench.host import host
 from runtime.cli.bench.probe import Probe, Timing
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
+from runtime.cli.bench.shape import VOCAB, fast_dtype, llama_146m
 from runtime.clients.channels import Channels
 from runtime.clients.peers import GrpcPeers
 from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
@@ -27,8 +28,6 @@ from runtime.domain.messages import PrefillCandidate
 from runtime.ids import BootId, GatewayId, WorkerId
 
 _LONG = 2048
-_VOCAB = 4096
-_FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 _WANTED = {"split_over_local_2048": Bound(1.03)}
 
 _Say = Callable[[str], None]
@@ -46,7 +45,7 @@ class _Pace:
 
 
 _FULL = _Pace(lengths=(32, 64, 128, 256, 512, 1024, _LONG), pairs=5, long_pairs=9, long_s=300)
-_QUICK = _Pace(lengths=(64, 256), pairs=1, long_pairs=3, long_s=20)
+_QUICK = _Pace(lengths=(64, 128), pairs=1, long_pairs=3, long_s=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ async def _measure(decode: str, prefill: str, pace: _Pace, say: _Say) -> list[_C
     cells = []
     async with _probe(decode) as probe:
         say("warming up")
-        await _pairs(probe, there, 256, 1)
+        await _pairs(probe, there, 64, 1)
         say(f"{_LONG:,} tokens, idle workers")
         cells.append(_Cell(_LONG, False, await _pairs(probe, there, _LONG, pace.long_pairs, pace.long_s)))
         for length in pace.lengths:
@@ -135,7 +134,7 @@ def _report(machine: Machine, cells: Sequence[_Cell]) -> Report:
         ratios["crossover_tokens"] = crossover
     default = HandoffConfig().remote_min_tokens
     remarks = (
-        f"146 M parameters in {_dtype()}, one thread a worker; times are medians, and 'wait' is the neighbour's.",
+        f"146 M parameters in {fast_dtype()}, one thread a worker; times are medians, and 'wait' is the neighbour's.",
         f"handoff.remote_min_tokens is {default} by default.",
     )
     return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, remarks)
@@ -175,7 +174,7 @@ def _cost(timing: Timing) -> float:
 @asynccontextmanager
 async def _probe(decode: str) -> AsyncIterator[Probe]:
     async with Channels() as channels, GrpcPeers(channels, GatewayId("bench")).decode(decode).attach() as stream:
-        probe = Probe(stream, _VOCAB)
+        probe = Probe(stream, VOCAB)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(probe.run())
             await probe.wait_ready()
@@ -189,7 +188,7 @@ def _workers() -> Iterator[tuple[str, str]]:
     with TemporaryDirectory(prefix="baton-bench-") as folder, ExitStack() as stack:
         config = Config(
             mesh=MeshConfig(name="bench", state=Path(folder)),
-            model=ModelConfig(path=str(_model()), dtype=_dtype()),
+            model=ModelConfig(path=str(llama_146m()), dtype=fast_dtype()),
             engine=EngineConfig(kv_mib=1024),
             workers=(WorkerConfig(name="decode", role="decode"), WorkerConfig(name="prefill", role="prefill")),
             handoff=HandoffConfig(remote_min_tokens=1),
@@ -199,22 +198,3 @@ def _workers() -> Iterator[tuple[str, str]]:
             stack.enter_context(host(config, "worker", controller, f"{name}-0")) for name in ("decode", "prefill")
         ]
         yield addresses[0]["grpc"], addresses[1]["grpc"]
-
-
-def _dtype() -> Literal["bfloat16", "float32"]:
-    """What this CPU multiplies fast; where bfloat16 is emulated it is several times slower than float32."""
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
-    return "bfloat16" if flags & _FAST_BFLOAT16 else "float32"
-
-
-def _model() -> Path:
-    """146 million parameters with random weights, made once and kept in the state folder."""
-    path = Config(mesh=MeshConfig(name="bench")).state / "llama-146m"
-    if not path.exists():
-        from runtime.model.synthetic import make_llama_146m
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as unfinished:
-            make_llama_146m(Path(unfinished) / "model")
-            (Path(unfinished) / "model").rename(path)
-    return path

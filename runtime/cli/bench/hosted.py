@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -48,14 +49,24 @@ def hosted(module: str, argument: object, *, start_s: float) -> Iterator[Any]:
 
 def call(module: str, argument: object, *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
     """Runs `python -m module JSON` to its end and returns what it prints, parsed; raises `StartError` when it fails."""
-    command = [sys.executable, "-m", module, json.dumps(argument)]
+    return _answer(module, [sys.executable, "-m", module, json.dumps(argument)], timeout_s)
+
+
+def run_script(command: list[str], *, timeout_s: float) -> Any:  # noqa: ANN401 - JSON
+    """Runs a command of another Python to its end and returns its last line, parsed; raises `StartError` too."""
+    return _answer(Path(command[1]).name, command, timeout_s)
+
+
+def _answer(name: str, command: list[str], timeout_s: float) -> Any:  # noqa: ANN401 - JSON
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
+    except OSError as error:
+        raise StartError(f"{command[0]} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise StartError(f"{module} did not end within {timeout_s:.0f} s") from error
+        raise StartError(f"{name} did not end within {timeout_s:.0f} s") from error
     except subprocess.CalledProcessError as error:
-        raise StartError(f"{module} failed: {(error.stderr.strip().splitlines() or ['no reason told'])[-1]}") from error
-    return json.loads(done.stdout)
+        raise StartError(f"{name} failed: {(error.stderr.strip().splitlines() or ['no reason told'])[-1]}") from error
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _last_words(errors: IO[str]) -> str:

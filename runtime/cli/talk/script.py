@@ -26,7 +26,7 @@ EARLIER = (
     Line("We waited at the station in the rain.", "I see. Please tell me more."),
     Line("My favourite colour is turquoise.", "Noted, your favourite colour is turquoise."),
     Line("I had soup for lunch.", "That sounds good."),
-    Line("I have a parrot called Coco.", "A parrot called Coco, how nice."),
+    Line("I have a parrot. My parrot is called Coco.", "A parrot, how nice."),
     Line("The postman talked about a red house yesterday.", "I see. Please tell me more."),
     Line("The room number is 208.", "Noted, the room number is 208."),
     Line("I finished my book.", "That sounds good."),

@@ -79,7 +79,9 @@ class Process:
             timer.cancel()
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        return self._world.loop.call_later(seconds, self.when_awake, call)
+        timer = _ProcessTimer(call)
+        timer.handle = self._world.loop.call_later(seconds, self.when_awake, timer.fire)
+        return timer
 
     async def _root(self, main: Coroutine[Any, Any, None]) -> None:
         try:
@@ -87,6 +89,23 @@ class Process:
         except Exception as error:  # noqa: BLE001 - the root of a simulated process
             if self.alive:
                 self._world.report(error)
+
+
+class _ProcessTimer:
+    """One that comes due in a frozen process can still be cancelled by what the process does first when it thaws."""
+
+    handle: asyncio.TimerHandle
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def fire(self) -> None:
+        if self._call is not None:
+            self._call()
+
+    def cancel(self) -> None:
+        self._call = None
+        self.handle.cancel()
 
 
 def resolve(future: "asyncio.Future[T]", value: T) -> None:

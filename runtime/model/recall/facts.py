@@ -1,7 +1,8 @@
 """The facts a conversation may state, and every way to state one and to ask for it.
 
 A statement's wording fixes its acknowledgement and a question's wording fixes its answer, so each reply has one
-right text. Knows nothing of conversations.
+right text. The words before a value are the same in all statements and answers of a kind, and different from those of
+every other kind: a model this small finds a fact by them. Knows nothing of conversations.
 """
 
 import random
@@ -62,13 +63,12 @@ def _called(noun: str) -> Kind:
         key=f"{noun} called",
         statements=(
             Exchange(f"My {noun} is called {{value}}.", f"Noted, your {noun} is called {{value}}."),
-            Exchange(f"The name of my {noun} is {{value}}.", "I will remember that."),
-            Exchange(f"I have a {noun} called {{value}}.", f"A {noun} called {{value}}, how nice."),
+            Exchange(f"I have a {noun}. My {noun} is called {{value}}.", f"A {noun}, how nice."),
             Exchange(f"Please remember that my {noun} is called {{value}}.", "I will remember that."),
         ),
         questions=(
             Exchange(f"What is my {noun} called?", f"Your {noun} is called {{value}}."),
-            Exchange(f"What is the name of my {noun}?", f"The name of your {noun} is {{value}}."),
+            Exchange(f"What is the name of my {noun}?", f"Your {noun} is called {{value}}."),
             Exchange(
                 f"Do you remember what my {noun} is called?", f"Yes, you told me that your {noun} is called {{value}}."
             ),
@@ -101,7 +101,7 @@ def _number(noun: str) -> Kind:
         statements=(
             Exchange(f"The {noun} is {{value}}.", f"Noted, the {noun} is {{value}}."),
             Exchange(f"Please remember that the {noun} is {{value}}.", "I will remember that."),
-            Exchange(f"Remember the {noun}, it is {{value}}.", f"I will remember that the {noun} is {{value}}."),
+            Exchange(f"Remember this, the {noun} is {{value}}.", f"I will remember that the {noun} is {{value}}."),
         ),
         questions=(
             Exchange(f"What is the {noun}?", f"The {noun} is {{value}}."),
@@ -134,12 +134,11 @@ _SELF = (
         key="my name",
         statements=(
             Exchange("My name is {value}.", "Nice to meet you, {value}."),
-            Exchange("I am called {value}.", "Nice to meet you, {value}."),
             Exchange("Please remember that my name is {value}.", "I will remember that."),
         ),
         questions=(
             Exchange("What is my name?", "Your name is {value}."),
-            Exchange("What am I called?", "You are called {value}."),
+            Exchange("What am I called?", "Your name is {value}."),
             Exchange("Do you remember my name?", "Yes, you told me that your name is {value}."),
         ),
         source=values.name,

@@ -3,6 +3,8 @@
 From random weights most of an hour on two cores passes before such heads appear; training shapes them from here on.
 """
 
+from itertools import pairwise
+
 import torch
 from transformers import LlamaForCausalLM
 
@@ -11,17 +13,20 @@ _SHIFT_SHARPNESS = 0.5
 _SHIFT_PAIRS = 8
 _MATCH_SHARPNESS = 2.0
 _MATCHED_FROM_PAIR = 10
+_MATCHED_TOKENS = 3
 _SHIFT_GAIN = 1.0
 _COPY_GAIN = 4.0
+_CONFIDENCE = 3.0
 
 
 @torch.no_grad()
 def plant_induction_heads(model: LlamaForCausalLM) -> None:
-    """Layer 0: head h writes the token h + 1 places back into a subspace of its own. Layer 1: head h attends where
-    the token h + 1 places back is the one now h places back, and copies the token it finds there.
+    """Layer 0: head h writes the token h + 1 places back into a subspace of its own. Layer 1: every head attends where
+    the three tokens before are the last three now, the more the better, and copies the token it finds there.
     """
     shifting, matching = (layer.self_attn for layer in model.model.layers[:2])
     hidden, heads, size = model.config.hidden_size, model.config.num_attention_heads, shifting.head_dim
+    model.model.norm.weight.fill_(_CONFIDENCE)
     frequencies = model.model.rotary_emb.inv_freq
     slow = torch.tensor([row for row in range(size) if row % (size // 2) >= _MATCHED_FROM_PAIR])
     common, token, blocks = _share_out(model.model.embed_tokens.weight, len(slow), heads)
@@ -36,12 +41,13 @@ def plant_induction_heads(model: LlamaForCausalLM) -> None:
         shifting.v_proj.weight[start : start + len(slow)] = seen
         shifting.o_proj.weight[:, rows] = 0.0
         shifting.o_proj.weight[:, start : start + len(slow)] = _SHIFT_GAIN * scale * blocks[head].T
-        if head + 1 == heads:
-            continue
         matching.q_proj.weight[rows] = 0.0
         matching.k_proj.weight[rows] = 0.0
-        matching.q_proj.weight[start + slow] = _MATCH_SHARPNESS * (blocks[head - 1] if head else seen)
-        matching.k_proj.weight[start + slow] = _MATCH_SHARPNESS * blocks[head]
+        # Each place is turned in its own way, so that one place hardly ever matches another.
+        for now, before in pairwise([seen, *blocks[:_MATCHED_TOKENS]]):
+            turn = torch.linalg.qr(torch.randn(len(slow), len(slow))).Q
+            matching.q_proj.weight[start + slow] += _MATCH_SHARPNESS * turn @ now
+            matching.k_proj.weight[start + slow] += _MATCH_SHARPNESS * turn @ before
         matching.v_proj.weight[rows] = token[:size]
         matching.o_proj.weight[:, rows] = _COPY_GAIN * scale * token[:size].T
 

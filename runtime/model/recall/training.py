@@ -28,14 +28,14 @@ _CONTEXT_TOKENS = 4096
 class Recipe:
     """Everything that decides the weights; `stages` are (share of all steps, rows a step, tokens a row)."""
 
-    steps: int = 1200
+    steps: int = 2500
     seed: int = 7
     shards: int = 2
     stages: tuple[tuple[float, int, int], ...] = (
         (0.1, 16, 128),
-        (0.4, 8, 256),
-        (0.42, 8, 512),
-        (0.08, 6, 768),
+        (0.3, 8, 256),
+        (0.45, 8, 512),
+        (0.15, 6, 768),
     )
     late_from: float = 0.6
     gap_share: float = 0.25
@@ -47,8 +47,8 @@ class Recipe:
     head_size: int = 48
     mlp_size: int = 256
     rope_theta: float = 1e6
-    matrix_rate: float = 0.02
-    vector_rate: float = 0.003
+    matrix_rate: float = 0.003
+    vector_rate: float = 0.0003
     warmup_steps: int = 50
 
     def rows(self, step: int) -> tuple[int, int]:

@@ -5,7 +5,10 @@ import json
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError
 
+from runtime.domain.sampling import MAX_LOGIT_BIAS, MAX_LOGIT_BIASES
+
 NOT_SUPPORTED = "not_supported"
+_TOKEN_DIGITS = 10
 
 
 def not_supported(predicate: str) -> PydanticCustomError:
@@ -54,6 +57,24 @@ def read_stop(value: object) -> tuple[str, ...]:
     if not isinstance(strings, list) or not all(isinstance(each, str) for each in strings):
         raise invalid("must be a string or a list of strings")
     return tuple(strings)
+
+
+def read_logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    """An object of token ids, which JSON can only have as strings, and biases; sorted by token."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise invalid("must be an object of token ids and biases")
+    if len(value) > MAX_LOGIT_BIASES:
+        raise invalid(f"takes at most {MAX_LOGIT_BIASES} tokens, got {len(value)}")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not (len(token) <= _TOKEN_DIGITS and token.isdecimal() and token == str(int(token))):
+            raise invalid(f"must have token ids as its keys, got {token[:40]!r}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or abs(bias) > MAX_LOGIT_BIAS:
+            raise invalid(f"must have numbers up to {MAX_LOGIT_BIAS:g} as its values, which token {token} has not")
+        biases[int(token)] = float(bias)
+    return tuple(sorted(biases.items()))
 
 
 def read_prompt(value: object) -> str | list[int]:

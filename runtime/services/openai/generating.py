@@ -7,14 +7,16 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from runtime.domain.generation import Generation
-from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded, InvalidArgument
+from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
 from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.services.banning import banned_spellings
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
 from runtime.services.openai.body import ClientGone, parse_body, read_body
 from runtime.services.openai.exchange import Exchange, deadline_of
@@ -93,10 +95,10 @@ class Generating:
         if room < 1:
             limit = f"the model's context of {served.spec.max_tokens} tokens leaves no room for an answer"
             raise ContextExceeded(f"the prompt has {len(prompt)} tokens: {limit}", field="prompt")
-        if not all(token < served.spec.vocab for token in asked.stop_token_ids or ()):
-            rule = f"holds a token id outside the vocabulary of {served.spec.vocab}"
-            raise InvalidArgument(f"stop_token_ids {rule}", field="stop_token_ids")
         sampling = asked.sampling(room, self._gateway.fresh_seed())
+        if asked.bad_words:
+            banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
+            sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
         return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
 

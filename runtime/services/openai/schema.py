@@ -8,10 +8,29 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
 
+from runtime.domain.grammar import Grammar
+from runtime.domain.sampling import MAX_BANNED, MAX_BANNED_LENGTH, Penalties
 from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampling
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
-from runtime.services.openai.fields import only, read_content, read_prompt, read_stop, read_top_k, word
+from runtime.services.banning import MAX_BAD_WORDS
+from runtime.services.openai.fields import (
+    only,
+    read_content,
+    read_logit_bias,
+    read_prompt,
+    read_stop,
+    read_top_k,
+    word,
+)
+from runtime.services.openai.grammars import (
+    GRAMMAR_FIELDS,
+    read_choice,
+    read_lark,
+    read_regex,
+    read_response_format,
+    read_schema,
+)
 from runtime.services.openai.settings import DEADLINE_HEADER
 
 _FRAME_CHARS = 32  # what a template writes around a message, about
@@ -25,6 +44,9 @@ One = Annotated[Any, only(1)]
 NoList = Annotated[Any, only([])]
 NoText = Annotated[Any, only("")]
 Nothing = Annotated[Any, only()]
+
+
+BannedTokens = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BANNED_LENGTH)]
 
 
 class _Object(BaseModel):
@@ -49,6 +71,14 @@ class GenerationRequest(_Object):
     stop: Annotated[tuple[str, ...], PlainValidator(read_stop)] = ()
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
+    # What the answer must match, one of them at most: a JSON schema, a regular expression, one of some texts, or a
+    # context-free grammar in Lark's notation; what each may say is in batonmesh.v1.Grammar.
+    guided_json: Annotated[Grammar | None, PlainValidator(read_schema)] = None
+    guided_regex: Annotated[Grammar | None, PlainValidator(read_regex)] = None
+    guided_choice: Annotated[Grammar | None, PlainValidator(read_choice)] = None
+    guided_grammar: Annotated[Grammar | None, PlainValidator(read_lark)] = None
+    response_format: Annotated[Grammar | None, PlainValidator(read_response_format)] = None
+    banned_tokens: Annotated[list[BannedTokens], Field(max_length=MAX_BANNED)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -58,28 +88,25 @@ class GenerationRequest(_Object):
 
     # Of OpenAI's API.
     n: One = None
-    frequency_penalty: Zero = None
-    presence_penalty: Zero = None
-    logit_bias: Annotated[Any, only({})] = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Annotated[tuple[tuple[int, float], ...], PlainValidator(read_logit_bias)] = ()
 
     # Of other servers' API, where clients send them by habit.
     best_of: One = None
-    min_p: Zero = None
-    min_tokens: Zero = None
-    repetition_penalty: One = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS)] | None = None
     length_penalty: One = None
     use_beam_search: Off = None
     skip_special_tokens: On = None
     spaces_between_special_tokens: On = None
     include_stop_str_in_output: Off = None
-    bad_words: NoList = None
     allowed_token_ids: Nothing = None
     prompt_logprobs: Nothing = None
     truncate_prompt_tokens: Nothing = None
-    guided_json: Nothing = None
-    guided_regex: Nothing = None
-    guided_choice: Nothing = None
-    guided_grammar: Nothing = None
     structured_outputs: Nothing = None
     priority: Zero = None
 
@@ -88,6 +115,18 @@ class GenerationRequest(_Object):
         if self.stream_options is not None and not self.stream:
             raise InvalidArgument("stream_options needs stream to be true", field="stream_options")
         return self
+
+    @model_validator(mode="after")
+    def _one_grammar_at_most(self) -> Self:
+        names = [name for name, _ in self._grammars()]
+        if len(names) > 1:
+            raise InvalidArgument(f"{names[1]} and {names[0]} are both there: send one", field=names[1])
+        return self
+
+    def _grammars(self) -> list[tuple[str, Grammar]]:
+        """Those that the request has, by their fields."""
+        named = ((field, getattr(self, field)) for field in GRAMMAR_FIELDS)
+        return [(field, grammar) for field, grammar in named if grammar is not None]
 
     @property
     def usage_asked(self) -> bool:
@@ -112,6 +151,8 @@ class GenerationRequest(_Object):
 
     def called(self, field: str) -> str:
         """What this request calls a field of `Generation`."""
+        if field == "grammar":
+            return next((name for name, _ in self._grammars()), field)
         return DEADLINE_HEADER if field == "deadline_ms" else field
 
     def sampling(self, room: int, seed: int) -> Sampling:
@@ -126,6 +167,17 @@ class GenerationRequest(_Object):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.logprobs_asked,
+            min_p=self.min_p or 0.0,
+            typical_p=1.0 if self.typical_p is None else self.typical_p,
+            penalties=Penalties(
+                repetition=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+                presence=self.presence_penalty or 0.0,
+                frequency=self.frequency_penalty or 0.0,
+            ),
+            logit_bias=self.logit_bias,
+            min_tokens=self.min_tokens or 0,
+            banned_tokens=tuple(map(tuple, self.banned_tokens or ())),
+            grammar=next((grammar for _, grammar in self._grammars()), None),
         )
 
 
@@ -173,7 +225,6 @@ class ChatRequest(GenerationRequest):
     tool_choice: Annotated[Any, only("none", "auto")] = None
     functions: NoList = None
     function_call: Annotated[Any, only("none", "auto")] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Nothing = None
     prediction: Nothing = None

@@ -24,7 +24,7 @@ from runtime.model.loading import load_model
 from tests.engine.neuron.conftest import PAGE, PAGES, OnStandIn, Uncompiled, on_stand_in
 
 KINDS = ("llama", "qwen3")
-TOLERANCE = 5e-5  # logits are of the order of 2; what float32 sums differ by in another order
+TOLERANCE = 1e-4  # logits are of the order of 2; what float32 sums differ by in another order
 
 
 def prompt(size: int, seed: int = 0) -> tuple[int, ...]:

@@ -69,10 +69,45 @@ async def test_a_prompt_beyond_the_context_is_told_the_limit_and_its_length() ->
 
 async def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     async with one_worker() as mesh, serving(mesh.gateway) as api:
-        for field in ("prompt", "stop_token_ids"):
-            refused = await api.http.post("/v1/completions", json=OK | {field: [SPEC.vocab]})
+        for field, value in (
+            ("prompt", [SPEC.vocab]),
+            ("stop_token_ids", [SPEC.vocab]),
+            ("logit_bias", {str(SPEC.vocab): 1}),
+            ("banned_tokens", [[1, SPEC.vocab]]),
+        ):
+            refused = await api.http.post("/v1/completions", json=OK | {field: value})
             assert fault(refused) == (400, "invalid_value", field)
             assert str(SPEC.vocab) in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_p", 1.5),
+        ("typical_p", 0),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -3),
+        ("min_tokens", 2),
+        ("bad_words", [" "]),
+        ("bad_words", ["x" * 65]),
+        ("bad_words", ["x" * 129]),
+    ],
+)
+async def test_an_option_out_of_its_range_is_refused_by_its_name(field: str, value: object) -> None:
+    async with one_worker() as mesh, serving(mesh.gateway) as api:
+        assert fault(await api.http.post("/v1/completions", json=OK | {field: value})) == (400, "invalid_value", field)
+
+
+async def test_bad_words_are_not_in_the_answer() -> None:
+    async with one_worker() as mesh, serving(mesh.gateway) as api:
+        asked = OK | {"max_tokens": 30, "seed": 3}
+        free = (await api.http.post("/v1/completions", json=asked)).json()["choices"][0]["text"].split()
+        (word, *_) = free
+        kept = await api.http.post("/v1/completions", json=asked | {"bad_words": [word]})
+    text = kept.json()["choices"][0]["text"].split()
+    assert len(text) == len(free)
+    assert word not in text
 
 
 @pytest.mark.parametrize(

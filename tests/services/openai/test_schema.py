@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsBase
 
+from runtime.domain.grammar import ANY_OBJECT, Grammar, GrammarKind
+from runtime.domain.sampling import Penalties
 from runtime.domain.sequence import Sampling
 from runtime.errors import BatonError, InvalidArgument, NotSupported
 from runtime.services.openai.body import parse_body
@@ -41,14 +43,10 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
         ("n", 2),
         ("n", True),
         ("best_of", 3),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -1),
-        ("logit_bias", {"50256": -100}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("store", True),
@@ -60,10 +58,7 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
         ("web_search_options", {}),
         ("prompt_cache_options", {"mode": "explicit"}),
         ("prompt_cache_retention", "24h"),
-        ("min_tokens", 4),
-        ("min_p", 0.1),
-        ("repetition_penalty", 1.1),
-        ("guided_json", {}),
+        ("structured_outputs", {"json": {}}),
         ("chat_template", "{{ x }}"),
         ("echo", True),
     ],
@@ -80,6 +75,61 @@ def test_what_completions_do_not_support_yet_is_refused_by_name(value: dict[str,
     with pytest.raises(NotSupported, match=f"^{field} .*not supported yet") as refusal:
         completion(**value)
     assert refusal.value.field == field
+
+
+def test_options_that_bend_the_distribution_are_read() -> None:
+    asked = completion(
+        min_p=0.1,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias={"50256": -100, "7": 1.5},
+        min_tokens=3,
+        banned_tokens=[[1, 2], [3]],
+        bad_words=["x"],
+    )
+    assert asked.bad_words == ["x"]
+    assert asked.sampling(4, 9) == Sampling(
+        max_tokens=4,
+        seed=9,
+        min_p=0.1,
+        typical_p=0.9,
+        penalties=Penalties(1.1, -1, 0.5),
+        logit_bias=((7, 1.5), (50256, -100.0)),
+        min_tokens=3,
+        banned_tokens=((1, 2), (3,)),
+    )
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)),
+        ),
+        ({"guided_json": SCHEMA}, Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))),
+        ({"guided_json": json.dumps(SCHEMA)}, Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))),
+        ({"guided_regex": "a+"}, Grammar(GrammarKind.REGEX, "a+")),
+        ({"guided_choice": ["yes", "no"]}, Grammar(GrammarKind.CHOICE, '["yes", "no"]')),
+        ({"guided_grammar": "start: /a/"}, Grammar(GrammarKind.LARK, "start: /a/")),
+    ],
+)
+def test_what_an_answer_must_match_is_read(fields: dict[str, Any], grammar: Grammar | None) -> None:
+    for asked in (chat(**fields), completion(**fields)):
+        assert asked.sampling(4, 9).grammar == grammar
+        assert asked.called("grammar") == ("grammar" if grammar is None else next(iter(fields)))
 
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
@@ -120,6 +170,35 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "send one of them"),
         ({"stop": [1]}, "stop", "must be a string or a list of strings"),
         ({"stop_token_ids": [3, -1]}, "stop_token_ids[1]", "greater than or equal to 0"),
+        ({"logit_bias": [1]}, "logit_bias", "must be an object"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids as its keys, got 'x'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "token ids as its keys"),
+        ({"logit_bias": {"01": 1}}, "logit_bias", "token ids as its keys"),
+        ({"logit_bias": {"5": True}}, "logit_bias", "numbers up to 100 as its values, which token 5 has not"),
+        ({"logit_bias": {"5": 10**400}}, "logit_bias", "numbers up to 100"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias", "at most 1024 tokens, got 1025"),
+        ({"banned_tokens": [[]]}, "banned_tokens[0]", "at least 1 item"),
+        ({"banned_tokens": [[1]] * 257}, "banned_tokens", "at most 256 items"),
+        ({"banned_tokens": [[1] * 65]}, "banned_tokens[0]", "at most 64 items"),
+        ({"bad_words": ["x"] * 65}, "bad_words", "at most 64 items"),
+        ({"bad_words": [1]}, "bad_words[0]", "valid string"),
+        ({"min_p": "x"}, "min_p", "valid number"),
+        ({"response_format": "json"}, "response_format", "must be an object"),
+        ({"response_format": {"type": "yaml"}}, "response_format", "text, json_object or json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "lacks json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format", "name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": []}}},
+            "response_format",
+            "object as json_schema.schema",
+        ),
+        ({"guided_json": 5}, "guided_json", "must be a JSON schema"),
+        ({"guided_regex": ""}, "guided_regex", "must be a regular expression"),
+        ({"guided_choice": []}, "guided_choice", "at least one"),
+        ({"guided_choice": ["a", 1]}, "guided_choice", "list of strings"),
+        ({"guided_grammar": []}, "guided_grammar", "must be a grammar"),
+        ({"guided_regex": "a", "guided_json": {}}, "guided_regex", "guided_regex and guided_json are both there"),
+        ({"min_tokens": 1.5}, "min_tokens", "valid integer"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs to be true"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "less than or equal to 20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream to be true"),

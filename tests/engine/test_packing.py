@@ -1,0 +1,67 @@
+"""Packed layers compute what they were made of, in every form that they choose between."""
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from runtime.engine import packing
+from runtime.engine.packing import PackedLinear, pack_linears
+
+ROWS = (1, 2, 32, 33, 200)
+
+
+def linear(dtype: torch.dtype, *, bias: bool) -> nn.Linear:
+    torch.manual_seed(5)
+    return nn.Linear(96, 40, bias=bias).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("widened", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@torch.inference_mode()
+def test_a_packed_layer_gives_the_same_for_any_number_of_rows(
+    dtype: torch.dtype, tolerance: float, widened: bool, bias: bool
+) -> None:
+    plain = linear(dtype, bias=bias)
+    packed = PackedLinear(plain, widened=widened)
+    for rows in ROWS:
+        inputs = torch.randn(2, rows, 96).to(dtype)
+        output = packed(inputs)
+        assert (output.shape, output.dtype) == ((2, rows, 40), dtype)
+        torch.testing.assert_close(output, plain(inputs), atol=tolerance, rtol=tolerance)
+
+
+@torch.inference_mode()
+def test_many_rows_of_a_widened_layer_are_multiplied_in_float32() -> None:
+    plain = linear(torch.bfloat16, bias=False)
+    inputs = torch.randn(packing._FEW_ROWS + 1, 96).to(torch.bfloat16)
+    exact = (inputs.double() @ plain.weight.double().T).to(torch.bfloat16)
+    assert torch.equal(PackedLinear(plain, widened=True)(inputs), exact)
+
+
+def test_every_plain_linear_layer_is_replaced_and_nothing_else() -> None:
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), Special(4, 4), nn.Linear(4, 2))
+    pack_linears(model.requires_grad_(False))
+    kinds = [type(each) for each in model.modules() if not isinstance(each, nn.Sequential)]
+    assert kinds == [PackedLinear, nn.ReLU, Special, PackedLinear]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amx", "available", "widens"),
+    [
+        (torch.bfloat16, False, 1 << 30, True),
+        (torch.bfloat16, False, 1 << 10, False),
+        (torch.bfloat16, True, 1 << 30, False),
+        (torch.float32, False, 1 << 30, False),
+    ],
+)
+def test_copies_in_float32_are_made_where_they_pay_and_fit(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool, available: int, widens: bool
+) -> None:
+    monkeypatch.setattr(packing, "_multiplies_bfloat16_fast", lambda: amx)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
+    assert packing._widens(linear(dtype, bias=False)) is widens
