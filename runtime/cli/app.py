@@ -9,6 +9,7 @@ from runtime.cli import configuration, model, simtest
 from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
+from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, TALK, Face
 from runtime.cli.talk.chat import chat
 from runtime.cli.talk.demo import demo
@@ -54,6 +55,7 @@ app.command(rich_help_panel=TALK)(chat)
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
 app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")
+app.command(rich_help_panel=LOOK)(doctor)
 app.command(rich_help_panel=LOOK)(simtest.simtest)
 
 bench = typer.Typer(no_args_is_help=True)

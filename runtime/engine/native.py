@@ -77,5 +77,10 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     pack_linears(model)
     runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()
+    return engine_core(spec, count, limits, runner, tokenizer)
+
+
+def engine_core(spec: ModelSpec, pages: int, limits: Limits, runner: Runner, tokenizer: Tokenizer) -> EngineCore:
+    """The engine core of a runner, whose pool has `pages` pages."""
     grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
-    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)
+    return EngineCore(spec, pages, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)

@@ -51,6 +51,13 @@ def test_truncated_weights_are_named(tmp_path: Path, cut: Path) -> None:
     assert "model.safetensors" in message
 
 
+@pytest.mark.skipif(Path("/dev/neuron0").exists(), reason="there is a Neuron device")
+def test_a_device_that_is_not_there_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    workers = [{"name": "d", "role": "decode", "device": "neuron"}]
+    mesh = Mesh(tmp_path, "bare", model={"simulated": None, "path": "shipped"}, workers=workers)
+    assert "device neuron: there is no /dev/neuron0" in refused(mesh)
+
+
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, "lost", ray={"address": "127.0.0.1:1"})
     assert "ray.address: nobody answers at 127.0.0.1:1" in refused(mesh)

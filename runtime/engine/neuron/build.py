@@ -10,7 +10,7 @@ from runtime.domain.batching import Limits
 from runtime.domain.spec import ModelSpec
 from runtime.engine.core import EngineCore
 from runtime.engine.kv_tensors import DTYPES
-from runtime.engine.native import NativeCompute, NativeSettings, spec_of
+from runtime.engine.native import NativeSettings, engine_core, spec_of
 from runtime.engine.neuron.attention import STATIC_ATTENTION
 from runtime.engine.neuron.buckets import Bucket, Buckets
 from runtime.engine.neuron.device import Device, LiteNeuron, TorchNeuron
@@ -71,4 +71,4 @@ def build_neuron(
     kv = NeuronKV(spec, count, neuron.device)
     runner = NeuronRunner(Forward(model, kv.tensors), kv, buckets, neuron.device)
     runner.warm(neuron.progress)
-    return EngineCore(spec, count, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder)
+    return engine_core(spec, count, limits, runner, tokenizer)

@@ -42,7 +42,7 @@ class NeuronRunner:
         self._forward = forward
         self._buckets = buckets
         self._device = device
-        self._vocab: int = forward.model.config.vocab_size
+        self._vocab: int = forward.model.config.get_text_config().vocab_size
         self._launches: dict[Bucket, Launch] = {}
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from runtime.domain.batching import Limits
+from runtime.domain.grammar import one_of
 from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import (
     DecodeAwaiting,
@@ -188,6 +189,12 @@ def test_an_engine_is_built_with_all_its_buckets_warm(built: tuple[EngineCore, S
     core.apply(Submit(replace(sequence("a", prompt(40)), sampling=replace(GREEDY, max_tokens=5)), DecodeLocal()))
     assert len(tokens_of(run(core), "a")) == 5
     assert len(device.graphs) == 1
+
+
+def test_what_a_device_runs_keeps_to_a_grammar(built: tuple[EngineCore, StandIn, list[Warmed]]) -> None:
+    asked = replace(sequence("chosen", prompt(9)), sampling=Sampling(16, grammar=one_of(["yes", "no"])))
+    built[0].apply(Submit(asked, DecodeLocal()))
+    assert "".join(event.text for event in run(built[0]) if isinstance(event, Generated)) in ("yes", "no")
 
 
 def test_a_context_is_no_longer_than_the_buckets_hold(built: tuple[EngineCore, StandIn, list[Warmed]]) -> None:

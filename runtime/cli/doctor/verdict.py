@@ -1,0 +1,69 @@
+"""What of a configuration would run on this machine, pool by pool, and what keeps the rest from it."""
+
+from runtime.cli.doctor.node import Finding, Level, Node
+from runtime.config import Config, WorkerConfig
+from runtime.engine.neuron.preflight import check_neuron
+from runtime.errors import SetupError
+from runtime.mesh.models import check_model, model_name
+
+AREA = "configuration"
+_MIB = 1 << 20
+
+
+def check_configuration(config: Config, node: Node) -> list[Finding]:
+    return [_model(config), _kv_memory(config, node), *(_pool(config, worker, node) for worker in config.workers)]
+
+
+def runs_here(config: Config, findings: list[Finding]) -> bool:
+    """Whether all of the configuration runs here; of a cluster of others, at least one pool."""
+    faults = {finding.name for finding in findings if finding.area == AREA and finding.level is Level.FAULT}
+    pools = {_name(worker) for worker in config.workers}
+    if config.ray.address is not None:
+        return not (faults - pools) and bool(pools - faults)
+    return not faults
+
+
+def _name(worker: WorkerConfig) -> str:
+    return f"{worker.role} pool {worker.name}"
+
+
+def _model(config: Config) -> Finding:
+    try:
+        check_model(config)
+    except SetupError as error:
+        return Finding(AREA, "model", Level.FAULT, str(error), "model.path names a Hugging Face directory")
+    return Finding(AREA, "model", Level.GOOD, model_name(config.model))
+
+
+def _kv_memory(config: Config, node: Node) -> Finding:
+    """What the host's memory must hold; a worker's pages on a device of its own are not there."""
+    if config.engine.pages is not None or config.model.simulated is not None:
+        return Finding(AREA, "KV memory", Level.GOOD, "as many pages as engine.pages says")
+    workers = sum(worker.count for worker in config.workers if not worker.neuron_cores)
+    needed, free = workers * config.engine.kv_mib, node.memory_bytes("MemAvailable") // _MIB
+    found = f"{needed} MiB for {workers} workers, {free} MiB are available"
+    if needed > free:
+        return Finding(AREA, "KV memory", Level.FAULT, found, "make engine.kv_mib smaller, or the workers fewer")
+    return Finding(AREA, "KV memory", Level.GOOD, found)
+
+
+def _pool(config: Config, worker: WorkerConfig, node: Node) -> Finding:
+    what = f"{worker.count} x {worker.described}"
+    if config.model.simulated is None and node.around.version("torch") is None:
+        return Finding(AREA, _name(worker), Level.FAULT, "torch is not installed", "pip install torch")
+    neuron = worker.on_neuron
+    if neuron is not None and not neuron.stand_in:
+        try:
+            check_neuron(neuron.api, neuron.logical_nc, node.around)
+        except SetupError as error:
+            found, _, remedy = str(error).removeprefix("device neuron: ").partition(": ")
+            return Finding(AREA, _name(worker), Level.FAULT, f"{what}: {found}", remedy)
+    elif worker.threads > node.processors():
+        return Finding(
+            AREA,
+            _name(worker),
+            Level.LOW,
+            f"{what}, more threads than the {node.processors()} processors",
+            "it runs, and slowly: make threads smaller",
+        )
+    return Finding(AREA, _name(worker), Level.GOOD, what)

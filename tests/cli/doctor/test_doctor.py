@@ -1,0 +1,106 @@
+"""`baton doctor` judges a configuration by the machine it is on, and its exit status says what came of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from runtime.cli.app import app
+from runtime.cli.doctor.node import Finding, Level, Node
+from runtime.cli.doctor.verdict import check_configuration, runs_here
+from runtime.config import Config, load_config, parse_config
+from tests.cli.doctor.machines import NEURON, PACKAGES, machine
+
+RUNNER = CliRunner()
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+TRAINIUM = load_config(CONFIGS / "trainium.yaml")
+
+
+def judged(config: Config, node: Node) -> tuple[bool, dict[str, Finding]]:
+    findings = check_configuration(config, node)
+    return runs_here(config, findings), {finding.name: finding for finding in findings}
+
+
+def changed(**sections: Any) -> Config:  # noqa: ANN401 - sections of a configuration, as YAML has them
+    return parse_config(yaml.safe_load((CONFIGS / "trainium.yaml").read_text()) | sections, "test")
+
+
+def test_a_machine_with_a_neuron_device_runs_both_pools(tmp_path: Path) -> None:
+    runs, found = judged(TRAINIUM, machine(tmp_path, NEURON))
+    assert runs
+    assert found["prefill pool prefill"].found == "1 x neuron x1"
+    assert found["decode pool decode"].found == "2 x cpu x1"
+
+
+def test_without_a_device_the_pool_at_fault_is_named(tmp_path: Path) -> None:
+    runs, found = judged(TRAINIUM, machine(tmp_path))
+    assert not runs
+    assert found["prefill pool prefill"].level is Level.FAULT
+    assert "there is no /dev/neuron0" in found["prefill pool prefill"].found
+    assert found["decode pool decode"].level is Level.GOOD
+
+
+def test_a_cluster_of_others_needs_one_pool_here(tmp_path: Path) -> None:
+    attached = changed(ray={"address": "auto"})
+    assert judged(attached, machine(tmp_path / "a"))[0]
+    assert not judged(attached, machine(tmp_path / "b", packages={}))[0]
+
+
+def test_the_stand_in_runs_anywhere(tmp_path: Path) -> None:
+    workers = [{"name": "d", "role": "decode", "device": "neuron", "neuron": {"stand_in": True}}]
+    runs, found = judged(changed(workers=workers), machine(tmp_path))
+    assert runs
+    assert found["decode pool d"].found == "1 x cpu x1 for neuron"
+
+
+@pytest.mark.parametrize(
+    ("sections", "name", "message"),
+    [
+        ({"model": {"path": "/nowhere"}}, "model", "/nowhere"),
+        ({"engine": {"kv_mib": 8192}}, "KV memory", "16384 MiB for 2 workers, 8192 MiB are available"),
+    ],
+)
+def test_what_keeps_every_pool_from_running_is_named(
+    sections: dict[str, Any], name: str, message: str, tmp_path: Path
+) -> None:
+    runs, found = judged(changed(**sections), machine(tmp_path, NEURON))
+    assert not runs
+    assert message in found[name].found
+
+
+def test_torch_is_needed_unless_the_model_is_simulated(tmp_path: Path) -> None:
+    bare = machine(tmp_path, packages={name: version for name, version in PACKAGES.items() if name != "torch"})
+    assert not judged(load_config(None), bare)[0]
+    assert judged(load_config(CONFIGS / "simulated.yaml"), bare)[0]
+
+
+def test_more_threads_than_processors_are_told_and_no_fault(tmp_path: Path) -> None:
+    runs, found = judged(changed(workers=[{"name": "d", "role": "decode", "threads": 64}]), machine(tmp_path))
+    assert runs
+    assert found["decode pool d"].level is Level.LOW
+
+
+@pytest.mark.skipif(Path("/dev/neuron0").exists(), reason="there is a Neuron device")
+def test_the_exit_status_says_whether_the_configuration_runs_here() -> None:
+    for name, status in (("local", 0), ("trainium", 1)):
+        result = RUNNER.invoke(app, ["doctor", "--config", str(CONFIGS / f"{name}.yaml"), "--json"])
+        assert result.exit_code == status
+        told = json.loads(result.stdout)
+        assert told["runs"] is (status == 0)
+        assert {finding["area"] for finding in told["findings"]} == {"machine", "devices", "libraries", "configuration"}
+
+
+def test_without_a_configuration_there_is_no_verdict() -> None:
+    result = RUNNER.invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["runs"] is None
+
+
+def test_a_person_reads_what_was_found_and_the_verdict() -> None:
+    result = RUNNER.invoke(app, ["doctor", "--config", str(CONFIGS / "local.yaml")])
+    assert result.exit_code == 0
+    assert "decode pool decode" in result.stdout
+    assert result.stdout.rstrip().endswith("local.yaml runs here")
