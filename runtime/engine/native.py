@@ -62,11 +62,14 @@ class NativeCompute:
 
 
 def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[ModelSpec], int]) -> EngineCore:
-    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread.
+    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread,
+    whose settings it changes: how many threads torch uses, and that it takes denormal numbers for zero.
 
     Raises `ModelError` for a checkpoint that is missing, damaged or not supported, and what `pages` raises.
     """
     torch.set_num_threads(settings.threads)
+    # Sharp attention makes numbers so small that a processor computes with them in microcode: at half the speed.
+    torch.set_flush_denormal(True)
     checkpoint = open_checkpoint(settings.path)
     spec = spec_of(checkpoint, settings)
     count = pages(spec)
