@@ -44,7 +44,7 @@ def test_what_just_fits_is_reported(opened: Checkpoint, spec: ModelSpec, caplog:
 
 
 def test_one_byte_too_little_is_refused_with_the_arithmetic(opened: Checkpoint, spec: ModelSpec) -> None:
-    with pytest.raises(ModelError, match="does not fit: weights of 1 MiB .* Together 17 MiB, and 17 MiB are free"):
+    with pytest.raises(ModelError, match=r"does not fit: weights of 1 MiB .* Together 17 MiB, and 17 MiB are free"):
         check_fits(opened, spec, PAGES, taken(opened, spec) - 1)
 
 
