@@ -15,6 +15,7 @@ from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
@@ -64,14 +65,19 @@ class NativeCompute:
 
 
 def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[ModelSpec], int]) -> EngineCore:
-    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread.
+    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread,
+    whose settings it changes: how many threads torch uses, and that it takes denormal numbers for zero.
 
-    Raises `ModelError` for a checkpoint that is missing, damaged or not supported, and what `pages` raises.
+    Raises `ModelError` for a checkpoint that is missing, damaged, not supported or too large for what memory is free,
+    and what `pages` raises.
     """
     torch.set_num_threads(settings.threads)
+    # Sharp attention makes numbers so small that a processor computes with them in microcode: at half the speed.
+    torch.set_flush_denormal(True)
     checkpoint = open_checkpoint(settings.path)
     spec = spec_of(checkpoint, settings)
     count = pages(spec)
+    check_fits(checkpoint, spec, count, free_bytes())
     tokenizer = Tokenizer(settings.path)
     model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
     pack_linears(model)

@@ -7,7 +7,7 @@ dtype is left to the frames. `serving_fingerprint` adds the tokenizer and the ch
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +38,7 @@ _GENERATION_FILE = "generation_config.json"
 def kv_fingerprint(checkpoint: Checkpoint) -> str:
     """32 hexadecimal digits. Reads every tensor once, on several threads; the same for any sharding."""
     whole = hashlib.blake2b(digest_size=_DIGEST_BYTES, person=b"baton kv")
-    whole.update(_canonical({key: value for key, value in checkpoint.config.items() if key not in _IRRELEVANT}))
+    whole.update(_canonical(_relevant(checkpoint.config)))
     tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors)]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
         for tensor, digest in zip(tensors, threads.map(_digest, tensors), strict=True):
@@ -83,6 +83,13 @@ def _tokenizer_content(path: Path) -> Iterable[tuple[str, bytes]]:
             yield name, (path / name).read_bytes()
     if (path / _GENERATION_FILE).is_file():
         yield "eos", _canonical(json.loads((path / _GENERATION_FILE).read_text()).get("eos_token_id"))
+
+
+def _relevant(config: object) -> object:
+    """Without what is irrelevant, in nested configurations too."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _relevant(value) for key, value in config.items() if key not in _IRRELEVANT}
 
 
 def _canonical(value: object) -> bytes:

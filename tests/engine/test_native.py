@@ -1,11 +1,13 @@
 """The native engine: a real model through batcher, pages and sampler answers as transformers does, split or not."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from runtime.domain.batching import Limits
@@ -13,11 +15,11 @@ from runtime.domain.sequence import Sampling
 from runtime.engine.core import EngineCore
 from runtime.engine.native import NativeSettings, build_native, spec_of
 from runtime.errors import ModelError
-from runtime.model.checkpoint import open_checkpoint
+from runtime.model.checkpoint import WEIGHTS_FILE, open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.synthetic import make_llama_146m
 from tests.engine.answering import GREEDY, answers, prompt, sequence, split
-from tests.engine.generating import generated
+from tests.engine.generating import flushing, generated
 from tests.scale import scaled
 
 KINDS = ("llama", "qwen2", "qwen3")
@@ -40,6 +42,23 @@ def test_greedy_is_token_exact_alone_together_cold_and_warm(
     for core_of_crowd in (core, engine(kind)):
         for name, tokens in answers(core_of_crowd, crowd).items():
             assert tokens == expected[name.split(":")[1]]
+
+
+def test_attention_so_sharp_that_denormals_vanish_changes_no_token(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("qwen3"), tmp_path / "sharp"))
+    tensors = load_file(folder / WEIGHTS_FILE)
+    sharper = {name: 6 * tensor for name, tensor in tensors.items() if "q_norm" in name}
+    save_file(tensors | sharper, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    model = load_model(open_checkpoint(folder), torch.float32, "eager")
+    model.generation_config.eos_token_id = None
+    weights = model(torch.tensor([prompt(100)]), output_attentions=True).attentions
+    assert any(bool(((layer > 0) & (layer < torch.finfo(torch.float32).tiny)).any()) for layer in weights)
+    expected = generated(model, list(prompt(100)), 64)
+    core = build_native(NativeSettings("sharp", folder, "float32", 32, 1), Limits(48, 4), lambda _: 32)
+    assert flushing()
+    assert answers(core, [sequence("a", prompt(100), GREEDY)])["a"] == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

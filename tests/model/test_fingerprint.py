@@ -62,9 +62,27 @@ def test_the_same_bytes_under_another_name_or_type_are_another_model(
     assert both(copy)[0] != both(llama)[0]
 
 
-def test_other_rope_parameters_are_another_model(llama: Path, copy: Path) -> None:
-    edit_json(copy / CONFIG_FILE, lambda config: config.update(rope_parameters={"rope_theta": 1e4}))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": {"rope_theta": 1e4}},
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+        {"architectures": ["MistralForCausalLM"]},
+        {"sliding_window": 40},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"text_config": {"rope_parameters": {"rope_theta": 1e4}}},
+    ],
+)
+def test_what_decides_keys_and_values_makes_another_model(llama: Path, copy: Path, change: dict[str, object]) -> None:
+    edit_json(copy / CONFIG_FILE, lambda config: config.update(change))
     assert not set(both(copy)) & set(both(llama))
+
+
+def test_a_nested_dtype_changes_nothing(copy: Path) -> None:
+    edit_json(copy / CONFIG_FILE, lambda config: config.update(text_config={"hidden_size": 64}))
+    before = both(copy)
+    edit_json(copy / CONFIG_FILE, lambda config: config.update(text_config={"hidden_size": 64, "dtype": "bfloat16"}))
+    assert both(copy) == before
 
 
 def test_who_wrote_the_configuration_and_with_what_dtype_changes_nothing(llama: Path, copy: Path) -> None:
