@@ -5,6 +5,8 @@ The order in which they act is that of vLLM's V1 sampler (vllm/v1/sample/sampler
 where transformers has it (generation/utils.py, `_get_logits_processor`).
 """
 
+import hashlib
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -36,6 +38,14 @@ def enforce(rules: Iterable[Rule]) -> None:
     for name, value, good, rule in rules:
         if not good:
             raise InvalidArgument(f"{name} {rule}, got {repr(value)[:_SHOWN]}", field=name)
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of one of several answers to a request; the first has the request's own. 0 to 2^63 - 1."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(struct.pack("<QQ", seed, index), digest_size=8, person=b"baton choice").digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True, slots=True)

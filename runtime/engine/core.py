@@ -144,6 +144,11 @@ class EngineCore:
         `apply` will not wait for it."""
         return None if self._grammars is None else self._grammars.begin(grammar)
 
+    def close(self) -> None:
+        """Let the threads of `compile` end; nothing is told to it any more."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     def apply(self, command: EngineCommand) -> None:
         match command:
             case Submit(sequence, work):

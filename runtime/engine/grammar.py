@@ -18,7 +18,7 @@ from runtime.errors import InvalidArgument
 _KEPT = 128
 _THREADS = 2
 # The library recurses as deep as rules refer to each other, and an overflow would end the process.
-_STACK_BYTES = 512 << 20
+_STACK_BYTES = 128 << 20
 _SHOWN = 300
 
 

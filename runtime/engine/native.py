@@ -80,7 +80,7 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     check_fits(checkpoint, spec, count, free_bytes())
     tokenizer = Tokenizer(settings.path)
     model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
-    pack_linears(model)
+    pack_linears(model, free_bytes() - count * spec.page_bytes)
     runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()
     return engine_core(spec, count, limits, runner, tokenizer)

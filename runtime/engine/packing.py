@@ -8,7 +8,6 @@ there. (`baton bench engine` on two cores of a Xeon with avx512_bf16 and without
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -50,22 +49,24 @@ class _Packed:
         return product
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Replace, in place, every plain linear layer of a model on the CPU that is not trained any more."""
+def pack_linears(model: nn.Module, free: int) -> None:
+    """Replace, in place, every plain linear layer of a model on the CPU that is not trained any more.
+
+    `free` are bytes of memory that nobody needs; no more than a quarter of them is taken.
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    widened = _widens(model)
+    widened = _widens(model, free)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child, widened=widened))
 
 
-def _widens(model: nn.Module) -> bool:
-    """Whether float32 copies pay, and leave most of the memory that is free to others."""
+def _widens(model: nn.Module, free: int) -> bool:
+    """Whether float32 copies pay and fit."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.dtype is torch.bfloat16)
-    room = _WIDE_SHARE * psutil.virtual_memory().available
-    return 0 < weights * torch.float32.itemsize <= room and not _multiplies_bfloat16_fast()
+    return 0 < weights * torch.float32.itemsize <= _WIDE_SHARE * free and not _multiplies_bfloat16_fast()
 
 
 def _multiplies_bfloat16_fast() -> bool:

@@ -30,13 +30,13 @@ def bend(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Bent | None:
     chosen = [(place, row, row.history) for place, row in enumerate(rows) if row.history is not None]
     if not chosen:
         return None
-    bent = logits[[place for place, _, _ in chosen]]
+    bent = torch.stack([logits[place] for place, _, _ in chosen])
     histories = [history for _, _, history in chosen]
     _add_bias(bent, histories)
     _penalize(bent, [(row, history) for _, row, history in chosen])
     _constrain(bent, histories)
     _ban(bent, [history.forbidden() for history in histories])
-    return Bent({place: index for index, (place, _, _) in enumerate(chosen)}, bent, bent.argmax(dim=-1).tolist())
+    return Bent({place: index for index, (place, _, _) in enumerate(chosen)}, bent, bent.max(dim=-1).indices.tolist())
 
 
 def _add_bias(logits: torch.Tensor, histories: Sequence[History]) -> None:
@@ -94,7 +94,7 @@ def _ban(logits: torch.Tensor, forbidden: Sequence[list[int]]) -> None:
     tokens = torch.tensor([token for each in forbidden for token in each], device=logits.device)
     before = logits[place, tokens]
     logits[place, tokens] = -math.inf
-    void = logits.max(dim=-1).values.isneginf()[place]
+    void = logits.amax(dim=-1).isneginf()[place]
     logits[place[void], tokens[void]] = before[void]
 
 

@@ -16,7 +16,7 @@ from runtime.engine.core import SampleRow
 from runtime.engine.processors import bend
 from runtime.errors import EngineFailed
 
-# Where a nucleus nearly always ends; only when it does not is more of the vocabulary sorted.
+# Where a nucleus, and what is typical, nearly always ends; only when it does not is more of the vocabulary sorted.
 _HEAD = 512
 # Below it a draw is greedy in all but name, and float32 would divide by nothing.
 _COLDEST = 1e-6
@@ -69,10 +69,15 @@ def _typical(weights: torch.Tensor, mass: float) -> torch.Tensor:
     shares = weights.double() / weights.sum(dtype=torch.float64)
     surprise = -shares.log()
     entropy = (shares * surprise).nansum()
-    order = (surprise - entropy).abs().argsort(stable=True)
-    count = int((shares[order].cumsum(0) < mass).sum()) + 1
+    nearness = -(surprise - entropy).abs()
+    count = min(_HEAD, len(shares))
+    _, order = _ordered(nearness, count)
+    while shares[order].sum() < mass and count < len(shares):
+        count = min(8 * count, len(shares))
+        _, order = _ordered(nearness, count)
+    order = order[: int((shares[order].cumsum(0) < mass).sum()) + 1]
     kept = torch.zeros_like(weights)
-    kept[order[:count]] = weights[order[:count]]
+    kept[order] = weights[order]
     return kept
 
 

@@ -142,15 +142,18 @@ def _allowed(history: History) -> list[int]:
 
 
 def continuation(prompt: Sequence[int], sampling: Sampling) -> list[int]:
-    """The tokens that an unharmed engine gives for `prompt` with options that look at no token before: the oracle of
-    tests and simulations."""
+    """The tokens that an unharmed engine gives for `prompt`, with anything but a grammar: the oracle of tests and
+    simulations."""
     tokens, total, value = list(prompt), 0, 0
+    history = History(sampling, prompt, frozenset({EOS})) if History.needed(sampling) else None
     for token in tokens:
         value = _mix(value, token)
         total += value
     for _ in range(sampling.max_tokens):
-        chosen = _choose((total + value) & _MASK, SampleRow(sampling, len(tokens))).token
+        chosen = _choose((total + value) & _MASK, SampleRow(sampling, len(tokens), history)).token
         tokens.append(chosen)
+        if history is not None:
+            history.push(chosen)
         value = _mix(value, chosen)
         total += value
     return tokens[len(prompt) :]

@@ -102,6 +102,7 @@ class ThreadedEngine:
         try:
             while not self._closing:
                 self._turn(core)
+            core.close()
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to the role
             _log.exception("the engine failed")
             self._hand(self._outbox.put_nowait, error)

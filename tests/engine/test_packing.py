@@ -1,6 +1,5 @@
 """Packed layers compute what they were made of, in every form that they choose between."""
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -45,13 +44,13 @@ def test_every_plain_linear_layer_is_replaced_and_nothing_else() -> None:
         pass
 
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), Special(4, 4), nn.Linear(4, 2))
-    pack_linears(model.requires_grad_(False))
+    pack_linears(model.requires_grad_(False), free=1 << 30)
     kinds = [type(each) for each in model.modules() if not isinstance(each, nn.Sequential)]
     assert kinds == [PackedLinear, nn.ReLU, Special, PackedLinear]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "amx", "available", "widens"),
+    ("dtype", "amx", "free", "widens"),
     [
         (torch.bfloat16, False, 1 << 30, True),
         (torch.bfloat16, False, 1 << 10, False),
@@ -60,8 +59,7 @@ def test_every_plain_linear_layer_is_replaced_and_nothing_else() -> None:
     ],
 )
 def test_copies_in_float32_are_made_where_they_pay_and_fit(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool, available: int, widens: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool, free: int, widens: bool
 ) -> None:
     monkeypatch.setattr(packing, "_multiplies_bfloat16_fast", lambda: amx)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
-    assert packing._widens(linear(dtype, bias=False)) is widens
+    assert packing._widens(linear(dtype, bias=False), free) is widens

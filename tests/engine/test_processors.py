@@ -121,6 +121,17 @@ def test_typical_sampling_prefers_what_is_as_surprising_as_expected() -> None:
     assert_distribution(drawn(logits, Sampling(9, typical_p=0.5)), [2 / 3, 1 / 3, 0.0, 0.0])
 
 
+def test_typical_sampling_looks_beyond_the_sorted_head() -> None:
+    """Equals are taken in the order of their tokens, until they hold enough."""
+    logits = torch.zeros(1, 3000)
+    logits[0, 2000:] = -1e9
+    sampling = Sampling(9, typical_p=0.9)
+    tokens = {
+        sampled.token for sampled in sample(logits.expand(200, -1), [SampleRow(sampling, at) for at in range(200)])
+    }
+    assert 1600 < max(tokens) < 1800
+
+
 def test_typical_sampling_sees_what_the_others_left() -> None:
     logits = torch.cat([logits_of(0.5, 0.25, 0.15, 0.1), torch.full((1, 3), -math.inf)], dim=1)
     found = drawn(logits, Sampling(9, typical_p=0.5, top_k=2))

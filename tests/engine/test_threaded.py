@@ -85,7 +85,7 @@ async def test_it_serves_what_it_is_told() -> None:
 
 async def test_a_grammar_is_compiled_while_others_go_on() -> None:
     """Its vocabulary is not there yet: its commands wait, a cancel among them, and nobody else does."""
-    there = threading.Event()
+    there, before = threading.Event(), threading.enumerate()
 
     def vocabulary() -> LLTokenizer:
         there.wait()
@@ -108,6 +108,11 @@ async def test_a_grammar_is_compiled_while_others_go_on() -> None:
         tokens = [s.token for event in events if isinstance(event, Generated) for s in event.tokens]
         assert tokens == list(b"yes")
         assert not engine._held
+        compiling = [each for each in threading.enumerate() if each.name.startswith("grammar") and each not in before]
+        assert compiling
+    for thread in compiling:
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
 
 
 async def test_the_core_lives_on_a_thread_of_its_own() -> None:

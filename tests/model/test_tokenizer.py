@@ -31,6 +31,22 @@ def test_text_survives_encoding_and_decoding(tokenizer: Tokenizer, text: str) ->
     assert tokenizer.decode(ids) == text.replace("<|im_end|>", "")
 
 
+def test_a_text_within_an_answer_has_no_special_tokens_around_it(tokenizer: Tokenizer, copy: Path) -> None:
+    file = copy / "tokenizer.json"
+    content = json.loads(file.read_text())
+    (start,) = tokenizer.encode("<|im_start|>")
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [start], "tokens": ["<|im_start|>"]}},
+    }
+    file.write_text(json.dumps(content))
+    wanting = Tokenizer(copy)
+    assert wanting.encode("hi") == [start, *tokenizer.encode("hi")]
+    assert wanting.encode_within("hi") == tokenizer.encode("hi")
+
+
 def test_a_chat_is_rendered_through_the_template(tokenizer: Tokenizer) -> None:
     ids = tokenizer.render_chat([{"role": "user", "content": "hi"}])
     start, end = tokenizer.encode("<|im_start|>"), tokenizer.encode("<|im_end|>")

@@ -1,10 +1,19 @@
 """One random schedule, a function of a seed: how big the mesh is, what clients ask for when, and what goes wrong."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.domain.sequence import Sampling
+from runtime.engine.simulated import VOCAB, WORDS
 from runtime.mesh.simulated.world import Weather
+
+_FIRST_WORD = VOCAB - len(WORDS)
+# Nine words that may not follow each word: an answer that forgot what it said before a failover soon says one of them.
+_PAIRS = tuple(
+    (_FIRST_WORD + first, _FIRST_WORD + (7 * first + step) % len(WORDS))
+    for first in range(len(WORDS))
+    for step in range(9)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,8 @@ def _ask(rng: random.Random, span: float, stem: tuple[int, ...]) -> Ask:
         temperature=rng.choice((0.0, 1.0)),
         seed=rng.randrange(1 << 30),
     )
+    if sampling.seed % 3 == 0:
+        sampling = replace(sampling, banned_tokens=_PAIRS)
     return Ask(
         at=rng.uniform(0, span),
         prompt=(stem[: rng.choice((0, 8, 24))] + own),

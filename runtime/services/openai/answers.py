@@ -3,7 +3,7 @@
 The events of a stream differ in little, so each is put together around the JSON of its text. All JSON here is ASCII:
 some clients take other characters for ends of lines.
 
-Beyond OpenAI's shape a whole answer and the chunk with its `finish_reason` have a `baton` object: `attempts`, and
+Beyond OpenAI's shape a whole answer and the chunks with a `finish_reason` have a `baton` object: `attempts`, and
 `handoff`, how the prompt got its KV (the fields of runtime.domain.messages.Handoff).
 """
 
@@ -67,13 +67,15 @@ class Tally:
             self._first = self._first or delta.handoff
             self._newest = delta.handoff
 
-    def usage(self) -> Json:
-        """A failover is not the client's doing: cached tokens are what the first attempt found."""
+    def usage(self, *others: "Tally") -> Json:
+        """With those of the `others` that answer the same prompt, which counts once. A failover is not the client's
+        doing: cached tokens are what the first attempt found."""
+        completion = self._completion + sum(other._completion for other in others)
         cached = max(self._first.cached_tokens, self._first.prefill_cached_tokens) if self._first else 0
         return {
             "prompt_tokens": self._prompt,
-            "completion_tokens": self._completion,
-            "total_tokens": self._prompt + self._completion,
+            "completion_tokens": completion,
+            "total_tokens": self._prompt + completion,
             "prompt_tokens_details": {"cached_tokens": min(cached, self._prompt)},
         }
 
@@ -82,20 +84,22 @@ class Tally:
 
 
 class Answer(ABC):
-    """One answer: the events of its stream, or its whole."""
+    """One answer, of several perhaps: the events of its stream, or its choice in the whole. `index` is that of the
+    choice."""
 
     ids: ClassVar[str]
     chunk_kind: ClassVar[str]
     around_text: ClassVar[tuple[str, str]]
 
-    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool) -> None:
+    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool, index: int = 0) -> None:
         self.logprobs = logprobs
+        self.index = index
         self._head = head
         self._spelling = spelling
         self._start = f"data: {_json(head.of(self.chunk_kind))[:-1]},"
         self._end = ',"usage":null}\n\n' if usage_asked else "}\n\n"
         before, after = self.around_text
-        self._before_text = f'{self._start}"choices":[{before}'
+        self._before_text = f'{self._start}"choices":[{{"index":{index},{before}'
         self._before_logprobs = f'{after},"logprobs":'
         self._before_end = ',"finish_reason":null}]'
         self._after_text = f"{self._before_logprobs}null{self._before_end}{self._end}"
@@ -115,16 +119,22 @@ class Answer(ABC):
         return f"{self._before_text}{_json(text)}{self._before_logprobs}{shown}{self._before_end}{self._end}"
 
     def closing(self, tally: Tally) -> str:
-        choice = {**self._last_choice(), "finish_reason": tally.finish}
+        choice = {"index": self.index, **self._last_choice(), "finish_reason": tally.finish}
         return f'{self._start}"choices":[{_json(choice)}],"baton":{_json(tally.baton())}{self._end}'
 
-    def usage(self, tally: Tally) -> str:
-        return f'{self._start}"choices":[],"usage":{_json(tally.usage())}}}\n\n'
+    def usage(self, tallies: Sequence[Tally]) -> str:
+        first, *others = tallies
+        return f'{self._start}"choices":[],"usage":{_json(first.usage(*others))}}}\n\n'
 
-    def whole(self, text: str, tokens: Sequence[Sampled], tally: Tally) -> bytes:
+    def choice(self, text: str, tokens: Sequence[Sampled], tally: Tally) -> Json:
         logprobs = self.logprobs_of(tokens) if self.logprobs else None
-        choice = {**self._whole_choice(text), "logprobs": logprobs, "finish_reason": tally.finish}
-        more = {"choices": [choice], "usage": tally.usage(), "baton": tally.baton()}
+        whole = self._whole_choice(text)
+        return {"index": self.index, **whole, "logprobs": logprobs, "finish_reason": tally.finish}
+
+    def whole(self, choices: Sequence[Json], tallies: Sequence[Tally]) -> bytes:
+        """The response with all `choices`; `baton` is of the first."""
+        first, *others = tallies
+        more = {"choices": choices, "usage": first.usage(*others), "baton": first.baton()}
         return _json(self._head.of(self.whole_kind) | more).encode()
 
     whole_kind: ClassVar[str]
@@ -148,10 +158,11 @@ class ChatAnswer(Answer):
     ids = "chatcmpl"
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
-    around_text = ('{"index":0,"delta":{"content":', "}")
+    around_text = ('"delta":{"content":', "}")
 
     def opening(self) -> str:
-        choice = '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        start = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        choice = f'{{"index":{self.index},{start}'
         return f'{self._start}"choices":[{choice}]{self._end}'
 
     def logprobs_of(self, tokens: Sequence[Sampled]) -> Json:
@@ -171,20 +182,20 @@ class ChatAnswer(Answer):
         return {"token": spelling.text(token), "logprob": _finite(logprob), "bytes": spelling.utf8(token)}
 
     def _last_choice(self) -> Json:
-        return {"index": 0, "delta": {}, "logprobs": None}
+        return {"delta": {}, "logprobs": None}
 
     def _whole_choice(self, text: str) -> Json:
-        return {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+        return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
 
 
 class CompletionAnswer(Answer):
     ids = "cmpl"
     whole_kind = "text_completion"
     chunk_kind = "text_completion"
-    around_text = ('{"index":0,"text":', "")
+    around_text = ('"text":', "")
 
-    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool) -> None:
-        super().__init__(head, spelling, logprobs=logprobs, usage_asked=usage_asked)
+    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool, index: int = 0) -> None:
+        super().__init__(head, spelling, logprobs=logprobs, usage_asked=usage_asked, index=index)
         self._offset = 0
 
     def opening(self) -> str:
@@ -210,10 +221,10 @@ class CompletionAnswer(Answer):
         return {self._spelling.text(token): _finite(logprob) for token, logprob in (*sampled.top, chosen)}
 
     def _last_choice(self) -> Json:
-        return {"index": 0, "text": "", "logprobs": None}
+        return {"text": "", "logprobs": None}
 
     def _whole_choice(self, text: str) -> Json:
-        return {"index": 0, "text": text}
+        return {"text": text}
 
 
 def _finite(logprob: float) -> float:

@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from runtime.domain.generation import Generation
 from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
-from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.banning import banned_spellings
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
 from runtime.services.openai.body import ClientGone, parse_body, read_body
+from runtime.services.openai.choices import Arrivals, give_choices
 from runtime.services.openai.exchange import Exchange, deadline_of
 from runtime.services.openai.schema import GenerationRequest
 from runtime.services.openai.settings import DEADLINE_HEADER, OpenAiSettings
@@ -76,13 +77,16 @@ class Generating:
             called = asked.called
             served = self._gateway.served(asked.model)
             generation = await self._generation(asked, served, ends)
-            answer = self._answer(asked, served)
-            tally = Tally(len(generation.prompt))
-            async with self._gateway.open(generation) as deltas:
+            answers = self._begin(asked, served)
+            tallies = [Tally(len(generation.prompt)) for _ in answers]
+
+            async def give(arrivals: Arrivals) -> None:
                 if asked.stream:
-                    await _stream(exchange, answer, tally, deltas, usage_asked=asked.usage_asked)
+                    await _stream(exchange, answers, tallies, arrivals, usage_asked=asked.usage_asked)
                 else:
-                    await exchange.respond(200, await _gather(answer, tally, deltas), {})
+                    await exchange.respond(200, await _gather(answers, tallies, arrivals), {})
+
+            await give_choices(self._gateway, generation, asked.choices_asked, give)
         except BatonError as error:
             await exchange.fail(error, called)
 
@@ -102,12 +106,17 @@ class Generating:
         remaining = ends - asyncio.get_running_loop().time()
         return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
 
-    def _answer(self, asked: GenerationRequest, served: ServedModel) -> Answer:
+    def _begin(self, asked: GenerationRequest, served: ServedModel) -> list[Answer]:
+        """The answer of every choice, with nothing in it yet."""
         spec = served.spec
         spelling = self._spellings.setdefault(spec.name, Spelling(served.tokenizer))
         ident = f"{self._answers.ids}-{uuid.uuid4().hex}"
         head = Head(ident, int(time.time()), spec.name, f"fp_{spec.serving_fingerprint[:12]}")
-        return self._answers(head, spelling, logprobs=asked.logprobs_asked is not None, usage_asked=asked.usage_asked)
+        logprobs, usage_asked = asked.logprobs_asked is not None, asked.usage_asked
+        return [
+            self._answers(head, spelling, logprobs=logprobs, usage_asked=usage_asked, index=index)
+            for index in range(asked.choices_asked)
+        ]
 
 
 async def _within(ends: float, work: Awaitable[T]) -> T:
@@ -118,26 +127,32 @@ async def _within(ends: float, work: Awaitable[T]) -> T:
         raise DeadlineExceeded("the deadline passed while the request was read", field=DEADLINE_HEADER) from error
 
 
-async def _stream(exchange: Exchange, answer: Answer, tally: Tally, deltas: Deltas, *, usage_asked: bool) -> None:
+async def _stream(
+    exchange: Exchange, answers: list[Answer], tallies: list[Tally], arrivals: Arrivals, *, usage_asked: bool
+) -> None:
     """What is ready at the same time goes out in one write."""
-    exchange.add(answer.opening())
-    async for delta in deltas:
-        tally.add(delta)
-        exchange.add(answer.pieces(delta))
-        if not deltas.ready() and delta.finish is None:
+    for answer in answers:
+        exchange.add(answer.opening())
+    async for index, delta in arrivals:
+        tallies[index].add(delta)
+        exchange.add(answers[index].pieces(delta))
+        if delta.finish is not None:
+            exchange.add(answers[index].closing(tallies[index]))
+        elif not arrivals.ready():
             await exchange.flush()
-    exchange.add(answer.closing(tally))
     if usage_asked:
-        exchange.add(answer.usage(tally))
+        exchange.add(answers[0].usage(tallies))
     exchange.add(DONE)
     await exchange.end()
 
 
-async def _gather(answer: Answer, tally: Tally, deltas: Deltas) -> bytes:
-    texts: list[str] = []
-    tokens: list[Sampled] = []
-    async for delta in deltas:
-        tally.add(delta)
-        texts.append(delta.text)
-        tokens.extend(delta.tokens)
-    return answer.whole("".join(texts), tokens, tally)
+async def _gather(answers: list[Answer], tallies: list[Tally], arrivals: Arrivals) -> bytes:
+    texts: list[list[str]] = [[] for _ in answers]
+    tokens: list[list[Sampled]] = [[] for _ in answers]
+    async for index, delta in arrivals:
+        tallies[index].add(delta)
+        texts[index].append(delta.text)
+        tokens[index].extend(delta.tokens)
+    each = zip(answers, texts, tokens, tallies, strict=True)
+    choices = [answer.choice("".join(parts), sampled, tally) for answer, parts, sampled, tally in each]
+    return answers[0].whole(choices, tallies)

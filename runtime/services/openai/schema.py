@@ -14,6 +14,7 @@ from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampli
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
 from runtime.services.banning import MAX_BAD_WORDS
+from runtime.services.openai.choices import MAX_CHOICES
 from runtime.services.openai.fields import (
     only,
     read_content,
@@ -87,7 +88,7 @@ class GenerationRequest(_Object):
     metadata: dict[str, Label] | None = None
 
     # Of OpenAI's API.
-    n: One = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: Annotated[tuple[tuple[int, float], ...], PlainValidator(read_logit_bias)] = ()
@@ -131,6 +132,10 @@ class GenerationRequest(_Object):
     @property
     def usage_asked(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def choices_asked(self) -> int:
+        return self.n or 1
 
     @property
     def tokens_asked(self) -> int | None:

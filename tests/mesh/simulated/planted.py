@@ -11,7 +11,8 @@ from runtime.domain.batching import Batcher, Phase
 from runtime.domain.messages import Output
 from runtime.domain.sequence import Sampled, Sequence
 from runtime.domain.steps import Generated, Work
-from runtime.engine.core import EngineCore
+from runtime.engine.core import EngineCore, _Live
+from runtime.engine.history import History
 from runtime.ids import SequenceId, TransferId
 from runtime.mesh.simulated.onesided import OneSidedSender, OneSidedTransport
 from runtime.roles.attempt import Attempt
@@ -135,6 +136,18 @@ def repeated_token_after_failover(patch: Patch) -> None:
     patch.setattr(t.Turn, "_arrived", trusting)
 
 
+def history_forgotten_at_failover(patch: Patch) -> None:
+    """The next attempt does not know what the tokens before it forbid."""
+    original = EngineCore._open
+
+    def open_afresh(self: EngineCore, live: _Live) -> None:
+        original(self, live)
+        if live.history is not None:
+            live.history = History(live.sequence.sampling, live.sequence.prompt, self._eos_ids)
+
+    patch.setattr(EngineCore, "_open", open_afresh)
+
+
 BUGS: dict[Callable[[Patch], None], set[int]] = {
     late_one_sided_write: {16},
     output_of_an_older_attempt_accepted: {7},
@@ -146,5 +159,6 @@ BUGS: dict[Callable[[Patch], None], set[int]] = {
     detached_sequence_never_closed: {16},
     verified_page_dropped_twice: {16},
     repeated_token_after_failover: {7},
+    history_forgotten_at_failover: {8},
 }
 """Each bug with the invariants that may find it."""

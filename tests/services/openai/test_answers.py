@@ -37,7 +37,7 @@ def test_a_whole_answer_has_the_fields_of_its_chunks(text: str) -> None:
     answer = CompletionAnswer(HEAD, Spelling(SimulatedTokenizer()), logprobs=False, usage_asked=False)
     tally = Tally(3)
     tally.add(Delta(0, (Sampled(257),), text, FinishReason.STOP))
-    whole = json.loads(answer.whole(text, (), tally))
+    whole = json.loads(answer.whole([answer.choice(text, (), tally)], [tally]))
     assert whole["choices"] == [{"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}]
     closing = json.loads(answer.closing(tally).removeprefix("data: "))
     assert set(whole) - {"usage"} == set(closing)

@@ -34,7 +34,7 @@ async def test_the_client_library_raises_its_own_errors_with_the_field() -> None
     async with one_worker() as mesh, serving(mesh.gateway) as api:
         create = api.client.chat.completions.create
         with pytest.raises(openai.BadRequestError) as unsupported:
-            await create(model=MODEL, messages=HELLO, n=2)
+            await create(model=MODEL, messages=HELLO, store=True)
         with pytest.raises(openai.BadRequestError) as unknown:
             await create(model=MODEL, messages=HELLO, extra_body={"temprature": 1})
         with pytest.raises(openai.BadRequestError) as hot:
@@ -42,7 +42,7 @@ async def test_the_client_library_raises_its_own_errors_with_the_field() -> None
         with pytest.raises(openai.NotFoundError) as missing:
             await create(model="other", messages=HELLO)
         await create(model=MODEL, messages=HELLO, max_tokens=1)
-    assert (unsupported.value.param, unsupported.value.code) == ("n", "unsupported_parameter")
+    assert (unsupported.value.param, unsupported.value.code) == ("store", "unsupported_parameter")
     assert (unknown.value.param, unknown.value.code) == ("temprature", "invalid_value")
     assert hot.value.param == "temperature"
     assert "between 0 and 2, got 3.0" in hot.value.message

@@ -40,8 +40,6 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
         ("best_of", 3),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
@@ -182,6 +180,9 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         ({"banned_tokens": [[1] * 65]}, "banned_tokens[0]", "at most 64 items"),
         ({"bad_words": ["x"] * 65}, "bad_words", "at most 64 items"),
         ({"bad_words": [1]}, "bad_words[0]", "valid string"),
+        ({"n": 0}, "n", "greater than or equal to 1, got 0"),
+        ({"n": 17}, "n", "less than or equal to 16, got 17"),
+        ({"n": True}, "n", "valid integer"),
         ({"min_p": "x"}, "min_p", "valid number"),
         ({"response_format": "json"}, "response_format", "must be an object"),
         ({"response_format": {"type": "yaml"}}, "response_format", "text, json_object or json_schema"),
