@@ -22,8 +22,9 @@ class Generation:
 class Delta:
     """New output tokens and the text they complete; text may be empty while a character or a stop string is held back.
 
-    `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta, `finish`
-    with the last. `attempt` is above 1 after a failover.
+    `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
+    an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
+    after a failover.
     """
 
     index: int
@@ -32,3 +33,26 @@ class Delta:
     finish: FinishReason | None = None
     handoff: Handoff | None = None
     attempt: int = 1
+
+
+class Handoffs:
+    """How the attempts of a turn got their KV, gathered from its deltas; `newest` is of the last attempt."""
+
+    def __init__(self) -> None:
+        self.newest: Handoff | None = None
+        self._first: Handoff | None = None
+        self._attempt = 0
+
+    def add(self, delta: Delta) -> None:
+        if delta.handoff is None:
+            return
+        self.newest = delta.handoff
+        if self._first is None or delta.attempt == self._attempt:
+            self._first, self._attempt = delta.handoff, delta.attempt
+
+    def cached_tokens(self, prompt_tokens: int) -> int:
+        """As the first attempt found it, since a failover is not the client's doing. Both workers count from the first
+        token on, so the longer prefix is what nobody computed."""
+        if self._first is None:
+            return 0
+        return min(max(self._first.cached_tokens, self._first.prefill_cached_tokens), prompt_tokens)

@@ -82,7 +82,8 @@ class Handoff:
 class Output:
     """New output tokens of one attempt. `index` counts the turn's output tokens before the first of `tokens`.
 
-    `text` is what these tokens complete; `finish` ends the attempt. `handoff` comes once, with the first tokens.
+    `text` is what these tokens complete; `finish` ends the attempt. `handoff` comes with the first
+    tokens, and again with the last when it changed meanwhile.
     """
 
     ref: Ref

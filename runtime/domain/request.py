@@ -255,6 +255,7 @@ class Request:
         self._candidates = list(start.candidates[: policy.transfers])
         self._local_tokens = 0
         self._handoff = Handoff(prompt_tokens=len(start.prompt))
+        self._told: Handoff | None = None
         self._log: list[Output] = []
         self._left_at = 0
 
@@ -350,8 +351,11 @@ class Request:
     def _generated(self, event: NewTokens) -> list[RequestCommand]:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
-        handoff = None if self._log else self._handoff
-        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff)
+        # A prefill worker's report may come after the first tokens.
+        tells = not self._log or (event.finish is not None and self._handoff != self._told)
+        if tells:
+            self._told = self._handoff
+        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, self._told if tells else None)
         self._log.append(output)
         commands: list[RequestCommand] = [] if self.detached else [Emit(output)]
         if event.finish is not None:

@@ -1,19 +1,15 @@
 """What users ask and what they get: prompts and models, and the deltas of an answer as its messages."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2 as pb
-from runtime.domain.generation import Delta
+from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.sequence import Sampled
 from runtime.domain.spec import ModelSpec
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
 from runtime.wire.sequence import TO_FINISH, pack_top
-
-if TYPE_CHECKING:
-    from runtime.domain.messages import Handoff
 
 MAX_TEXT_BYTES = 4 << 20
 _MAX_MESSAGES = 16_384
@@ -64,16 +60,13 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._logprobs = logprobs
         self._completion_tokens = 0
-        self._first: Handoff | None = None
-        self._newest: Handoff | None = None
+        self._handoffs = Handoffs()
 
     def pack(self, deltas: Iterable[Delta]) -> pb.GenerateResponse:
         """One message with all of `deltas`, which follow those of the message before."""
         message = pb.GenerateResponse()
         for delta in deltas:
-            if delta.handoff is not None:
-                self._first = self._first or delta.handoff
-                self._newest = delta.handoff
+            self._handoffs.add(delta)
             self._completion_tokens += len(delta.tokens)
             message.events.extend(self._events(delta))
             if delta.finish is not None:
@@ -95,21 +88,15 @@ class Answer:
 
     def _final(self, delta: Delta) -> pb.Final:
         assert delta.finish is not None
+        newest = self._handoffs.newest
         return pb.Final(
             finish_reason=TO_FINISH[delta.finish],
             text="" if delta.tokens else delta.text,
             usage=pb.Usage(
                 prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens(),
+                cached_tokens=self._handoffs.cached_tokens(self._prompt_tokens),
                 completion_tokens=self._completion_tokens,
             ),
-            handoff=None if self._newest is None else pack_handoff(self._newest),
+            handoff=None if newest is None else pack_handoff(newest),
             attempts=delta.attempt,
         )
-
-    def _cached_tokens(self) -> int:
-        """As the first attempt found it, since a failover is not the client's doing. Both workers count from the
-        first token on, so the longer prefix is what nobody computed."""
-        if self._first is None:
-            return 0
-        return min(max(self._first.cached_tokens, self._first.prefill_cached_tokens), self._prompt_tokens)

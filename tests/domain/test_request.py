@@ -166,6 +166,17 @@ def test_the_first_tokens_bring_how_the_prompt_got_its_kv() -> None:
     assert request.on(tokens(1)) == [r.Emit(output(tokens(1)))]
 
 
+def test_a_report_that_comes_after_the_first_tokens_is_told_with_the_last() -> None:
+    request = request_in(S.LANDING)
+    for event in (r.FrameVerified(1, FRAMES[0]), r.LandingComplete(1), r.InBatch(cached_tokens=0, landed_tokens=4)):
+        request.on(event)
+    handoff = Handoff(10, 0, moved_tokens=4, moved_pages=1, moved_bytes=8, prefill_worker=P.worker)
+    assert request.on(tokens(0)) == [r.Emit(output(tokens(0), handoff))]
+    request.on(r.PeerDone(1, PrefillDone(cached_tokens=4, pages=1, payload_bytes=8)))
+    assert request.on(tokens(1)) == [r.Emit(output(tokens(1)))]
+    assert request.on(LAST) == [r.Emit(output(LAST, replace(handoff, prefill_cached_tokens=4))), r.ArmGrace()]
+
+
 def test_a_preemption_does_not_change_what_the_first_tokens_told() -> None:
     request = request_in(S.RUNNING)
     assert request.on(r.InBatch(cached_tokens=8, landed_tokens=0)) == []

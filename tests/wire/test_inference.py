@@ -50,6 +50,13 @@ def test_cached_tokens_are_the_longest_prefix_that_the_first_attempt_found_anywh
     assert final.handoff.cached_tokens == 96, "the handoff is that of the attempt that finished"
 
 
+def test_a_later_report_of_the_same_attempt_counts() -> None:
+    answer = Answer(prompt_tokens=100, logprobs=False)
+    answer.pack([Delta(0, (Sampled(1),), "a", handoff=handoff(cached=32, prefill_cached=0))])
+    last = Delta(1, (Sampled(2),), "b", FinishReason.STOP, handoff(cached=32, prefill_cached=64))
+    assert answer.pack([last]).final.usage.cached_tokens == 64
+
+
 def test_a_prompt_is_text_a_conversation_or_tokens() -> None:
     assert unpack_prompt(pb.Prompt(text="hello")) == "hello"
     assert unpack_prompt(pb.Prompt(tokens=TokenIds(ids=[3, 4]))) == (3, 4)

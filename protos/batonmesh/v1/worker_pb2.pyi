@@ -401,7 +401,7 @@ class Output(_message.Message):
 
     @_builtins.property
     def handoff(self) -> _common_pb2.Handoff:
-        """Once per attempt, with its first output."""
+        """With the first output of an attempt, and again with its last when it changed meanwhile."""
 
     @_builtins.property
     def failed(self) -> _common_pb2.Error:

@@ -11,14 +11,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from runtime.domain.generation import Delta
+from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.sequence import FinishReason, Sampled
 from runtime.services.openai.spelling import Spelling
-
-if TYPE_CHECKING:
-    from runtime.domain.messages import Handoff
 
 DONE = "data: [DONE]\n\n"
 # JSON has no infinity; OpenAI writes this for a token that could not have been chosen.
@@ -55,32 +52,28 @@ class Tally:
         self._prompt = prompt_tokens
         self._completion = 0
         self._attempts = 1
-        self._first: Handoff | None = None
-        self._newest: Handoff | None = None
+        self._handoffs = Handoffs()
 
     def add(self, delta: Delta) -> None:
         assert delta.finish is not FinishReason.CANCELLED, "a client that waits did not cancel"
         self.finish = delta.finish
         self._completion += len(delta.tokens)
         self._attempts = delta.attempt
-        if delta.handoff is not None:
-            self._first = self._first or delta.handoff
-            self._newest = delta.handoff
+        self._handoffs.add(delta)
 
     def usage(self, *others: "Tally") -> Json:
-        """With those of the `others` that answer the same prompt, which counts once. A failover is not the client's
-        doing: cached tokens are what the first attempt found."""
+        """With those of the `others` that answer the same prompt, which counts once."""
         completion = self._completion + sum(other._completion for other in others)
-        cached = max(self._first.cached_tokens, self._first.prefill_cached_tokens) if self._first else 0
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": completion,
             "total_tokens": self._prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": min(cached, self._prompt)},
+            "prompt_tokens_details": {"cached_tokens": self._handoffs.cached_tokens(self._prompt)},
         }
 
     def baton(self) -> Json:
-        return {"attempts": self._attempts, "handoff": asdict(self._newest) if self._newest else None}
+        newest = self._handoffs.newest
+        return {"attempts": self._attempts, "handoff": asdict(newest) if newest else None}
 
 
 class Answer(ABC):
