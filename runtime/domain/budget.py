@@ -28,7 +28,9 @@ class StepBudget:
         if self._token_s is None:
             return min(left, max(self._most // _CAUTION, self._least))
         room_s = self._itl_s - (self._decode_s or 0.0)
-        return min(left, max(int(room_s / self._token_s), self._least))
+        # An engine that takes no time at all has room for everything.
+        room = int(room_s / self._token_s) if self._token_s else left
+        return min(left, max(room, self._least))
 
     def took(self, prefilled: int, decoding: int, seconds: float) -> None:
         """A step with so many tokens of prefill and so many decoding sequences ran for so long."""

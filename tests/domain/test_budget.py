@@ -33,6 +33,10 @@ def test_a_fast_engine_is_not_held_back() -> None:
     assert learnt(0.2, decode_s=0.005, token_s=0.0001).prefill_tokens(4) == STEP - 4
 
 
+def test_an_engine_that_takes_no_time_is_not_held_back() -> None:
+    assert learnt(0.2, decode_s=0.0, token_s=0.0).prefill_tokens(4) == STEP - 4
+
+
 def test_prefill_goes_on_even_where_decoding_alone_is_late() -> None:
     assert learnt(0.2, decode_s=0.5, token_s=0.001).prefill_tokens(4) == LEAST
 

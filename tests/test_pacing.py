@@ -1,0 +1,32 @@
+"""Streams wait for company on a busy loop, and never long."""
+
+import asyncio
+import time
+
+from runtime.pacing import let_others_run
+
+
+async def passes_beside(pass_s: float) -> int:
+    """How many passes of the loop a writer waits when each takes so long."""
+    passes = 0
+
+    async def work() -> None:
+        nonlocal passes
+        while True:
+            time.sleep(pass_s)  # noqa: ASYNC251 - a loop that is busy
+            passes += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work())
+        await let_others_run()
+        working.cancel()
+    return passes
+
+
+async def test_on_a_quick_loop_a_writer_lets_many_passes_go_by() -> None:
+    assert await passes_beside(0.0) >= 10
+
+
+async def test_on_a_slow_loop_it_waits_milliseconds_only() -> None:
+    assert 1 <= await passes_beside(0.004) <= 3
