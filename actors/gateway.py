@@ -7,6 +7,7 @@ from ray import serve
 
 from runtime.config import Config
 from runtime.mesh.gateway import RunningGateway, gateway_process
+from runtime.mesh.garbage import spare_what_stays
 from runtime.mesh.resident import Resident
 from runtime.telemetry import log_to_stderr
 
@@ -28,6 +29,7 @@ class GatewayReplica:
             gateway_process(settings, controller, port=settings.gateway.grpc_port, shared=True)
         )
         self._running = await self._resident.start()
+        spare_what_stays()
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401 - as Serve wants it
         return self._running.app

@@ -11,6 +11,7 @@ from actors.cluster import neuron_resource
 from runtime.config import Config
 from runtime.errors import SetupError
 from runtime.ids import Ids, TenantId, WorkerId
+from runtime.mesh.garbage import spare_what_stays
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
 from runtime.mesh.worker import RunningWorker, worker_process
@@ -60,6 +61,7 @@ class BatonWorker:
         except Exception as error:  # noqa: BLE001 - the root of a process
             _log.exception("the worker could not start")
             return _explain(error)
+        spare_what_stays()
         return ""
 
 
