@@ -6,8 +6,8 @@ from typing import Any
 from ray import serve
 
 from runtime.config import Config
-from runtime.mesh.gateway import RunningGateway, gateway_process
 from runtime.mesh.garbage import spare_what_stays
+from runtime.mesh.gateway import RunningGateway, gateway_process
 from runtime.mesh.resident import Resident
 from runtime.telemetry import log_to_stderr
 
