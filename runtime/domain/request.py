@@ -352,10 +352,10 @@ class Request:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
         # A prefill worker's report may come after the first tokens.
-        tells = not self._log or (event.finish is not None and self._handoff != self._told)
-        if tells:
-            self._told = self._handoff
-        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, self._told if tells else None)
+        tells = self._handoff != self._told and (not self._log or event.finish is not None)
+        handoff = self._handoff if tells else None
+        self._told = handoff or self._told
+        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff)
         self._log.append(output)
         commands: list[RequestCommand] = [] if self.detached else [Emit(output)]
         if event.finish is not None:
