@@ -255,7 +255,6 @@ class Request:
         self._candidates = list(start.candidates[: policy.transfers])
         self._local_tokens = 0
         self._handoff = Handoff(prompt_tokens=len(start.prompt))
-        self._told: Handoff | None = None
         self._log: list[Output] = []
         self._left_at = 0
 
@@ -336,11 +335,8 @@ class Request:
 
     def _frame(self, frame: Frame) -> list[RequestCommand]:
         self.verified.add(frame.index)
-        self._handoff = replace(
-            self._handoff,
-            moved_pages=self._handoff.moved_pages + 1,
-            moved_bytes=self._handoff.moved_bytes + len(frame.payload),
-        )
+        pages, size = self._handoff.moved_pages + 1, self._handoff.moved_bytes + len(frame.payload)
+        self._handoff = replace(self._handoff, moved_pages=pages, moved_bytes=size)
         return [LandFrame(frame)]
 
     def _in_batch(self, event: InBatch) -> list[RequestCommand]:
@@ -352,9 +348,8 @@ class Request:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
         # A prefill worker's report may come after the first tokens.
-        tells = self._handoff != self._told and (not self._log or event.finish is not None)
-        handoff = self._handoff if tells else None
-        self._told = handoff or self._told
+        told = self._log[0].handoff if self._log else None
+        handoff = self._handoff if told is None or (event.finish and told != self._handoff) else None
         output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff)
         self._log.append(output)
         commands: list[RequestCommand] = [] if self.detached else [Emit(output)]
