@@ -23,6 +23,8 @@ _STEPS_AHEAD = 4
 # How often to look, while there is nothing to do, whether there is still something to do it with.
 _WATCH_S = 0.5
 _log = logging.getLogger(__name__)
+# While one thread compiles a graph, torch and transformers see it in all others: a process builds its engines in turn.
+_BUILDING = threading.Lock()
 
 
 class ThreadedEngine:
@@ -96,7 +98,8 @@ class ThreadedEngine:
 
     def _main(self) -> None:
         try:
-            core = self._build()
+            with _BUILDING:
+                core = self._build()
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
             self._hand(self._not_built, error)
             return
