@@ -1,7 +1,7 @@
 """A rank that follows: it has no schedule of its own and runs what the leader tells it, in the order it is told.
 
-`python -m runtime.engine.parallel.follower FD`: a process that ends when the other end of the socket FD is closed,
-whatever it is doing, so that no rank outlives its leader.
+`python -m runtime.engine.parallel.follower FD NAME`: a process that ends when the other end of the socket FD is closed,
+whatever it is doing, so that no rank outlives its leader; NAME is what its log calls it.
 """
 
 import logging
@@ -76,7 +76,7 @@ def _end_with(leader: socket.socket) -> None:
 
 def main() -> None:
     leader = socket.socket(fileno=int(sys.argv[1]))
-    log_to_stderr("rank")
+    log_to_stderr(sys.argv[2])
     threading.Thread(target=_end_with, args=(leader,), name="leader", daemon=True).start()
     follow(Channel(leader))
     sys.stderr.flush()

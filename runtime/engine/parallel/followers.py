@@ -36,14 +36,14 @@ class Process(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
-Start = Callable[[socket.socket], Process]
+Start = Callable[[socket.socket, str], Process]
 
 
-def start_process(theirs: socket.socket) -> Process:
-    """A follower at that end of a socket, out of reach of the terminal's signals."""
+def start_process(theirs: socket.socket, name: str) -> Process:
+    """A follower at that end of a socket, out of reach of the terminal's signals; `name` is for its log."""
     descriptor = theirs.fileno()
     return subprocess.Popen(
-        [sys.executable, "-m", "runtime.engine.parallel.follower", str(descriptor)],
+        [sys.executable, "-m", "runtime.engine.parallel.follower", str(descriptor), name],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -57,7 +57,7 @@ class Follower:
     def __init__(self, plan: RankPlan, start: Start) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self.process = start(theirs)
+            self.process = start(theirs, plan.described)
         self.plan = plan
         self.channel = Channel(ours, plan.deadline_s)
         # One that is gone already is found out when it is listened to.

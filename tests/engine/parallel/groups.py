@@ -47,7 +47,7 @@ class ThreadRank:
             follow(Channel(self._socket))
 
 
-def start_thread(theirs: socket.socket) -> Process:
+def start_thread(theirs: socket.socket, _: str) -> Process:
     return ThreadRank(theirs)
 
 

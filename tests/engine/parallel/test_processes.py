@@ -145,7 +145,7 @@ def test_a_rank_ends_with_its_killed_parent(doing: str, checkpoint: Callable[[st
         time.sleep(0.05)
 
 
-def start_and_die(theirs: socket.socket) -> Process:
+def start_and_die(theirs: socket.socket, _: str) -> Process:
     return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], pass_fds=[theirs.fileno()])
 
 
@@ -158,7 +158,7 @@ def test_a_rank_that_dies_while_it_starts_is_told_by_its_name(checkpoint: Callab
 def test_what_a_rank_cannot_start_with_is_told_by_its_name(
     setup: bool, kind: type[Exception], checkpoint: Callable[[str], Path]
 ) -> None:
-    def start(theirs: socket.socket) -> Process:
+    def start(theirs: socket.socket, _: str) -> Process:
         Channel(theirs).send(Failed("there is no room", setup=setup))
         return subprocess.Popen([sys.executable, "-c", "pass"])
 
