@@ -60,9 +60,11 @@ def test_ranks_are_counted_each(
     caplog.set_level(logging.INFO, "runtime.engine.memory")
     opened = open_checkpoint(checkpoint(kind))
     spec, shares = checkpoint_spec(opened, name="tiny", dtype="float32", page_tokens=32), shares_of(opened, 2)
-    alone = sum(tensor.size for tensor in opened.tensors.values() if shares[0].part(tensor) is None)
-    split = sum(tensor.size for tensor in opened.tensors.values()) - alone
-    needed = 2 * alone + split + (PAGES + 1) * spec.page_bytes * copies
+    needed = (PAGES + 1) * spec.page_bytes * copies
+    for name, tensor in opened.tensors.items():
+        of_keys = "k_proj" in name or "v_proj" in name
+        held = 2 if shares[0].part(tensor) is None else copies if of_keys else 1
+        needed += held * tensor.size
     check_fits(opened, spec, PAGES, needed, shares)
     assert "each of 2 ranks takes weights of 1 MiB in float32, and " in caplog.messages[0]
     assert f"{PAGES} pages of 32 tokens, {spec.page_bytes * copies // 2} bytes each" in caplog.messages[0]
