@@ -70,7 +70,7 @@ class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
     how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait."""
+    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -78,6 +78,7 @@ class EngineConfig(_Section):
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
     itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
 
 
 class BucketConfig(_Section):
@@ -117,12 +118,14 @@ class NeuronConfig(_Section):
 
 class WorkerConfig(_Section):
     """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
-    `device: neuron` on one Neuron core each."""
+    `device: neuron` on one Neuron core each. `tensor_parallel` is for these workers what it is in `engine`, whose
+    value is the default."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
+    tensor_parallel: int | None = Field(default=None, ge=1, le=64)
     device: Literal["cpu", "neuron"] = "cpu"
     neuron: NeuronConfig | None = None
 
@@ -245,7 +248,35 @@ class Config(_Section):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
         if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.quantization: workers must have device cpu")
+        for worker in self.workers:
+            self._check_ranks(worker)
         return self
+
+    def _check_ranks(self, worker: WorkerConfig) -> None:
+        ranks = self.ranks(worker)
+        if ranks == 1:
+            return
+        field = "engine.tensor_parallel" if worker.tensor_parallel is None else f"workers.{worker.name}.tensor_parallel"
+        if self.model.simulated is not None:
+            raise ValueError(f"{field} is {ranks}, but model.simulated has no tensors to share")
+        if self.model.quantization is not None:
+            raise ValueError(f"{field} is {ranks}, but a model with model.quantization cannot be shared")
+        if worker.device != "cpu":
+            raise ValueError(f"{field} is {ranks}, but workers {worker.name} of device {worker.device} share no model")
+        if worker.threads < ranks:
+            raise ValueError(
+                f"{field} is {ranks}, so workers {worker.name} must have threads of {ranks} or more, which their ranks "
+                f"share; they have {worker.threads}"
+            )
+
+    def ranks(self, worker: WorkerConfig) -> int:
+        """How many processes share the model of each of these workers."""
+        return worker.tensor_parallel or self.engine.tensor_parallel
+
+    def described(self, worker: WorkerConfig) -> str:
+        """What each of these workers computes on, for people."""
+        ranks = self.ranks(worker)
+        return worker.described + (f" in {ranks} ranks" if ranks > 1 else "")
 
     @property
     def state(self) -> Path:
