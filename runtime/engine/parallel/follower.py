@@ -14,7 +14,7 @@ import time
 
 from runtime.engine.parallel.channel import Channel, Failed, Join, Joined, Loaded, Read, Step, Write
 from runtime.engine.parallel.rank import RankPlan, join_rank, load_rank, meet
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.errors import EngineFailed, SetupError
 from runtime.telemetry import log_to_stderr
 
@@ -38,7 +38,7 @@ def follow(channel: Channel) -> None:
         _tell_last(channel, Failed(f"{type(error).__name__}: {error}"))
 
 
-def _start(channel: Channel, plan: RankPlan) -> CpuRunner:
+def _start(channel: Channel, plan: RankPlan) -> TorchRunner:
     began = time.monotonic()
     model = load_rank(plan)
     channel.send(Loaded(time.monotonic() - began))
@@ -48,7 +48,7 @@ def _start(channel: Channel, plan: RankPlan) -> CpuRunner:
     return runner
 
 
-def _serve(channel: Channel, runner: CpuRunner) -> None:
+def _serve(channel: Channel, runner: TorchRunner) -> None:
     while True:
         match channel.receive():
             case Step(chunks):

@@ -17,7 +17,7 @@ from runtime.engine.parallel.channel import Join, Joined, Loaded, Read, Step, Wr
 from runtime.engine.parallel.followers import Followers, Start, start_process
 from runtime.engine.parallel.rank import RankPlan, join_rank, load_rank, meet
 from runtime.engine.parallel.summing import Group
-from runtime.engine.runner import CpuRunner, PoolPages
+from runtime.engine.runner import PoolPages, TorchRunner
 from runtime.errors import EngineFailed, StartError
 from runtime.model.share import HeadSplit, Share
 
@@ -59,7 +59,7 @@ class GroupPages:
 class GroupRunner:
     """Runs the chunks on all ranks at once."""
 
-    def __init__(self, own: CpuRunner, group: Group, followers: Followers, plan: RankPlan) -> None:
+    def __init__(self, own: TorchRunner, group: Group, followers: Followers, plan: RankPlan) -> None:
         self.kv = GroupPages(own.kv, followers, plan.share.kv, plan.spec)
         self._own = own
         self._group = group
