@@ -18,6 +18,7 @@ from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.leader import GroupRunner, start_group
+from runtime.engine.quantizing import quantize_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
@@ -29,14 +30,16 @@ from runtime.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class NativeSettings:
-    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `max_tokens` None is the model's own;
-    `ranks` processes compute together, on `threads` threads in all."""
+    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `quantized`, linear layers keep their
+    weights in 8 bits; `max_tokens` None is the model's own; `ranks` processes compute together, on `threads` threads in
+    all."""
 
     name: str
     path: Path
     dtype: str
     page_tokens: int
     threads: int
+    quantized: bool = False
     max_tokens: int | None = None
     ranks: int = 1
 
@@ -48,6 +51,7 @@ def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
         name=settings.name,
         dtype=settings.dtype,
         page_tokens=settings.page_tokens,
+        quantized=settings.quantized,
         max_tokens=settings.max_tokens,
     )
 
@@ -98,13 +102,16 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[int]
     tokenizer = Tokenizer(settings.path)
     spare = free_bytes() - count * page_bytes
     if not shares:
-        return engine_core(spec, count, limits, NativeCompute(_whole(checkpoint, spec, count, spare)), tokenizer)
+        whole = _whole(checkpoint, spec, count, spare, quantized=settings.quantized)
+        return engine_core(spec, count, limits, NativeCompute(whole), tokenizer)
     group = start_group(settings.path, spec, shares, count, threads=settings.threads, spare=spare)
     return engine_core(spec, count, limits, NativeCompute(group, group), tokenizer)
 
 
-def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int) -> CpuRunner:
+def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, quantized: bool) -> CpuRunner:
     model = load_model(checkpoint, DTYPES[spec.dtype], ATTENTION)
+    if quantized:
+        quantize_linears(model.base_model)
     pack_linears(model, spare)
     runner = CpuRunner(model, KVTensors(spec, pages))
     runner.probe()

@@ -88,8 +88,12 @@ def ours() -> tuple[set[int], set[str], set[Path]]:
 
 
 def test_two_processes_answer_as_transformers_does_and_leave_nothing(
-    checkpoint: Callable[[str], Path], expected: Callable[[str, tuple[int, ...]], list[int]]
+    checkpoint: Callable[[str], Path],
+    expected: Callable[[str, tuple[int, ...]], list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where nobody else's are
     before = ours()
     core = build_native(settings_of(checkpoint("llama"), ranks=2), Limits(96, 4), lambda _: 40)
     try:
