@@ -6,6 +6,7 @@ nobody else's business.
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def start_group(
     Raises `SetupError` by the name of a rank that cannot start; nothing is left of the others then.
     """
     ranks = len(shares)
-    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
+    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder, ExitStack() as stack:
         plans = [
             RankPlan(
                 path=path,
@@ -118,19 +119,15 @@ def start_group(
             )
             for share in shares
         ]
-        followers = Followers(plans[1:], start)
+        followers = stack.enter_context(closing(Followers(plans[1:], start)))
+        model = load_rank(plans[0])
+        followers.wait_started(Loaded)
         try:
-            model = load_rank(plans[0])
-            followers.wait_started(Loaded)
             followers.tell_all(Join())
-            group = meet(plans[0])
+            group = stack.enter_context(closing(meet(plans[0])))
             own = join_rank(plans[0], model, group)
-            followers.wait_started(Joined)
         except EngineFailed as error:
-            told = followers.blame(error.message)
-            followers.close()
-            raise StartError(told.message) from error
-        except BaseException:
-            followers.close()
-            raise
+            raise StartError(followers.blame(error.message).message) from error
+        followers.wait_started(Joined)
+        stack.pop_all()
     return GroupRunner(own, group, followers, plans[0])
