@@ -73,6 +73,12 @@ class SimulatedTokenizer:
         lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return self.encode(f"{lines}assistant:")
 
+    def no_deltas(self) -> str | None:
+        return None
+
+    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+        return self.encode("\n") + self.render_chat(messages)
+
     def decoder(self) -> "SimulatedDecoder":
         return SimulatedDecoder()
 
