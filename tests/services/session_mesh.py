@@ -12,6 +12,7 @@ from batonmesh.v1 import session_pb2 as pb
 from runtime.config import (
     Config,
     EngineConfig,
+    GatewayConfig,
     HandoffConfig,
     MeshConfig,
     ModelConfig,
@@ -33,6 +34,7 @@ def config(state: Path, *, base_ms: float = 0.5, lease_s: float = 1.0) -> Config
         engine=EngineConfig(pages=1024, page_tokens=8, step_tokens=64),
         handoff=HandoffConfig(remote_min_tokens=32),
         timing=TimingConfig(lease_s=5.0),
+        gateway=GatewayConfig(drain_s=0.05),
         sessions=SessionsConfig(lease_s=lease_s, store_grace_s=2.0),
     )
 
