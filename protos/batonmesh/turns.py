@@ -12,6 +12,9 @@ from batonmesh.v1 import inference_pb2, session_pb2
 Items = str | Sequence[Mapping[str, str]]
 """What is said: one text of the user, or messages of {"role": ..., "content": ...}."""
 
+TurnMessage = session_pb2.TurnMessage
+"""One message of a turn's stream: `opened`, `tokens`, or `ended`."""
+
 PATIENCE_S = 30.0
 RETRY_S = 0.2
 

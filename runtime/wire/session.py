@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
+from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import (
     MAIN,
     Asked,
@@ -150,6 +151,17 @@ def pack_branch(branch: Branch) -> pb.Branch:
 def pack_item(number: int, turn: TurnId, item: Item) -> pb.SessionItem:
     message = inference_pb2.ChatMessage(role=item.role, content=item.content)
     return pb.SessionItem(number=number, turn=turn, message=message)
+
+
+def unpack_stop(reason: int) -> FinishReason:
+    """How an answer ended, for those who know no turns; one that was not committed was cancelled."""
+    match reason:
+        case pb.STOP_REASON_END_TURN:
+            return FinishReason.STOP
+        case pb.STOP_REASON_LENGTH:
+            return FinishReason.LENGTH
+        case _:
+            return FinishReason.CANCELLED
 
 
 def pack_turn(record: TurnRecord) -> pb.Turn:
