@@ -163,11 +163,12 @@ class GatewayConfig(_Section):
 
 
 class SessionsConfig(_Section):
-    """`store` keeps the sessions: `sqlite` in the state folder of the mesh, for one gateway; `none` serves none. A
-    gateway that is silent for `lease_s` loses its unfinished turns to another, and tries a store that does not answer
-    for `store_grace_s`."""
+    """`store` keeps the sessions: `sqlite` in the state folder of the mesh, for one gateway; a PostgreSQL database that
+    is named as postgresql://user@host/database, for any number of them; `none` serves none. A gateway that is silent
+    for `lease_s` loses its unfinished turns to another, and tries a store that does not answer for `store_grace_s`.
+    """
 
-    store: Literal["sqlite", "none"] = "sqlite"
+    store: str = Field(default="sqlite", pattern=r"^(sqlite|none|postgres(ql)?://.+)$")
     lease_s: float = Field(default=5.0, ge=0.5)
     store_grace_s: Seconds = 30.0
 
@@ -251,7 +252,7 @@ class Config(_Section):
         if self.gateway.replicas > 1 and self.sessions.store == "sqlite":
             raise ValueError(
                 f"sessions.store is sqlite, which serves one gateway, and gateway.replicas is {self.gateway.replicas}: "
-                "set sessions.store to none"
+                "name a PostgreSQL database there, or none"
             )
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")

@@ -2,12 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from runtime.config import Config
+from runtime.errors import StartError
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionSettings
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
+
+if TYPE_CHECKING:
+    from runtime.store.postgres import PostgresDatabase
 
 _FILE = "sessions.sqlite"
 _BEATS = 5
@@ -19,12 +24,22 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
     if config.sessions.store == "none":
         yield None
         return
-    database = SqliteDatabase(config.state / _FILE)
+    database = _database(config)
     try:
         await database.open()
         yield SqlSessionStore(database)
     finally:
         await database.close()
+
+
+def _database(config: Config) -> "SqliteDatabase | PostgresDatabase":
+    if config.sessions.store == "sqlite":
+        return SqliteDatabase(config.state / _FILE)
+    try:
+        from runtime.store.postgres import PostgresDatabase
+    except ImportError as error:
+        raise StartError("sessions.store: PostgreSQL needs asyncpg: pip install 'batonmesh[postgres]'") from error
+    return PostgresDatabase(config.sessions.store)
 
 
 def session_settings(config: Config) -> SessionSettings:

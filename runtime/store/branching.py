@@ -7,7 +7,7 @@ from runtime.store.looking import PATH, branch_of, known_result, session_of
 from runtime.store.opening import of_tenant, remember
 from runtime.store.transaction import Transaction
 
-_OF_A_SESSION = ("lines", "branches", "turns", "segments", "items", "events")
+OF_A_SESSION = ("lines", "branches", "turns", "segments", "items", "events")
 
 
 async def fork(
@@ -70,7 +70,7 @@ async def rollback(
 
 async def delete(tx: Transaction, tenant: TenantId, session: SessionId) -> None:
     await session_of(tx, tenant, session, lock=True)
-    for table in _OF_A_SESSION:
+    for table in OF_A_SESSION:
         await tx.run(f"DELETE FROM {table} WHERE session = $1", session)
     await tx.run("DELETE FROM keys WHERE scope = $1 OR (scope = $2 AND result = $1)", session, of_tenant(tenant))
     await tx.run("DELETE FROM sessions WHERE id = $1", session)

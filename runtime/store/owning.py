@@ -4,6 +4,7 @@ Only the store's clock is read. A lease is for liveness; what an owner may write
 """
 
 from runtime.domain.sessions import Halt, TurnRecord, TurnStatus
+from runtime.errors import NotFound
 from runtime.ids import GatewayId, TurnId
 from runtime.store.looking import branch_of, turn_of, turns_where
 from runtime.store.transaction import Transaction
@@ -32,7 +33,10 @@ async def adopt(tx: Transaction, owner: GatewayId, mine: frozenset[TurnId], limi
     )
     taken = []
     for turn in [turn for turn in left if turn.id not in mine][:limit]:
-        branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+        try:
+            branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+        except NotFound:
+            continue  # deleted, before the lock
         epoch = branch.epoch + 1
         if turn.status is TurnStatus.RUNNING:
             # Another gateway may have been quicker, before the lock.

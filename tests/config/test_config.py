@@ -65,6 +65,8 @@ def test_every_shipped_configuration_loads() -> None:
             "model.simulated has no tensors: its workers must have device cpu",
         ),
         ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
+        ("gateway: {replicas: 2}", "sessions.store is sqlite, which serves one gateway, and gateway.replicas is 2"),
+        ("sessions: {store: redis}", "sessions.store: String should match pattern"),
         ("- a\n- b", "must be a mapping of sections, got list"),
         ("a: [", "is not YAML"),
         ("a: &a {b: *a}", "Circular reference"),
@@ -105,6 +107,12 @@ def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> N
     assert [worker.described for worker in config.workers] == ["neuron x1", "cpu x1", "cpu x1 for neuron"]
     assert config.workers[2].neuron is not None
     assert config.workers[2].neuron.cache == tmp_path / "kept"
+
+
+@pytest.mark.parametrize("store", ["none", "postgresql://baton@db/sessions"])
+def test_more_gateways_need_a_store_that_serves_them_or_none(tmp_path: Path, store: str) -> None:
+    config = load(tmp_path, f"{{gateway: {{replicas: 2}}, sessions: {{store: '{store}'}}}}")
+    assert (config.gateway.replicas, config.sessions.store) == (2, store)
 
 
 def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:

@@ -2,12 +2,8 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from batonmesh import Client, Unavailable
 from batonmesh.v1 import session_pb2 as pb
 from runtime.mesh.listening import free_ports
 from runtime.mesh.local import LocalMesh, local_mesh
+from tests.mesh.gateways import gateway
 from tests.scale import scaled
 from tests.services.session_mesh import config, expected
 
@@ -32,17 +29,6 @@ POINTS = (
     "before finish 1",
 )
 TOKENS = 40
-
-
-@contextmanager
-def gateway(mesh: LocalMesh, port: int, point: str) -> Iterator["subprocess.Popen[bytes]"]:
-    arguments = [mesh.config.model_dump_json(), mesh.controller.address, str(port), point]
-    process = subprocess.Popen([sys.executable, "-m", "tests.mesh.crashing_gateway", *arguments])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def converse(client: Client, session: str, text: str) -> tuple[list[int], pb.Turn]:

@@ -18,9 +18,10 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnStatus,
 )
-from runtime.errors import FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
+from runtime.errors import DataCorrupt, FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
 from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
+from tests.store.conftest import Execute, Rows
 from tests.store.talking import (
     COMMITTED,
     EVENTS,
@@ -37,6 +38,8 @@ from tests.store.talking import (
     record,
     session,
 )
+
+FORKED = {"lines": 1, "branches": 1}
 
 
 async def test_a_session_is_found_again_with_its_main_branch(store: SessionStore) -> None:
@@ -389,3 +392,36 @@ async def test_a_deleted_session_is_gone_and_its_turn_is_fenced(store: SessionSt
             await write
     assert [each.id for each in await store.list(TENANT, None, 10)] == ["sess-2"]
     assert await store.adopt(THERE, frozenset(), 10) == ()
+
+
+async def test_a_fork_adds_the_same_rows_whatever_the_history(store: SessionStore, rows: Rows) -> None:
+    """Invariant 10, counted."""
+    sess = await talked(store, 3)
+    before = await rows()
+    await store.fork(TENANT, sess, MAIN, None, "one", None)
+    one = await rows()
+    for number in range(20):
+        base = (await store.context(TENANT, sess, "one")).branch
+        turn = record(sess, f"more-{number}", base.place, branch="one", context=base.tokens)
+        await committed(store, turn)
+    more = await rows()
+    await store.fork(TENANT, sess, "one", None, "two", None)
+    assert {table: count - before[table] for table, count in one.items() if count != before[table]} == FORKED
+    assert {table: count - more[table] for table, count in (await rows()).items() if count != more[table]} == FORKED
+
+
+async def test_tokens_that_were_changed_in_the_store_are_refused(store: SessionStore, execute: Execute) -> None:
+    """Invariant 5."""
+    sess = await talked(store, 3)
+    await execute(
+        "UPDATE segments SET tokens = (SELECT tokens FROM segments WHERE turn = 'turn-0') WHERE turn = 'turn-1'"
+    )
+    with pytest.raises(DataCorrupt, match="turn-1"):
+        await store.context(TENANT, sess, MAIN)
+
+
+async def test_a_turn_that_is_missing_in_the_store_is_noticed(store: SessionStore, execute: Execute) -> None:
+    sess = await talked(store, 3)
+    await execute("DELETE FROM segments WHERE turn = 'turn-2'")
+    with pytest.raises(DataCorrupt):
+        await store.context(TENANT, sess, MAIN)
