@@ -48,17 +48,21 @@ class SimulatedConfig(_Section):
 
 class ModelConfig(_Section):
     """`path` is a Hugging Face directory or `shipped`; `simulated` takes its place. `name` is what requests call it,
-    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint."""
+    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint.
+    `quantization` int8 keeps the weights of linear layers in 8 bits, rounded when the model is loaded."""
 
     path: str = Field(default=SHIPPED, min_length=1)
     name: str | None = Field(default=None, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["int8"] | None = None
     simulated: SimulatedConfig | None = None
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         if self.simulated is not None and self.path != SHIPPED:
             raise ValueError("path and simulated exclude each other")
+        if self.quantization is not None and (self.simulated is not None or self.dtype == "float32"):
+            raise ValueError("quantization needs a model with tensors, computed in bfloat16")
         return self
 
 
@@ -256,6 +260,8 @@ class Config(_Section):
             )
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
+        if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
+            raise ValueError("model.quantization: workers must have device cpu")
         return self
 
     @property

@@ -17,6 +17,7 @@ from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
+from runtime.engine.quantizing import quantize_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
@@ -27,13 +28,15 @@ from runtime.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class NativeSettings:
-    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `max_tokens` None is the model's own."""
+    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `quantized`, linear layers keep their
+    weights in 8 bits; `max_tokens` None is the model's own."""
 
     name: str
     path: Path
     dtype: str
     page_tokens: int
     threads: int
+    quantized: bool = False
     max_tokens: int | None = None
 
 
@@ -44,6 +47,7 @@ def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
         name=settings.name,
         dtype=settings.dtype,
         page_tokens=settings.page_tokens,
+        quantized=settings.quantized,
         max_tokens=settings.max_tokens,
     )
 
@@ -80,6 +84,8 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     check_fits(checkpoint, spec, count, free_bytes())
     tokenizer = Tokenizer(settings.path)
     model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
+    if settings.quantized:
+        quantize_linears(model.base_model)
     pack_linears(model, free_bytes() - count * spec.page_bytes)
     runner = CpuRunner(model, KVTensors(spec, count))
     runner.probe()

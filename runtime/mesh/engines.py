@@ -116,4 +116,5 @@ def _native_settings(config: Config, worker: WorkerConfig) -> "NativeSettings":
         dtype=model_dtype(config.model, open_checkpoint(path).config),
         page_tokens=config.engine.page_tokens,
         threads=worker.threads,
+        quantized=config.model.quantization is not None,
     )

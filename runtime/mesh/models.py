@@ -63,5 +63,6 @@ def served_model(config: Config) -> ServedModel:
         name=model_name(model),
         dtype=model_dtype(model, checkpoint.config),
         page_tokens=config.engine.page_tokens,
+        quantized=model.quantization is not None,
     )
     return ServedModel(spec, Tokenizer(path), created)

@@ -32,20 +32,28 @@ _EMBEDDING = re.compile(_PREFIX + r"(?:embed_tokens|embed_in|wte)\.weight$")
 
 
 def checkpoint_spec(
-    checkpoint: Checkpoint, *, name: str, dtype: str, page_tokens: int, max_tokens: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    dtype: str,
+    page_tokens: int,
+    quantized: bool = False,
+    max_tokens: int | None = None,
 ) -> ModelSpec:
-    """`dtype` of the computation and its KV; `max_tokens` None is the model's own. Reads all weights once, for the
-    fingerprint.
+    """`dtype` of the computation and its KV; `quantized`, with weights of 8 bits; `max_tokens` None is the model's own.
+    Reads all weights once, for the fingerprint.
 
     Raises `ModelError` for a setting that cannot be, and for a configuration without a size or with a wrong one.
     """
     if dtype not in DTYPES:
         raise ModelError(f"{name}: dtype {dtype} is not supported; there are {', '.join(DTYPES)}")
+    if quantized and dtype != "bfloat16":
+        raise ModelError(f"{name}: weights of 8 bits are multiplied in bfloat16 only; dtype is {dtype}")
     limit = _size(checkpoint, _MAX_TOKENS)
     if max_tokens is not None and not 1 < max_tokens <= limit:
         raise ModelError(f"{name}: max_tokens must be 2 to {limit}, got {max_tokens}")
     kv_heads, head_dim = _key_shape(checkpoint)
-    kv = kv_fingerprint(checkpoint)
+    kv = kv_fingerprint(checkpoint, quantized=quantized)
     return ModelSpec(
         name=name,
         layers=_size(checkpoint, _LAYERS),
