@@ -78,6 +78,10 @@ class Tokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
+    @property
+    def vocabulary(self) -> str:
+        """Names what token ids mean: the same for tokenizers that agree on it."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the model wants around a prompt."""
 

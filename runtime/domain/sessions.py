@@ -77,7 +77,8 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Session:
     """`created_ms` is the store's clock, milliseconds since 1970. `rerender`: every turn renders the whole conversation
-    anew, for a model whose chat template has no rendering of what is new alone."""
+    anew, for a model whose chat template has no rendering of what is new alone. `vocabulary` says what its token ids
+    mean."""
 
     id: SessionId
     tenant: TenantId
@@ -85,6 +86,7 @@ class Session:
     created_ms: int
     rerender: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class SimulatedTokenizer:
     """Bytes in; bytes and whole words out. Chat messages become `role: content` lines."""
 
     eos_ids = frozenset({EOS})
+    vocabulary = "simulated"
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

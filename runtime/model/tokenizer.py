@@ -1,5 +1,6 @@
 """Text to token ids and back, as a checkpoint's own tokenizer files say. Never loads weights or imports torch."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -36,6 +37,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._fast.chat_template is not None
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """32 hexadecimal digits, of the whole tokenizer as it is used."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the model wants around a prompt."""

@@ -180,7 +180,9 @@ class GatewayRole:
             yield Deltas(live.queue)
         finally:
             self._feed(live, t.ClientGone())
-            del self._live[turn.ref.turn]
+            # A turn of a session that was left and taken up again is there anew.
+            if self._live.get(turn.ref.turn) is live:
+                del self._live[turn.ref.turn]
 
     def check(self, generation: Generation) -> None:
         """Raise the `InvalidArgument` of the first field at fault."""

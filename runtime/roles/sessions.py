@@ -24,6 +24,7 @@ from runtime.domain.sessions import (
     OnConflict,
     Prepared,
     Progress,
+    Session,
     TurnEvent,
     TurnRecord,
     TurnStatus,
@@ -32,7 +33,7 @@ from runtime.errors import BatonError, FailedPrecondition, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
 from runtime.roles.committing import kept_tokens
-from runtime.roles.gateway import GatewayRole
+from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.roles.session_turn import RunningTurn
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class SessionRole:
         self._offload = offload
         self._running: dict[TurnId, RunningTurn] = {}
         self._waiting: dict[TurnId, TurnRecord] = {}
+        self._opening: set[TurnId] = set()
         self._watchers: Counter[TurnId] = Counter()
 
     async def run(self) -> None:
@@ -100,13 +102,22 @@ class SessionRole:
         """Open a turn, or find the one that was opened under this key; says whether it is new."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
             return known, False
+        ident = self._ids.turn()
+        # Until it is known here, it looks in the store like one of ours that nobody runs.
+        self._opening.add(ident)
+        try:
+            return await self._open(ident, tenant, session, branch, asked, key)
+        finally:
+            self._opening.discard(ident)
+
+    async def _open(
+        self, ident: TurnId, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+    ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
             context = await self.store.context(tenant, session, branch)
             prepared = await self._prepare(context, asked)
-            record = TurnRecord(
-                self._ids.turn(), session, tenant, branch, context.session.model, TurnStatus.RUNNING, 0,
-                self.gateway.gateway, asked, prepared,
-            )  # fmt: skip
+            model, owner = context.session.model, self.gateway.gateway
+            record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
             opened = await self.store.open(record, key)
             if opened is not None:
                 break
@@ -188,13 +199,18 @@ class SessionRole:
             await self._beat()
             if not any(worker.role == DECODE for worker in self.gateway.view().workers):
                 return
-            mine = frozenset(self._running) | frozenset(self._waiting)
-            for record in await self.store.adopt(self.gateway.gateway, mine, self.settings.adopt_at_once):
+            mine = frozenset(self._running) | frozenset(self._waiting) | frozenset(self._opening)
+            left = await self.store.adopt(self.gateway.gateway, mine, self.settings.adopt_at_once)
+        except BatonError as error:
+            _log.warning("the session store does not answer: %s", error.message)
+            return
+        for record in left:
+            try:
                 await self._adopt(record)
-            for place in {(record.session, record.branch) for record in self._waiting.values()}:
-                await self._begin_next(*place)
-        except Unavailable:
-            _log.warning("the session store does not answer")
+            except BatonError as error:
+                _log.warning("a turn is not taken over yet: %s", error.message, extra={"turn": record.id})
+        for place in {(record.session, record.branch) for record in self._waiting.values()}:
+            await self._begin_next(*place)
 
     async def _beat(self) -> None:
         halted = await self.store.beat(self.gateway.gateway, self.settings.lease_s)
@@ -253,7 +269,7 @@ class SessionRole:
     def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
         prepared = record.prepared
         assert prepared is not None, "a running turn was prepared"
-        served = self.gateway.served(record.model)
+        served = self._served(context.session)
         past = () if context.session.rerender else context.tokens
         given = tuple(token for event in persisted for token in event.tokens)
         generation = Generation(
@@ -272,6 +288,14 @@ class SessionRole:
 
         self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
 
+    def _served(self, session: Session) -> ServedModel:
+        """Raises `NotFound`, and `FailedPrecondition` when the session's tokens mean something else to it."""
+        served = self.gateway.served(session.model)
+        if not session.rerender and session.vocabulary != served.tokenizer.vocabulary:
+            told = f"model {session.model!r} has another tokenizer than when the session was made"
+            raise FailedPrecondition(f"{told}, so its tokens mean something else", field="session")
+        return served
+
     async def _prepare(self, context: Context, asked: Asked) -> Prepared:
         """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
         work = partial(self._render, context, asked)
@@ -286,7 +310,7 @@ class SessionRole:
         return prepared
 
     def _render(self, context: Context, asked: Asked) -> Prepared:
-        served = self.gateway.served(context.session.model)
+        served = self._served(context.session)
         messages = [item.message for item in asked.items]
         past, drift = len(context.tokens), 0
         if context.session.rerender:

@@ -44,7 +44,15 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         if why is not None and not request.rerender:
             told = f"model {model.spec.name!r} has no rendering of what is new alone: {why}; ask with rerender"
             raise FailedPrecondition(told, field="rerender")
-        session = Session(self._ids.session(), self._settings.tenant, model.spec.name, 0, request.rerender, metadata)
+        session = Session(
+            self._ids.session(),
+            self._settings.tenant,
+            model.spec.name,
+            0,
+            request.rerender,
+            metadata,
+            model.tokenizer.vocabulary,
+        )
         created = await self._role.store.create(session, wire.unpack_key(request))
         return await self._state(created.id)
 

@@ -194,7 +194,11 @@ async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
 
 
 def _session(row: Row) -> Session:
-    return Session(SessionId(row[0]), TenantId(row[1]), row[2], row[3], bool(row[4]), unpack(row[5])["metadata"])
+    ident, tenant, model, created, rerender, packed = row
+    about = unpack(packed)
+    return Session(
+        SessionId(ident), TenantId(tenant), model, created, bool(rerender), about["metadata"], about["vocabulary"]
+    )
 
 
 def _branch(row: Row) -> Branch:

@@ -22,7 +22,7 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.tenant,
         session.model,
         int(session.rerender),
-        pack({"metadata": dict(session.metadata)}),
+        pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary}),
     )
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(

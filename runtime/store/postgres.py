@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import asyncpg
 
-from runtime.errors import StartError, Unavailable
+from runtime.errors import Internal, StartError, Unavailable
 from runtime.store.schema import migrate
 from runtime.store.transaction import Row, Transaction, Work
 
@@ -64,7 +64,7 @@ class PostgresDatabase:
                 self._dsn, min_size=1, max_size=_CONNECTIONS, timeout=_ANSWER_S, command_timeout=_ANSWER_S
             )
             await self.write(_prepared)
-        except (*_SILENT, asyncpg.PostgresError, ValueError, Unavailable) as error:
+        except (*_SILENT, asyncpg.PostgresError, ValueError, Unavailable, Internal) as error:
             raise StartError(f"sessions.store: the database cannot be used: {error}") from error
 
     async def write(self, work: Work[T]) -> T:
@@ -91,6 +91,10 @@ class PostgresDatabase:
                 return await work(PostgresTransaction(connection))
         except _SILENT as error:
             raise Unavailable(f"the session store does not answer: {error}", retry_after_ms=1000) from error
+        except _AGAIN:
+            raise
+        except asyncpg.PostgresError as error:
+            raise Internal(f"the session store refused a statement: {error}") from error
 
 
 async def _prepared(tx: Transaction) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from runtime.errors import BatonError, ResourceExhausted, SetupError, StartError, Unavailable
+from runtime.errors import BatonError, Internal, ResourceExhausted, SetupError, StartError, Unavailable
 from runtime.store.schema import migrate
 from runtime.store.transaction import Row, Transaction, Work
 
@@ -149,7 +149,8 @@ class SqliteDatabase:
             raise
         except Exception as error:  # noqa: BLE001 - a bug is for whoever asked, the others' work goes on
             connection.execute("ROLLBACK TO job")
-            return functools.partial(_fail, job.done, error)
+            told = Internal(f"the session store failed: {error}") if isinstance(error, sqlite3.Error) else error
+            return functools.partial(_fail, job.done, told)
         connection.execute("RELEASE job")
         return functools.partial(_succeed, job.done, result)
 
