@@ -36,7 +36,7 @@ _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoc
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
     UNION ALL
-    SELECT l.line, l.base, CASE WHEN p.base < p.upto THEN p.base ELSE p.upto END
+    SELECT l.line, l.base, p.base
     FROM path p JOIN lines own ON own.session = $1 AND own.line = p.line
     JOIN lines l ON l.session = $1 AND l.line = own.parent)"""
 

@@ -15,6 +15,7 @@ EURO = tuple("€".encode())
     [
         ((*HELLO, EOS), "Hello", 5),
         ((*HELLO, 300), "Hello", 5),
+        ((*HELLO, EOS, 300), "Hello", 6),
         (HELLO, "Hello", 5),
         (HELLO, "Hel", 3),
         (HELLO, "", 0),
