@@ -179,6 +179,17 @@ class GatewayConfig(_Section):
     placement: Literal["least_loaded", "round_robin"] = "least_loaded"
 
 
+class SessionsConfig(_Section):
+    """`store` keeps the sessions: `sqlite` in the state folder of the mesh, for one gateway; a PostgreSQL database that
+    is named as postgresql://user@host/database, for any number of them; `none` serves none. A gateway that is silent
+    for `lease_s` loses its unfinished turns to another, and tries a store that does not answer for `store_grace_s`.
+    """
+
+    store: str = Field(default="sqlite", pattern=r"^(sqlite|none|postgres(ql)?://.+)$")
+    lease_s: float = Field(default=5.0, ge=0.5)
+    store_grace_s: Seconds = 30.0
+
+
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
     `transfers` are tried; its pages travel by `transport`. The default is the crossover that `baton bench handoff`
@@ -241,6 +252,7 @@ class Config(_Section):
         WorkerConfig(name="decode", role="decode", count=2),
     )
     gateway: GatewayConfig = GatewayConfig()
+    sessions: SessionsConfig = SessionsConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
     ray: RayConfig = RayConfig()
@@ -254,6 +266,11 @@ class Config(_Section):
             raise ValueError("workers must have one of role decode: nobody else gives tokens")
         if self.gateway.http_port == self.gateway.grpc_port:
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
+        if self.gateway.replicas > 1 and self.sessions.store == "sqlite":
+            raise ValueError(
+                f"sessions.store is sqlite, which serves one gateway, and gateway.replicas is {self.gateway.replicas}: "
+                "name a PostgreSQL database there, or none"
+            )
         on_cpu = all(worker.device == "cpu" for worker in self.workers)
         if self.model.simulated is not None and not on_cpu:
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
