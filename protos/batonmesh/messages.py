@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int
+    prompt_logprobs: int
     min_p: float
     typical_p: float
     repetition_penalty: float
@@ -57,6 +58,7 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     final: inference_pb2.Final
+    prompt_logprobs: common_pb2.PromptLogprobs | None = None
 
 
 def generate_request(
@@ -87,6 +89,10 @@ def count_request(model: str, prompt: Prompt) -> inference_pb2.CountTokensReques
 
 def events(message: inference_pb2.GenerateResponse) -> list[Event]:
     return [*message.events, message.final] if message.HasField("final") else [*message.events]
+
+
+def explained(message: inference_pb2.GenerateResponse) -> common_pb2.PromptLogprobs | None:
+    return message.prompt_logprobs if message.HasField("prompt_logprobs") else None
 
 
 def whole(answer: Iterable[Event]) -> Answer:

@@ -13,10 +13,10 @@ free page the sequence admitted last is preempted; it comes before all others th
 has its pages back.
 """
 
-import enum
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from runtime.domain.batched import Entry, Phase, Ready
 from runtime.domain.budget import StepBudget
 from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
@@ -47,40 +47,8 @@ class Limits:
     itl_s: float | None = None
 
 
-class Phase(enum.Enum):
-    WAITING = "waiting"
-    AWAITING = "awaiting"
-    LANDED = "landed"
-    RUNNING = "running"
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A page of a `Prefill` that is complete: page `index` of the sequence, in pool page `page`."""
-
-    index: int
-    page: int
-    valid_tokens: int
-    id: PageId
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """`target`: how many tokens need KV before this sequence is done with what it knows so far."""
-
-    sequence: Sequence
-    work: Work
-    tokens: list[int]
-    target: int
-    phase: Phase = Phase.WAITING
-    computed: int = 0
-    published: int = 0
-    table: list[int] = field(default_factory=list)
-    chain: list[PageId] = field(default_factory=list)
-    local: int = 0
-    landed: dict[int, int] = field(default_factory=dict)
-    exported: int = 0
-    preempted: bool = False
+# Logits of a step for prompts that are scored: 64 MiB in float32, of whatever vocabulary.
+_SCORED_LOGITS = 1 << 24
 
 
 class Batcher:
@@ -90,11 +58,11 @@ class Batcher:
         self._limits = limits
         self._budget = StepBudget(limits.step_tokens, limits.itl_s, spec.page_tokens)
         self._planned = (0, 0)
-        self._entries: dict[SequenceId, _Entry] = {}
-        self._reserving: deque[_Entry] = deque()
-        self._waiting: deque[_Entry] = deque()
-        self._landed: deque[_Entry] = deque()
-        self._running: list[_Entry] = []
+        self._entries: dict[SequenceId, Entry] = {}
+        self._reserving: deque[Entry] = deque()
+        self._waiting: deque[Entry] = deque()
+        self._landed: deque[Entry] = deque()
+        self._running: list[Entry] = []
         self._full = False
 
     def __contains__(self, sequence: SequenceId) -> bool:
@@ -125,7 +93,9 @@ class Batcher:
         first_page = work.first_page if isinstance(work, Prefill) else 0
         tokens = list(sequence.tokens)
         target = work.upto if isinstance(work, Prefill) else len(tokens)
-        entry = _Entry(sequence, work, tokens, target, exported=first_page)
+        entry = Entry(sequence, work, tokens, target, exported=first_page)
+        if sequence.scored is not None and len(sequence.prompt) > 1 and not isinstance(work, Prefill):
+            entry.unscored = 0
         self._entries[sequence.id] = entry
         self._extend(entry)
         (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
@@ -196,23 +166,18 @@ class Batcher:
         prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
         budget = min(len(decoding), self._limits.step_tokens)
         budget += self._budget.prefill_tokens(budget)
+        scores = max(_SCORED_LOGITS // self._spec.vocab, 1)
         for entry in decoding + prefilling:
             if budget == 0:
                 break
-            start = entry.computed
-            if entry.phase is not Phase.RUNNING or start >= entry.target:
+            end = min(entry.computed + budget, entry.end(scores))
+            if entry.phase is not Phase.RUNNING or end <= entry.computed:
                 continue
-            end = min(entry.target, start + budget)
             if end > len(entry.table) * size and not self._grow(entry, end, chunks):
                 continue
-            chunks[entry.sequence.id] = Chunk(
-                entry.sequence.id,
-                tuple(entry.tokens[start:end]),
-                start,
-                tuple(entry.table[: pages_for(end, size)]),
-                end == len(entry.tokens) and not isinstance(entry.work, Prefill),
-            )
-            budget -= end - start
+            chunk = chunks[entry.sequence.id] = entry.chunk(end, size)
+            budget -= len(chunk.tokens)
+            scores -= len(chunk.score.targets) if chunk.score else 0
         run = sum(len(chunk.tokens) for chunk in chunks.values())
         decoded = sum(entry.sequence.id in chunks for entry in decoding)
         self._planned = (run - decoded, decoded)
@@ -225,7 +190,7 @@ class Batcher:
     def computed(self, chunk: Chunk) -> None:
         """The step ran: the chunk's tokens have KV."""
         entry = self._entries[chunk.sequence]
-        entry.computed = chunk.start + len(chunk.tokens)
+        entry.advance(chunk.start + len(chunk.tokens))
         self._publish(entry)
 
     def append(self, sequence: SequenceId, token: int) -> None:
@@ -274,15 +239,14 @@ class Batcher:
     def _pages(self, tokens: int) -> int:
         return pages_for(tokens, self._spec.page_tokens)
 
-    def _extend(self, entry: _Entry) -> None:
+    def _extend(self, entry: Entry) -> None:
         extend_chain(entry.chain, entry.sequence.salt, entry.tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
-    def _reusable(self, entry: _Entry) -> list[PageId]:
-        """The ids worth looking up: a decoding sequence always runs its last token itself, for the logits."""
-        tokens = entry.target if isinstance(entry.work, Prefill) else len(entry.tokens) - 1
-        return entry.chain[: tokens // self._spec.page_tokens]
+    def _reusable(self, entry: Entry) -> list[PageId]:
+        """The ids worth looking up."""
+        return entry.chain[: entry.reusable // self._spec.page_tokens]
 
-    def _expected(self, entry: _Entry, index: int, valid_tokens: int) -> PageId:
+    def _expected(self, entry: Entry, index: int, valid_tokens: int) -> PageId:
         if valid_tokens == self._spec.page_tokens:
             return entry.chain[index] if index < len(entry.chain) else ROOT
         start = index * self._spec.page_tokens
@@ -290,7 +254,7 @@ class Batcher:
         tokens = entry.tokens[start : start + valid_tokens]
         return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
-    def _reserve(self, entry: _Entry) -> StepEvent:
+    def _reserve(self, entry: Entry) -> StepEvent:
         taken = None
         if not (self._waiting and self._waiting[0].preempted):
             taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
@@ -302,21 +266,21 @@ class Batcher:
         entry.phase = Phase.AWAITING
         return Reserved(entry.sequence.id, entry.local)
 
-    def _landed_tokens(self, entry: _Entry) -> int:
-        """Tokens with KV from the start without a gap, the last token of the sequence left out."""
+    def _landed_tokens(self, entry: Entry) -> int:
+        """Tokens with KV from the start without a gap, without those that must run here, as the last one must."""
         tokens = entry.local
         for index in range(entry.local // self._spec.page_tokens, len(entry.table)):
             valid = entry.landed.get(index, 0)
             tokens += valid
             if valid < self._spec.page_tokens:
                 break
-        return min(tokens, len(entry.tokens) - 1)
+        return min(tokens, entry.reusable)
 
-    def _start(self, entry: _Entry) -> None:
+    def _start(self, entry: Entry) -> None:
         entry.phase, entry.preempted = Phase.RUNNING, False
         self._running.append(entry)
 
-    def _publish(self, entry: _Entry, upto: int | None = None) -> None:
+    def _publish(self, entry: Entry, upto: int | None = None) -> None:
         """Give every page that is now full its id, so that others may share it."""
         full = (entry.computed if upto is None else upto) // self._spec.page_tokens
         if full <= entry.published:
@@ -326,7 +290,7 @@ class Batcher:
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
         entry.published = full
 
-    def _grow(self, entry: _Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
+    def _grow(self, entry: Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
         """Make the block table cover `tokens`, preempting others if need be; False when this one was preempted."""
         while (missing := self._pages(tokens) - len(entry.table)) > 0:
             taken = self.pool.try_take((), missing)
@@ -339,7 +303,7 @@ class Batcher:
                 return False
         return True
 
-    def _preempt(self, entry: _Entry) -> None:
+    def _preempt(self, entry: Entry) -> None:
         self._running.remove(entry)
         self.pool.release(entry.table)
         entry.table, entry.computed, entry.published = [], 0, 0
@@ -347,7 +311,7 @@ class Batcher:
         self._waiting.appendleft(entry)
         self._full = False
 
-    def _ready(self, entry: _Entry) -> list[Ready]:
+    def _ready(self, entry: Entry) -> list[Ready]:
         assert isinstance(entry.work, Prefill)
         size = self._spec.page_tokens
         ready = [

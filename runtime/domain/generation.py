@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.ids import TenantId
 
@@ -24,7 +25,7 @@ class Delta:
 
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
-    after a failover.
+    after a failover. `scores` of the prompt come with the first token, where they were asked for.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Delta:
     finish: FinishReason | None = None
     handoff: Handoff | None = None
     attempt: int = 1
+    scores: PromptScores | None = None
 
 
 class Handoffs:

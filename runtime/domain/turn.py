@@ -249,7 +249,10 @@ class Turn:
         self._given.extend(sampled.token for sampled in fresh)
         self._attaches = 0
         # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
-        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, output.ref.attempt)
+        scores = None if known else output.scores
+        delta = Delta(
+            output.index + known, fresh, output.text, output.finish, output.handoff, output.ref.attempt, scores
+        )
         if output.finish is None:
             self._to(TurnState.STREAMING)
             return [Give(delta)]

@@ -8,6 +8,7 @@ import torch
 from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import Sampled
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
@@ -19,6 +20,7 @@ from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
+from runtime.engine.scoring import score
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.spec import checkpoint_spec
@@ -54,8 +56,9 @@ class NativeCompute:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
-        return sample(self._runner.forward(chunks), rows)
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
+        logits, scored = score(self._runner.forward(chunks), chunks)
+        return sample(logits, rows), scored
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         return self._runner.kv.read_pages(pages)
@@ -86,7 +89,11 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     return engine_core(spec, count, limits, runner, tokenizer)
 
 
-def engine_core(spec: ModelSpec, pages: int, limits: Limits, runner: Runner, tokenizer: Tokenizer) -> EngineCore:
-    """The engine core of a runner, whose pool has `pages` pages."""
+def engine_core(
+    spec: ModelSpec, pages: int, limits: Limits, runner: Runner, tokenizer: Tokenizer, *, scores: bool = True
+) -> EngineCore:
+    """The engine core of a runner, whose pool has `pages` pages. `scores`: the runner gives the logits of any token,
+    not just of the last of a chunk."""
     grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
-    return EngineCore(spec, pages, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)
+    compute, eos_ids = NativeCompute(runner), tokenizer.eos_ids
+    return EngineCore(spec, pages, limits, compute, eos_ids, tokenizer.decoder, grammars, scores=scores)

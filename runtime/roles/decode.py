@@ -259,8 +259,8 @@ class DecodeRole:
 def _translate(event: StepEvent) -> r.RequestEvent | None:
     """An engine's event in the words of the request's table."""
     match event:
-        case Generated(index=index, tokens=tokens, text=text, finish=finish):
-            return r.NewTokens(index, tokens, text, finish)
+        case Generated(index=index, tokens=tokens, text=text, finish=finish, scores=scores):
+            return r.NewTokens(index, tokens, text, finish, scores)
         case Reserved(local_tokens=local):
             return r.RoomReserved(local)
         case NoRoom():

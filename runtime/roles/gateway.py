@@ -196,6 +196,7 @@ class GatewayRole:
         if not all(0 <= token < spec.vocab for token in generation.prompt):
             raise InvalidArgument(f"prompt holds a token id outside the vocabulary of {spec.vocab}", field="prompt")
         generation.sampling.check_vocabulary(spec.vocab)
+        generation.sampling.check_prompt(prompt)
         if generation.deadline_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived", field="deadline_ms")
 

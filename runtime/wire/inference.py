@@ -9,7 +9,7 @@ from runtime.domain.spec import ModelSpec
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
-from runtime.wire.sequence import TO_FINISH, pack_top
+from runtime.wire.sequence import TO_FINISH, pack_scores, pack_top
 
 MAX_TEXT_BYTES = 4 << 20
 _MAX_MESSAGES = 16_384
@@ -69,6 +69,8 @@ class Answer:
             self._handoffs.add(delta)
             self._completion_tokens += len(delta.tokens)
             message.events.extend(self._events(delta))
+            if delta.scores is not None:
+                message.prompt_logprobs.CopyFrom(pack_scores(delta.scores))
             if delta.finish is not None:
                 message.final.CopyFrom(self._final(delta))
             else:

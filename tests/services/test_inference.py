@@ -10,10 +10,11 @@ import pytest
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import Sampled, Sampling
-from runtime.engine.simulated import VOCAB, WORDS, StepProfile, continuation
+from runtime.engine.simulated import VOCAB, WORDS, StepProfile, continuation, prompt_scores
 from runtime.errors import BatonError, Unavailable
 from runtime.roles.gateway import Deltas
 from runtime.services.inference import gather
+from runtime.wire.sequence import pack_scores
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
 
 PROMPT = tuple(range(65, 90)) * 6
@@ -87,6 +88,62 @@ async def test_logprobs_come_when_they_are_asked_for(stub: inference_pb2_grpc.In
     assert all(event.HasField("logprob") for event in events)
     events = [event async for message in stub.Generate(request()) for event in message.events]
     assert not any(event.HasField("logprob") for event in events)
+
+
+async def explained(
+    stub: inference_pb2_grpc.InferenceStub, asked: inference_pb2.GenerateRequest
+) -> tuple[list[int], list[tuple[int, common_pb2.PromptLogprobs]], inference_pb2.Final]:
+    """The tokens; after how many of them the prompt was explained, each time; the final."""
+    tokens: list[int] = []
+    told = []
+    async for message in stub.Generate(asked, timeout=20):
+        if message.HasField("prompt_logprobs"):
+            told.append((len(tokens), message.prompt_logprobs))
+        tokens += [event.id for event in message.events]
+    return tokens, told, message.final
+
+
+async def test_what_a_prompt_is_worth_comes_with_the_first_token_and_is_computed_by_who_decodes(
+    mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub
+) -> None:
+    asked = request(sampling=common_pb2.Sampling(max_tokens=12, temperature=0, prompt_logprobs=3))
+    for _ in range(2):
+        tokens, told, final = await explained(stub, asked)
+        assert tokens == expected()
+        ((place, found),) = told
+        assert (place, found) == (0, pack_scores(prompt_scores(PROMPT, 3)))
+        assert (final.handoff.moved_tokens, final.handoff.cached_tokens) == (0, 0)
+    _, told, _ = await explained(stub, request())
+    assert told == []
+    await mesh.idle()
+
+
+@pytest.mark.parametrize("after", [0, 5])
+async def test_what_a_prompt_is_worth_is_told_once_when_its_decode_worker_dies(after: int) -> None:
+    """Before it was told, or after."""
+    async with grpc_mesh(decode=2, profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        sampling = common_pb2.Sampling(max_tokens=30, temperature=0, prompt_logprobs=1)
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request(sampling=sampling))
+        messages: list[inference_pb2.GenerateResponse] = []
+        decoding = [worker for name, worker in mesh.workers.items() if name != "prefill-0"]
+
+        async def begun() -> None:
+            while not any(worker.role.running() for worker in decoding):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # no one event tells of it
+
+        if after == 0:
+            await asyncio.wait_for(begun(), 10)
+        while sum(len(message.events) for message in messages) < after:
+            message = await call.read()
+            assert isinstance(message, inference_pb2.GenerateResponse)
+            messages.append(message)
+        await next(worker for worker in decoding if worker.role.running()).kill()
+        async for message in call:
+            messages.append(message)  # noqa: PERF401 - what was read before comes first
+    assert [event.id for message in messages for event in message.events] == expected(30)
+    assert messages[-1].final.attempts == 2
+    told = [message.prompt_logprobs for message in messages if message.HasField("prompt_logprobs")]
+    assert told == [pack_scores(prompt_scores(PROMPT, 1))]
 
 
 async def test_an_answer_keeps_to_its_grammar(stub: inference_pb2_grpc.InferenceStub) -> None:
@@ -175,6 +232,13 @@ BAD = {
     "a penalty out of range": (
         "presence_penalty",
         request(sampling=common_pb2.Sampling(max_tokens=1, presence_penalty=3)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "more log-probabilities than a message holds": (
+        "prompt_logprobs",
+        request(
+            prompt=inference_pb2.Prompt(text="x" * 4000), sampling=common_pb2.Sampling(max_tokens=1, prompt_logprobs=20)
+        ),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
     "too many bad words": (

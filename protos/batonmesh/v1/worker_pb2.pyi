@@ -377,6 +377,7 @@ class Output(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     HANDOFF_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the turn's answer before the first of `tokens`."""
     text: _builtins.str
@@ -409,6 +410,10 @@ class Output(_message.Message):
         follows. Beside `ref` all other fields are empty then.
         """
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _common_pb2.PromptLogprobs:
+        """Of the prompt, where `sampling.prompt_logprobs` asked for it: with the turn's first token, whose `index` is 0."""
+
     def __init__(
         self,
         *,
@@ -421,10 +426,11 @@ class Output(_message.Message):
         finish: _common_pb2.FinishReason.ValueType | None = ...,
         handoff: _common_pb2.Handoff | None = ...,
         failed: _common_pb2.Error | None = ...,
+        prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "ref", b"ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "ref", b"ref", "text", b"text", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finish: _TypeAlias = _typing.Literal["finish"]  # noqa: Y015
     _WhichOneofArgType__finish: _TypeAlias = _typing.Literal["_finish", b"_finish"]  # noqa: Y015

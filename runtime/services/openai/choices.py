@@ -77,6 +77,8 @@ class _Several:
             await self._begun.wait()
         asked = self._generation
         sampling = replace(asked.sampling, seed=choice_seed(asked.sampling.seed, index))
+        if index:
+            sampling = replace(sampling, prompt_logprobs=None)
         mine = replace(asked, sampling=sampling, deadline_s=self._ends - self._clock())
         try:
             async with self._gateway.open(mine) as deltas:
@@ -90,7 +92,8 @@ class _Several:
 async def give_choices(
     gateway: GatewayRole, generation: Generation, count: int, give: Callable[[Arrivals], Awaitable[None]]
 ) -> None:
-    """Open `count` turns for `generation`, which differ in their seeds alone, and `give` what arrives. Leaves all of
+    """Open `count` turns for `generation`, which differ in their seeds alone, but for what is told
+    of the prompt, which the first tells; and `give` what arrives. Leaves all of
     them, and so cancels what is unfinished, when it ends. Raises the `BatonError` of the first that fails."""
     if count == 1:
         async with gateway.open(generation) as deltas:
