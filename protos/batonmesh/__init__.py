@@ -26,7 +26,7 @@ from batonmesh.errors import (
     TooLarge,
     Unavailable,
 )
-from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.messages import Answer, Choice, Event, Options, Prompt
 
 __all__ = [
     "Answer",
@@ -34,6 +34,7 @@ __all__ = [
     "AsyncStream",
     "BatonError",
     "Cancelled",
+    "Choice",
     "Client",
     "ContextExceeded",
     "DataCorrupt",

@@ -18,6 +18,8 @@ Event = inference_pb2.TokenEvent | inference_pb2.Final
 
 # What gateways take unless configured. They would refuse more without a word about the field.
 MAX_REQUEST_BYTES = 16 << 20
+# Of the whole request, not of how each token is chosen.
+_OF_THE_REQUEST = frozenset({"n", "best_of"})
 _GRAMMARS = frozenset({"json_schema", "regex", "choice", "lark"})
 M = TypeVar("M", bound=Message)
 
@@ -44,6 +46,8 @@ class Options(TypedDict, total=False):
     min_tokens: int
     banned_tokens: Sequence[Sequence[int]]
     bad_words: Sequence[str]
+    n: int
+    best_of: int
     # What the answer must match: one of these at most.
     json_schema: str | Mapping[str, object]
     regex: str
@@ -52,12 +56,22 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several answers."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: common_pb2.FinishReason.ValueType
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; of several the first, and `choices` are all of them."""
 
     text: str
     tokens: tuple[int, ...]
     final: inference_pb2.Final
+    choices: tuple[Choice, ...]
     prompt_logprobs: common_pb2.PromptLogprobs | None = None
 
 
@@ -71,6 +85,9 @@ def generate_request(
             if request.sampling.HasField("grammar"):
                 raise InvalidArgument(f"{name} is a second grammar: send one", code="invalid", field=name)
             request.sampling.grammar.CopyFrom(_built(common_pb2.Grammar, name, _sendable(name, value)))
+            continue
+        if name in _OF_THE_REQUEST:
+            request.MergeFrom(_built(inference_pb2.GenerateRequest, name, value))
             continue
         request.sampling.MergeFrom(_built(common_pb2.Sampling, name, _sendable(name, value)))
     request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
@@ -97,10 +114,16 @@ def explained(message: inference_pb2.GenerateResponse) -> common_pb2.PromptLogpr
 
 def whole(answer: Iterable[Event]) -> Answer:
     """The answer that these events are; the last of them is its final."""
-    *tokens, final = answer
+    *events, final = answer
     assert isinstance(final, inference_pb2.Final), "a stream that ends well ends with its final"
-    ids = tuple(token.id for token in tokens if isinstance(token, inference_pb2.TokenEvent))
-    return Answer("".join(token.text for token in tokens) + final.text, ids, final)
+    tokens = [event for event in events if isinstance(event, inference_pb2.TokenEvent)]
+    alone = inference_pb2.Choice(finish_reason=final.finish_reason, text=final.text)
+    choices = []
+    for number, end in enumerate(final.choices or [alone]):
+        mine = [token for token in tokens if token.choice == number]
+        text = "".join(token.text for token in mine) + end.text
+        choices.append(Choice(text, tuple(token.id for token in mine), end.finish_reason))
+    return Answer(choices[0].text, choices[0].tokens, final, tuple(choices))
 
 
 def _prompt(prompt: Prompt) -> inference_pb2.Prompt:

@@ -70,6 +70,16 @@ async def test_a_whole_answer_with_what_the_prompt_is_worth_in_both_clients(mesh
     assert answer.prompt_logprobs == wanted
 
 
+async def test_several_answers_at_once(mesh: GrpcMesh) -> None:
+    async with AsyncClient(mesh.address) as client:
+        answer = await client.complete("simulated", PROMPT, max_tokens=4, seed=5, n=3, best_of=3)
+        alone = await client.complete("simulated", PROMPT, max_tokens=4, seed=5)
+    assert [len(choice.tokens) for choice in answer.choices] == [4, 4, 4]
+    assert len({choice.text for choice in answer.choices}) == 3
+    assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
+    assert alone.choices == answer.choices[:1]
+
+
 async def test_an_answer_as_it_comes(mesh: GrpcMesh) -> None:
     async with AsyncClient(mesh.address) as client, client.generate("simulated", PROMPT, max_tokens=5) as stream:
         *tokens, final = [event async for event in stream]

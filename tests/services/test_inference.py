@@ -9,10 +9,12 @@ import pytest
 
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from runtime.domain.generation import Delta
+from runtime.domain.sampling import choice_seed
 from runtime.domain.sequence import Sampled, Sampling
 from runtime.engine.simulated import VOCAB, WORDS, StepProfile, continuation, prompt_scores
 from runtime.errors import BatonError, Unavailable
 from runtime.roles.gateway import Deltas
+from runtime.services.choices import Lone
 from runtime.services.inference import gather
 from runtime.wire.sequence import pack_scores
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
@@ -133,13 +135,11 @@ async def test_what_a_prompt_is_worth_is_told_once_when_its_decode_worker_dies(a
 
         if after == 0:
             await asyncio.wait_for(begun(), 10)
+        arriving = aiter(call)
         while sum(len(message.events) for message in messages) < after:
-            message = await call.read()
-            assert isinstance(message, inference_pb2.GenerateResponse)
-            messages.append(message)
+            messages.append(await anext(arriving))
         await next(worker for worker in decoding if worker.role.running()).kill()
-        async for message in call:
-            messages.append(message)  # noqa: PERF401 - what was read before comes first
+        messages += [message async for message in arriving]
     assert [event.id for message in messages for event in message.events] == expected(30)
     assert messages[-1].final.attempts == 2
     told = [message.prompt_logprobs for message in messages if message.HasField("prompt_logprobs")]
@@ -241,6 +241,10 @@ BAD = {
         ),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
+    "no answer": ("n", request(n=0), grpc.StatusCode.INVALID_ARGUMENT),
+    "too many answers": ("n", request(n=17), grpc.StatusCode.INVALID_ARGUMENT),
+    "the best of too many": ("best_of", request(best_of=17), grpc.StatusCode.INVALID_ARGUMENT),
+    "the best of fewer than are wanted": ("best_of", request(n=3, best_of=2), grpc.StatusCode.INVALID_ARGUMENT),
     "too many bad words": (
         "bad_words",
         request(sampling=common_pb2.Sampling(max_tokens=1, bad_words=["x"] * 65)),
@@ -369,15 +373,74 @@ async def test_an_answer_survives_the_death_of_its_decode_worker_without_a_lost_
 
 async def test_what_is_ready_together_is_gathered_up_to_what_is_not_or_failed() -> None:
     queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue()
-    deltas = Deltas(queue)
+    arrivals = Lone(Deltas(queue))
     one, two, three = (Delta(index, (Sampled(index),), "x") for index in range(3))
     failure = Unavailable("the decode worker was lost")
     queue.put_nowait(one)
     queue.put_nowait(two)
-    assert await gather(await anext(deltas), deltas) == ([one, two], None)
+    assert await gather(await anext(arrivals), arrivals) == ([(0, one), (0, two)], None)
     queue.put_nowait(three)
     queue.put_nowait(failure)
-    assert await gather(await anext(deltas), deltas) == ([three], failure)
+    assert await gather(await anext(arrivals), arrivals) == ([(0, three)], failure)
+
+
+async def choices_of(
+    stub: inference_pb2_grpc.InferenceStub, asked: inference_pb2.GenerateRequest
+) -> tuple[list[list[int]], inference_pb2.Final]:
+    """The tokens of each choice, whose indices must have no gap."""
+    found: list[list[int]] = [[] for _ in range(asked.n)]
+    async for message in stub.Generate(asked, timeout=20):
+        for event in message.events:
+            assert event.index == len(found[event.choice])
+            found[event.choice].append(event.id)
+    return found, message.final
+
+
+async def test_several_answers_have_seeds_of_their_own_and_share_the_prompt(
+    mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub
+) -> None:
+    sampling = common_pb2.Sampling(max_tokens=9, seed=11)
+    found, final = await choices_of(stub, request(sampling=sampling, n=3))
+    assert found == [continuation(PROMPT, Sampling(9, seed=choice_seed(11, index))) for index in range(3)]
+    assert [choice.finish_reason for choice in final.choices] == [common_pb2.FINISH_REASON_LENGTH] * 3
+    assert (final.usage.prompt_tokens, final.usage.completion_tokens) == (len(PROMPT), 27)
+    assert (final.usage.cached_tokens, final.handoff.moved_tokens) == (0, len(PROMPT) - 1)
+    # Pages that were filled once, by whichever worker: the others found them.
+    computed = sum(worker.engine.core.load().pages.cached for worker in mesh.workers.values())
+    assert computed <= 2 * (len(PROMPT) // SPEC.page_tokens) + 3 * 2
+    alone, final = await choices_of(stub, request(sampling=sampling, n=1))
+    assert alone == found[:1]
+    assert not final.choices
+    await mesh.idle()
+
+
+async def test_of_the_best_answers_all_are_paid_and_the_prompt_is_told_once(
+    mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub
+) -> None:
+    sampling = common_pb2.Sampling(max_tokens=5, seed=3, prompt_logprobs=0)
+    asked = request(sampling=sampling, n=2, best_of=4)
+    found, final = await choices_of(stub, asked)
+    candidates = [continuation(PROMPT, Sampling(5, seed=choice_seed(3, index))) for index in range(4)]
+    # The simulated engine's tokens are all as likely: of equals the earlier come first.
+    assert found == candidates[:2]
+    assert final.usage.completion_tokens == 20
+    _, told, _ = await explained(stub, asked)
+    assert told == [(0, pack_scores(prompt_scores(PROMPT, 0)))]
+    await mesh.idle()
+
+
+async def test_a_client_that_hangs_up_frees_all_its_answers() -> None:
+    async with grpc_mesh(profile=SLOW) as mesh, grpc.aio.insecure_channel(mesh.address) as channel:
+        asked = request(sampling=common_pb2.Sampling(max_tokens=900), n=4)
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(asked)
+        heard: set[int] = set()
+        while heard != {0, 1, 2, 3}:
+            message = await call.read()
+            assert isinstance(message, inference_pb2.GenerateResponse)
+            heard |= {event.choice for event in message.events}
+        assert mesh.gateway.in_flight() == 4
+        call.cancel()
+        await mesh.idle()
 
 
 async def test_many_answers_at_once_are_all_right(mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub) -> None:

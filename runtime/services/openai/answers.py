@@ -43,10 +43,11 @@ class Head:
 
 
 class Tally:
-    """What an answer took, gathered from its deltas."""
+    """What an answer took, gathered from its deltas. `withheld` are tokens that were made for it and not given."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self.finish: FinishReason | None = None
+        self.withheld = 0
         self._prompt = prompt_tokens
         self._completion = 0
         self._attempts = 1
@@ -61,7 +62,7 @@ class Tally:
 
     def usage(self, *others: "Tally") -> Json:
         """With those of the `others` that answer the same prompt, which counts once."""
-        completion = self._completion + sum(other._completion for other in others)
+        completion = self.withheld + self._completion + sum(other._completion for other in others)
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": completion,

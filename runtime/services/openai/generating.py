@@ -18,9 +18,9 @@ from runtime.domain.sequence import FinishReason
 from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.banning import banned_spellings
+from runtime.services.choices import Arrivals, give_choices
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
 from runtime.services.openai.body import ClientGone, parse_body, read_body
-from runtime.services.openai.choices import Arrivals, give_choices
 from runtime.services.openai.exchange import Exchange, deadline_of
 from runtime.services.openai.prompts import ShownPrompt, text_of
 from runtime.services.openai.schema import GenerationRequest
@@ -88,9 +88,10 @@ class Generating:
                 if asked.stream:
                     await _stream(exchange, answers, tallies, heard, arrivals.ready, usage_asked=asked.usage_asked)
                 else:
-                    await exchange.respond(200, await _gather(answers, tallies, heard), {})
+                    body = await _gather(answers, tallies, heard, lambda: arrivals.withheld)
+                    await exchange.respond(200, body, {})
 
-            await give_choices(self._gateway, generation, asked.choices_asked, give)
+            await give_choices(self._gateway, generation, asked.choices_asked, asked.candidates_asked, give)
         except BatonError as error:
             await exchange.fail(error, called)
 
@@ -170,13 +171,20 @@ async def _stream(
     await exchange.end()
 
 
-async def _gather(answers: list[Answer], tallies: list[Tally], heard: AsyncIterator[tuple[int, Delta]]) -> bytes:
+async def _gather(
+    answers: list[Answer],
+    tallies: list[Tally],
+    heard: AsyncIterator[tuple[int, Delta]],
+    withheld: Callable[[], int],
+) -> bytes:
     texts: list[list[str]] = [[] for _ in answers]
     tokens: list[list[Sampled]] = [[] for _ in answers]
     async for index, delta in heard:
         tallies[index].add(delta)
         texts[index].append(delta.text)
         tokens[index].extend(delta.tokens)
+
+    tallies[0].withheld = withheld()
 
     def written() -> bytes:
         each = zip(answers, texts, tokens, tallies, strict=True)

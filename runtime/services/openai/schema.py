@@ -14,7 +14,7 @@ from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampli
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
 from runtime.services.banning import MAX_BAD_WORDS
-from runtime.services.openai.choices import MAX_CHOICES
+from runtime.services.choices import MAX_CHOICES, check_choices
 from runtime.services.openai.fields import (
     only,
     read_content,
@@ -142,6 +142,11 @@ class GenerationRequest(_Object):
     @property
     def choices_asked(self) -> int:
         return self.n or 1
+
+    @property
+    def candidates_asked(self) -> int:
+        """Of how many answers those that are given are the best."""
+        return self.choices_asked
 
     @property
     def tokens_asked(self) -> int | None:
@@ -316,6 +321,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None
     suffix: NoText = None
 
@@ -324,6 +330,17 @@ class CompletionRequest(GenerationRequest):
         if self.silent and not self.echo:
             raise InvalidArgument("max_tokens must be at least 1 unless echo is true, got 0", field="max_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _the_best_are_known_at_the_end(self) -> Self:
+        check_choices(self.choices_asked, self.candidates_asked)
+        if self.stream and self.candidates_asked > self.choices_asked:
+            raise InvalidArgument("best_of above n needs stream to be false", field="best_of")
+        return self
+
+    @property
+    def candidates_asked(self) -> int:
+        return self.choices_asked if self.best_of is None else self.best_of
 
     @property
     def echoes(self) -> bool:
