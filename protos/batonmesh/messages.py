@@ -19,7 +19,7 @@ Event = inference_pb2.TokenEvent | inference_pb2.Final
 # What gateways take unless configured. They would refuse more without a word about the field.
 MAX_REQUEST_BYTES = 16 << 20
 # Of the whole request, not of how each token is chosen.
-_OF_THE_REQUEST = frozenset({"n", "best_of"})
+_OF_THE_REQUEST = frozenset({"n", "best_of", "priority"})
 _GRAMMARS = frozenset({"json_schema", "regex", "choice", "lark"})
 M = TypeVar("M", bound=Message)
 
@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     bad_words: Sequence[str]
     n: int
     best_of: int
+    priority: int
     # What the answer must match: one of these at most.
     json_schema: str | Mapping[str, object]
     regex: str

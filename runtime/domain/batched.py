@@ -30,7 +30,8 @@ class Ready:
 @dataclass(slots=True, eq=False)
 class Entry:
     """`target`: how many tokens need KV before this sequence is done with what it knows so far. `unscored`: the place
-    of the first token of the prompt whose logits are still wanted, to score the next one; None when no more are."""
+    of the first token of the prompt whose logits are still wanted, to score the next one; None when no more are.
+    `number`: how many came before it. `charged`: tokens of it that its tenant was charged for."""
 
     sequence: Sequence
     work: Work
@@ -44,8 +45,9 @@ class Entry:
     local: int = 0
     landed: dict[int, int] = field(default_factory=dict)
     exported: int = 0
-    preempted: bool = False
     unscored: int | None = None
+    number: int = 0
+    charged: int = 0
 
     @property
     def reusable(self) -> int:

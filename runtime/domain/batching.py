@@ -7,10 +7,12 @@ Owns every sequence on the engine and the pool's pages they hold. Never computes
     LANDED     holds its pages until there is a place in the batch
     RUNNING    takes part in steps
 
-A step takes one token of every sequence that only has its newest to run, then gives what is left of the token budget
-to prefill chunks, in the order of admission; no more than lets the next tokens of the others come in time. Without a
-free page the sequence admitted last is preempted; it comes before all others then, and nothing new is reserved until it
-has its pages back.
+Who is admitted next is said in fairness.py. A step takes one token of every sequence that only has its newest to run,
+whatever its priority and its tenant, then gives what is left of the token budget to prefill chunks, the best priority
+and the least served tenant first; no more than lets the next tokens of the others come in time. Without a free page the
+sequence of the worst priority, of those the one admitted last, is preempted; it comes before all others then, and
+nothing new is reserved until it has its pages back. Reservations pass one that waits for room no more than `SHARE`
+times.
 """
 
 from collections import Counter, deque
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 
 from runtime.domain.batched import Entry, Phase, Ready
 from runtime.domain.budget import StepBudget
+from runtime.domain.fairness import SHARE, Line, Served
 from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.spec import ModelSpec
@@ -60,8 +63,10 @@ class Batcher:
         self._planned = (0, 0)
         self._entries: dict[SequenceId, Entry] = {}
         self._reserving: deque[Entry] = deque()
-        self._waiting: deque[Entry] = deque()
-        self._landed: deque[Entry] = deque()
+        self._served = Served()
+        self._line = Line(self._served)
+        self._passed = 0
+        self._count = 0
         self._running: list[Entry] = []
         self._full = False
 
@@ -74,11 +79,13 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether a step now would do anything: those that await frames, or found no room, need none."""
-        return bool(self._running or self._landed or self._reserving or (self._waiting and not self._full))
+        line = self._line
+        admits = line.has(Phase.LANDED) or (line.has(Phase.WAITING) and not self._full)
+        return bool(self._running or self._reserving or admits)
 
     def load(self) -> Load:
         running = len(self._running)
-        waiting = len(self._waiting) + len(self._reserving) + len(self._landed)
+        waiting = len(self._line) + len(self._reserving)
         # More than the newest token is left to run; what is awaited is computed elsewhere.
         prefill = sum(
             left
@@ -93,38 +100,43 @@ class Batcher:
         first_page = work.first_page if isinstance(work, Prefill) else 0
         tokens = list(sequence.tokens)
         target = work.upto if isinstance(work, Prefill) else len(tokens)
-        entry = Entry(sequence, work, tokens, target, exported=first_page)
+        entry = Entry(sequence, work, tokens, target, exported=first_page, number=self._count)
+        self._count += 1
         if sequence.scored is not None and len(sequence.prompt) > 1 and not isinstance(work, Prefill):
             entry.unscored = 0
         self._entries[sequence.id] = entry
         self._extend(entry)
-        (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
+        self._served.joins(entry)
+        if isinstance(work, DecodeAwaiting):
+            self._reserving.append(entry)
+        else:
+            self._line.add(entry)
 
     def admit(self) -> list[StepEvent]:
         """Admit those that landed and those that wait, in order, as far as there is room; reserve for the others."""
         events: list[StepEvent] = []
-        while self._landed and len(self._running) < self._limits.max_running:
-            entry = self._landed.popleft()
+        full = False
+        while len(self._running) < self._limits.max_running and (entry := self._line.next(landed=full)) is not None:
+            if entry.phase is Phase.WAITING:
+                full = self._full = not self._take_pages(entry)
+                if full:
+                    continue
+                self._passed = 0
+            self._line.take(entry)
             events.append(Admitted(entry.sequence.id, entry.local, entry.computed - entry.local))
             self._start(entry)
-        events += self._admit_waiting()
-        events += [self._reserve(self._reserving.popleft()) for _ in range(len(self._reserving))]
-        return events
+        reserving = sorted(self._reserving, key=lambda entry: entry.sequence.priority)
+        self._reserving.clear()
+        return events + [self._reserve(entry) for entry in reserving]
 
-    def _admit_waiting(self) -> list[StepEvent]:
-        events: list[StepEvent] = []
-        while self._waiting and len(self._running) < self._limits.max_running:
-            entry = self._waiting[0]
-            taken = self.pool.try_take(self._reusable(entry), pages_for(entry.target, self._spec.page_tokens))
-            self._full = taken is None
-            if taken is None:
-                break
-            self._waiting.popleft()
-            entry.table, hits = taken
-            entry.computed = min(hits * self._spec.page_tokens, entry.target)
-            events.append(Admitted(entry.sequence.id, entry.computed, 0))
-            self._start(entry)
-        return events
+    def _take_pages(self, entry: Entry) -> bool:
+        """Whether there is room for it; what of it the prefix cache has needs no computing."""
+        taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target))
+        if taken is None:
+            return False
+        entry.table, hits = taken
+        entry.local = entry.computed = min(hits * self._spec.page_tokens, entry.target)
+        return True
 
     def land(self, sequence: SequenceId, frame: Frame) -> int | None:
         """The pool page that `frame` belongs into, or None when nobody waits for it any more.
@@ -156,14 +168,16 @@ class Batcher:
                 self.pool.landed(entry.table[index])
         self._publish(entry)
         entry.phase = Phase.LANDED
-        self._landed.append(entry)
+        self._line.add(entry)
 
     def plan(self) -> tuple[Chunk, ...]:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
         size = self._spec.page_tokens
         chunks: dict[SequenceId, Chunk] = {}
-        decoding = [entry for entry in self._running if entry.target - entry.computed == 1]
-        prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
+        running = sorted(self._running, key=lambda entry: entry.sequence.priority)
+        decoding = [entry for entry in running if entry.target - entry.computed == 1]
+        prefilling = [entry for entry in running if entry.target - entry.computed > 1]
+        prefilling.sort(key=lambda entry: (entry.sequence.priority, self._served.tokens(entry)))
         budget = min(len(decoding), self._limits.step_tokens)
         budget += self._budget.prefill_tokens(budget)
         scores = max(_SCORED_LOGITS // self._spec.vocab, 1)
@@ -191,6 +205,7 @@ class Batcher:
         """The step ran: the chunk's tokens have KV."""
         entry = self._entries[chunk.sequence]
         entry.advance(chunk.start + len(chunk.tokens))
+        self._served.ran(entry, entry.computed)
         self._publish(entry)
 
     def append(self, sequence: SequenceId, token: int) -> None:
@@ -217,9 +232,11 @@ class Batcher:
             return False
         if entry.phase is Phase.AWAITING:
             self._publish(entry, upto=self._landed_tokens(entry))
-        for queue in (self._waiting, self._reserving, self._landed, self._running):
+        for queue in (self._reserving, self._running):
             if entry in queue:
                 queue.remove(entry)
+        self._line.remove(entry)
+        self._served.leaves(entry)
         self.pool.release(entry.table)
         self._full = False
         return True
@@ -232,8 +249,8 @@ class Batcher:
         if len(held) != total.owned + total.landing:
             raise InvariantViolation(16, f"{len(held)} pages are in block tables, the pool says {total}")
         phases = Counter(entry.phase for entry in self._entries.values())
-        queues = (len(self._running), len(self._landed), len(self._waiting) + len(self._reserving))
-        if (phases[Phase.RUNNING], phases[Phase.LANDED], phases[Phase.WAITING]) != queues:
+        queues = (len(self._running), len(self._line) + len(self._reserving))
+        if (phases[Phase.RUNNING], phases[Phase.LANDED] + phases[Phase.WAITING]) != queues:
             raise InvariantViolation(16, f"the sequences are {phases}, the queues hold {queues}")
 
     def _pages(self, tokens: int) -> int:
@@ -255,12 +272,15 @@ class Batcher:
         return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
     def _reserve(self, entry: Entry) -> StepEvent:
+        waits = self._full and self._line.has(Phase.WAITING)
         taken = None
-        if not (self._waiting and self._waiting[0].preempted):
+        if not (self._line.preempted or (waits and self._passed >= SHARE)):
             taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
         if taken is None:
             del self._entries[entry.sequence.id]
+            self._served.leaves(entry)
             return NoRoom(entry.sequence.id)
+        self._passed += waits
         entry.table, hits = taken
         entry.local = hits * self._spec.page_tokens
         entry.phase = Phase.AWAITING
@@ -277,7 +297,7 @@ class Batcher:
         return min(tokens, entry.reusable)
 
     def _start(self, entry: Entry) -> None:
-        entry.phase, entry.preempted = Phase.RUNNING, False
+        entry.phase = Phase.RUNNING
         self._running.append(entry)
 
     def _publish(self, entry: Entry, upto: int | None = None) -> None:
@@ -297,7 +317,8 @@ class Batcher:
             if taken is not None:
                 entry.table.extend(taken[0])
                 return True
-            victim = next(other for other in reversed(self._running) if other.sequence.id not in planned)
+            spared = [other for other in reversed(self._running) if other.sequence.id not in planned]
+            victim = max(spared, key=lambda other: other.sequence.priority)
             self._preempt(victim)
             if victim is entry:
                 return False
@@ -307,8 +328,8 @@ class Batcher:
         self._running.remove(entry)
         self.pool.release(entry.table)
         entry.table, entry.computed, entry.published = [], 0, 0
-        entry.phase, entry.preempted = Phase.WAITING, True
-        self._waiting.appendleft(entry)
+        entry.phase = Phase.WAITING
+        self._line.add_preempted(entry)
         self._full = False
 
     def _ready(self, entry: Entry) -> list[Ready]:

@@ -10,13 +10,15 @@ from runtime.ids import TenantId
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One stateless request, already tokenized. `deadline_s` bounds it from its arrival to its last token."""
+    """One stateless request, already tokenized. `deadline_s` bounds it from its arrival to its last token; of
+    those that wait the lower `priority` comes first."""
 
     model: str
     prompt: tuple[int, ...] = field(repr=False)
     sampling: Sampling
     tenant: TenantId
     deadline_s: float
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class Start:
     forced: tuple[int, ...] = ()
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
+    priority: int = 0
 
     @property
     def scored(self) -> bool:
@@ -152,6 +153,7 @@ class PrefillCall:
     tenant: TenantId
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,6 @@ class PromptScores:
     top_tokens: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.logprobs)
-
     def likeliest(self, place: int) -> tuple[tuple[int, float], ...]:
         """The `top` (token, logprob) of one of the n places."""
         mine = slice(place * self.top, (place + 1) * self.top)

@@ -134,7 +134,7 @@ class Sequence:
     """One sequence as an engine gets it.
 
     `prompt` are the request's token ids; `forced` the tokens that this turn already gave out, replayed without
-    sampling. `salt` is the tenant's secret that keys its page ids.
+    sampling. `salt` is the tenant's secret that keys its page ids. The lower `priority` comes first.
     """
 
     id: SequenceId
@@ -142,6 +142,7 @@ class Sequence:
     sampling: Sampling
     salt: bytes = field(repr=False)
     forced: tuple[int, ...] = ()
+    priority: int = 0
 
     @property
     def tokens(self) -> tuple[int, ...]:

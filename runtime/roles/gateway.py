@@ -290,9 +290,8 @@ class GatewayRole:
         asked = live.generation
         candidates = self._router.candidates(self._view)
         remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
-        stream.send(
-            Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
-        )
+        start = Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
+        stream.send(replace(start, priority=asked.priority))
 
     def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
         stream = self._streams.get(boot)

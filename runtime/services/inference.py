@@ -79,7 +79,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
-        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, ends - clock())
+        tenant = self._settings.tenant
+        return Generation(model.spec.name, prompt, sampling, tenant, ends - clock(), request.priority)
 
     def _model(self, name: str) -> ServedModel:
         return self._role.served(fields.name(name, "model", 256))

@@ -111,6 +111,7 @@ def _pack_start(start: Start) -> pb.Start:
             pb.PrefillCandidate(worker=each.worker, boot=each.boot, address=each.address) for each in start.candidates
         ],
         remaining_ms=start.remaining_ms,
+        priority=start.priority,
     )
 
 
@@ -132,6 +133,7 @@ def _unpack_start(message: pb.Start) -> Start:
             for each in message.candidates
         ),
         remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
+        priority=message.priority,
     )
 
 

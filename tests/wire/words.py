@@ -38,6 +38,7 @@ from runtime.wire.fields import MAX_TOKEN
 
 T = TypeVar("T")
 U32 = st.integers(0, 2**32 - 1)
+I32 = st.integers(-(2**31), 2**31 - 1)
 U64 = st.integers(0, 2**64 - 1)
 POSITIVE = st.integers(1, 2**32 - 1)
 TOKEN = st.integers(0, MAX_TOKEN)
@@ -82,6 +83,7 @@ STARTS = st.builds(
     forced=TOKENS,
     candidates=st.lists(CANDIDATES, max_size=4).map(tuple),
     remaining_ms=POSITIVE,
+    priority=I32,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -153,7 +155,7 @@ TICKETS = st.builds(
     remaining_ms=POSITIVE,
 )
 PREFILL_CALLS = st.builds(
-    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS
+    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32
 )
 PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64)
 

@@ -115,6 +115,7 @@ class GenerateRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     BEST_OF_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, from ListModels; 1 to 256 characters."""
     deadline_ms: _builtins.int
@@ -128,6 +129,11 @@ class GenerateRequest(_message.Message):
     best_of: _builtins.int
     """Answers to make, at least `n` and at most 16, of which those are given whose tokens have the highest mean
     log-probability, the best first: all at the end when there are more of them than `n`. Absent: `n`.
+    """
+    priority: _builtins.int
+    """Of requests that wait the lower number comes first, and is the last to give way when pages run out. One place in
+    eight goes to whoever has waited longest, so that none waits for ever. Within a priority the tenant comes first that
+    was served the fewest tokens.
     """
     @_builtins.property
     def prompt(self) -> Global___Prompt:
@@ -146,10 +152,11 @@ class GenerateRequest(_message.Message):
         deadline_ms: _builtins.int | None = ...,
         n: _builtins.int | None = ...,
         best_of: _builtins.int | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "model", b"model", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
     _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015

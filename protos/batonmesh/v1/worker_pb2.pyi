@@ -29,10 +29,13 @@ class PrefillRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is. Names the secret that keys the page ids; the secret itself never travels.
     1 to 128 characters.
     """
+    priority: _builtins.int
+    """Of those that wait the lower comes first."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, after a failover, the answer so far; at least 2."""
@@ -47,10 +50,11 @@ class PrefillRequest(_message.Message):
         tenant: _builtins.str = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         ticket: _kv_pb2.Ticket | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,10 +189,13 @@ class Start(_message.Message):
     FORCED_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
     """Milliseconds until the answer has to be complete, at least 1."""
+    priority: _builtins.int
+    """Of those that wait the lower comes first."""
     @_builtins.property
     def ref(self) -> _common_pb2.Ref:
         """This attempt."""
@@ -219,10 +226,11 @@ class Start(_message.Message):
         forced: _abc.Iterable[_builtins.int] | None = ...,
         candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         remaining_ms: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,9 +46,10 @@ class Client:
     def take(self, delta: Delta, world: World) -> None:
         if delta.index != len(self.tokens):
             world.violated(7, f"output at index {delta.index} after {len(self.tokens)} tokens")
-        if delta.scores is not None and self.scores is not None:
-            world.violated(7, "the prompt's log-probabilities were given twice")
-        self.scores = self.scores or delta.scores
+        if delta.scores is not None:
+            if self.scores is not None:
+                world.violated(7, "the prompt's log-probabilities were given twice")
+            self.scores = delta.scores
         self.tokens.extend(sampled.token for sampled in delta.tokens)
         self.text += delta.text
         self.finish = delta.finish

@@ -109,7 +109,8 @@ class Generating:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
-        return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
+        tenant, priority = self._settings.tenant, asked.priority or 0
+        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, priority)
 
     async def _shown(self, asked: GenerationRequest, served: ServedModel, generation: Generation) -> ShownPrompt:
         spelling = self._spellings.setdefault(served.spec.name, Spelling(served.tokenizer))
@@ -142,7 +143,8 @@ async def _within(ends: float, work: Awaitable[T]) -> T:
 async def _heard(arrivals: Arrivals, shown: ShownPrompt, *, silent: bool) -> AsyncIterator[tuple[int, Delta]]:
     """What arrives, once it is noted what it tells of the prompt. The first choice speaks first."""
     async for index, delta in arrivals:
-        shown.scores = delta.scores or shown.scores
+        if delta.scores is not None:
+            shown.scores = delta.scores
         yield index, replace(delta, tokens=(), text="", finish=FinishReason.LENGTH) if silent else delta
 
 

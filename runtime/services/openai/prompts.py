@@ -45,14 +45,14 @@ class ShownPrompt:
         return {
             "tokens": texts,
             "token_logprobs": [None, *map(finite, scores.logprobs)],
-            "top_logprobs": [None, *(self._top(place, self.columns or 0) for place in range(len(scores)))],
+            "top_logprobs": [None, *(self._top(place, self.columns or 0) for place in range(len(scores.logprobs)))],
             "text_offset": offsets,
         }
 
     def as_list(self) -> list[dict[str, dict[str, object]] | None]:
         """For each token itself and the likeliest in its place, by their ids: log-probability, rank and text."""
         scores = self._known()
-        return [None, *(self._ranked(place, scores) for place in range(len(scores)))]
+        return [None, *(self._ranked(place, scores) for place in range(len(scores.logprobs)))]
 
     def _ranked(self, place: int, scores: PromptScores) -> dict[str, dict[str, object]]:
         mine = (self.tokens[place + 1], scores.logprobs[place])
@@ -71,6 +71,6 @@ class ShownPrompt:
         return {self.spelling.text(token): finite(logprob) for token, logprob in shown}
 
     def _known(self) -> PromptScores:
-        if self.scores is None or len(self.scores) != len(self.tokens) - 1:
+        if self.scores is None or len(self.scores.logprobs) != len(self.tokens) - 1:
             raise Internal("the decode worker gave no log-probabilities of the prompt")
         return self.scores

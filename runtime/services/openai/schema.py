@@ -40,7 +40,6 @@ TokenId = Annotated[int, Field(ge=0)]
 Label = Annotated[str, Field(max_length=512)]
 Off = Annotated[Any, only(False)]
 On = Annotated[Any, only(True)]
-Zero = Annotated[Any, only(0)]
 One = Annotated[Any, only(1)]
 NoList = Annotated[Any, only([])]
 NoText = Annotated[Any, only("")]
@@ -109,7 +108,7 @@ class GenerationRequest(_Object):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncate_prompt_tokens: Nothing = None
     structured_outputs: Nothing = None
-    priority: Zero = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:

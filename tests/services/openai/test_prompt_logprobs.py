@@ -101,6 +101,13 @@ async def test_only_the_first_choice_asks_for_them_so_that_the_others_share_its_
     assert [asked.sampling.prompt_logprobs for asked in gateway.asked] == [1, None, None]
 
 
+async def test_a_prompt_of_one_token_has_nothing_before_it() -> None:
+    (choice,) = (await answer(**ASKED | {"prompt": [65], "echo": True, "logprobs": 1}, prompt_logprobs=1))["choices"]
+    assert choice["prompt_logprobs"] == [None]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert choice["text"].startswith("A")
+
+
 async def test_a_chat_lists_them_beside_its_choices() -> None:
     messages: list[dict[str, object]] = [{"role": "user", "content": "hi"}]
     found = await answer("chat/completions", model=MODEL, messages=messages, max_tokens=2, prompt_logprobs=0)
