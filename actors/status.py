@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.state import Record, StateFolder, describe
-from batonmesh import BatonError, Client
+from batonmesh import BatonError, Client, Credentials
+from runtime.cli.talk.connecting import shown
 from runtime.config import load_config
 from runtime.domain.routing import PREFILL
 from runtime.errors import StartError
 from runtime.mesh.plan import planned_workers
+from runtime.mesh.security import own_credentials
 
 _ANSWER_S = 5.0
 _COLUMNS = {
@@ -43,12 +45,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the workers of a running mesh: roles, devices, load, pages, generations."""
-    record, missing = None, set[str]()
+    record, missing, credentials = None, set[str](), None
     if target is None:
         settings = load_config(config)
         record = _running(StateFolder(settings.state), settings.mesh.name)
-        target, missing = record.grpc, set(planned_workers(settings))
-    rows = _ask(target)
+        target, missing, credentials = record.grpc, set(planned_workers(settings)), own_credentials(settings)
+    rows = _ask(target, credentials or shown())
     missing -= {str(row["worker"]) for row in rows}
     if as_json:
         typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing)}))
@@ -70,9 +72,9 @@ def _running(folder: StateFolder, name: str) -> Record:
     return record
 
 
-def _ask(target: str) -> list[dict[str, object]]:
+def _ask(target: str, credentials: Credentials) -> list[dict[str, object]]:
     try:
-        with Client(target) as client:
+        with Client(target, credentials) as client:
             view = client.topology(timeout=_ANSWER_S)
     except BatonError as error:
         raise StartError(f"the gateway at {target} does not answer: {error}") from error

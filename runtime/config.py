@@ -3,17 +3,17 @@
 The defaults are the local mesh. Says what is wrong with a file; never looks at the machine.
 """
 
-import difflib
 import json
 import os
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from runtime.errors import ConfigError
+from runtime.faults import describe
 
 SHIPPED = "shipped"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -172,6 +172,27 @@ class HandoffConfig(_Section):
     transport: Literal["grpc"] = "grpc"
 
 
+class TlsConfig(_Section):
+    """Mutual TLS between all members of the mesh and at the gateway's gRPC port, with what `baton certs` makes in
+    `folder`: the same path on every node, by default `certs` in the mesh's state. `plaintext` says what may listen
+    without TLS beyond this machine: nothing, the HTTP API (behind something that speaks TLS), or everything."""
+
+    enabled: bool = False
+    folder: Path | None = None
+    plaintext: Literal["loopback", "http", "everywhere"] = "loopback"
+
+
+class AccessConfig(_Section):
+    """Who may ask. `clients` show an API key (`baton keys`), by gRPC a certificate of their own, or, when the mesh is
+    open, nothing; by default certificates with TLS, and open without. HTTP knows only keys. `tenants` are those that
+    requests may be of, each with caches of its own; an open mesh takes all for the first one's. `keys` is the file of
+    the API keys' hashes, by default `keys.json` in the mesh's state."""
+
+    clients: Literal["open", "keys", "certificates"] | None = None
+    tenants: tuple[Name, ...] = Field(default=("default",), min_length=1)
+    keys: Path | None = None
+
+
 class TimingConfig(_Section):
     """When one process gives up on another.
 
@@ -226,6 +247,8 @@ class Config(_Section):
     gateway: GatewayConfig = GatewayConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
+    tls: TlsConfig = TlsConfig()
+    access: AccessConfig = AccessConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -239,7 +262,36 @@ class Config(_Section):
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
+        self._listens_safely()
         return self
+
+    def _listens_safely(self) -> None:
+        """Nothing unencrypted beyond this machine, unless the configuration says so."""
+        plaintext, host = self.tls.plaintext, self.gateway.host
+        if self.clients == "certificates" and not self.tls.enabled:
+            raise ValueError("access.clients: certificates need tls.enabled")
+        if plaintext == "everywhere" or is_loopback(host):
+            return
+        if not self.tls.enabled:
+            raise ValueError(f"gateway.host: {host} is no loopback: set tls.enabled, or tls.plaintext to everywhere")
+        if plaintext != "http":
+            where = f"gateway.host: the HTTP API, which has no TLS of its own, would listen on {host}"
+            raise ValueError(f"{where}: set tls.plaintext to http if what is before it speaks TLS")
+
+    @property
+    def clients(self) -> Literal["open", "keys", "certificates"]:
+        """How clients show who they are."""
+        return self.access.clients or ("certificates" if self.tls.enabled else "open")
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the members' certificates."""
+        return self.tls.folder or self.state / "certs"
+
+    @property
+    def keys(self) -> Path:
+        """The file of the API keys' hashes."""
+        return self.access.keys or self.state / "keys.json"
 
     @property
     def state(self) -> Path:
@@ -252,6 +304,14 @@ class Config(_Section):
     @property
     def namespace(self) -> str:
         return self.mesh.namespace or f"baton-{self.mesh.name}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_config(path: Path | None) -> Config:
@@ -280,20 +340,25 @@ def parse_config(content: dict[str, Any], source: str) -> Config:
         # Strict as JSON is: a number is no text, and yet a list may become a tuple.
         return Config.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        faults = [_describe(detail) for detail in error.errors(include_url=False)]
+        faults = [describe(detail, Config) for detail in error.errors(include_url=False)]
         raise ConfigError(f"{source}: " + "\n".join(faults)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    model, mesh = config.model, config.mesh
+    model, mesh, tls, access = config.model, config.mesh, config.tls, config.access
     if model.path != SHIPPED:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
     if mesh.state is not None:
         mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
+    if tls.folder is not None:
+        tls = tls.model_copy(update={"folder": folder / tls.folder.expanduser()})
+    if access.keys is not None:
+        access = access.model_copy(update={"keys": folder / access.keys.expanduser()})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
-    return config.model_copy(update={"model": model, "mesh": mesh, "workers": workers})
+    anchored = {"model": model, "mesh": mesh, "tls": tls, "access": access, "workers": workers}
+    return config.model_copy(update=anchored)
 
 
 def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
@@ -301,31 +366,3 @@ def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
         return worker
     neuron = worker.neuron.model_copy(update={"cache": folder / worker.neuron.cache.expanduser()})
     return worker.model_copy(update={"neuron": neuron})
-
-
-def _describe(detail: ErrorDetails) -> str:
-    place = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        *parents, key = detail["loc"]
-        near = difflib.get_close_matches(str(key), _keys(tuple(parents)), n=1)
-        return f"{place}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    if detail["type"] == "missing":
-        return f"{place}: is required"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if detail["type"] == "value_error":
-        return f"{place}: {message}" if place else message
-    return f"{place}: {message}, got {detail['input']!r}"
-
-
-def _keys(place: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys that the section at `place` has."""
-    section: type[BaseModel] = Config
-    for part in place:
-        if isinstance(part, str):
-            kind = section.model_fields[part].annotation
-            (section,) = (each for each in (kind, *get_args(kind)) if _is_section(each))
-    return tuple(section.model_fields)
-
-
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -9,6 +9,7 @@ with Client("localhost:50051") as mesh:
 
 from batonmesh.async_client import AsyncClient, AsyncStream
 from batonmesh.client import Client, Stream
+from batonmesh.credentials import Credentials
 from batonmesh.errors import (
     BatonError,
     Cancelled,
@@ -21,9 +22,11 @@ from batonmesh.errors import (
     InvalidArgument,
     NotFound,
     NotSupported,
+    PermissionDenied,
     Poison,
     ResourceExhausted,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
 from batonmesh.messages import Answer, Event, Options, Prompt
@@ -36,6 +39,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "ContextExceeded",
+    "Credentials",
     "DataCorrupt",
     "DeadlineExceeded",
     "EngineFailed",
@@ -46,10 +50,12 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "Options",
+    "PermissionDenied",
     "Poison",
     "Prompt",
     "ResourceExhausted",
     "Stream",
     "TooLarge",
+    "Unauthenticated",
     "Unavailable",
 ]

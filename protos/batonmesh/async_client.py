@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from batonmesh.credentials import Credentials
 from batonmesh.errors import from_status
 from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
 from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
@@ -50,8 +51,14 @@ class AsyncStream(AsyncIterator[Event]):
 class AsyncClient:
     """As `Client`, for one event loop: create it where that loop runs."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target)
+    def __init__(self, target: str, credentials: Credentials | None = None) -> None:
+        shown = credentials or Credentials()
+        self._metadata = shown.metadata
+        secure = shown.of_channel
+        if secure is None:
+            self._channel = grpc.aio.insecure_channel(target)
+        else:
+            self._channel = grpc.aio.secure_channel(target, secure, options=shown.options)
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
         self._mesh = mesh_pb2_grpc.MeshStub(self._channel)
 
@@ -60,7 +67,7 @@ class AsyncClient:
     ) -> AsyncStream:
         """Begin an answer. Iterate it, and close it when you stop before its end."""
         request = generate_request(model, prompt, timeout, options)
-        return AsyncStream(self._inference.Generate(request, timeout=timeout))
+        return AsyncStream(self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
 
     async def complete(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -70,16 +77,22 @@ class AsyncClient:
             return whole([event async for event in stream])
 
     async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
-        response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
+        response = await _told(
+            self._inference.CountTokens(count_request(model, prompt), timeout=timeout, metadata=self._metadata)
+        )
         return response.tokens
 
     async def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
-        response = await _told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
+        response = await _told(
+            self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout, metadata=self._metadata)
+        )
         return list(response.models)
 
     async def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
-        response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
+        response = await _told(
+            self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout, metadata=self._metadata)
+        )
         return response.view
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from batonmesh.credentials import Credentials
 from batonmesh.errors import from_status
 from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
 from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
@@ -46,11 +47,18 @@ class Client:
 
     `timeout` is in seconds, from the call to the end of its answer; None leaves it to the gateway's own limit. Every
     failure is a `BatonError`, also that nobody listens. Nothing is sent twice: after `Unavailable` and its like the
-    caller knows whether the answer is still wanted and what it may cost; `retry_after` says when to ask again.
+    caller knows whether the answer is still wanted and what it may cost; `retry_after` says when to ask again. Without
+    `credentials` nothing is encrypted and nobody shown.
     """
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target)
+    def __init__(self, target: str, credentials: Credentials | None = None) -> None:
+        shown = credentials or Credentials()
+        self._metadata = shown.metadata
+        secure = shown.of_channel
+        if secure is None:
+            self._channel = grpc.insecure_channel(target)
+        else:
+            self._channel = grpc.secure_channel(target, secure, options=shown.options)
         # The generated stubs serve both kinds of channel, but are typed for asyncio's.
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[arg-type]
         self._mesh: Any = mesh_pb2_grpc.MeshStub(self._channel)  # type: ignore[arg-type]
@@ -60,7 +68,7 @@ class Client:
     ) -> Stream:
         """Begin an answer. Iterate it, and close it when you stop before its end."""
         request = generate_request(model, prompt, timeout, options)
-        return Stream(self._inference.Generate(request, timeout=timeout))
+        return Stream(self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
 
     def complete(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -72,19 +80,23 @@ class Client:
     def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
         request = count_request(model, prompt)
         response: inference_pb2.CountTokensResponse = _told(
-            lambda: self._inference.CountTokens(request, timeout=timeout)
+            lambda: self._inference.CountTokens(request, timeout=timeout, metadata=self._metadata)
         )
         return response.tokens
 
     def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
         request = inference_pb2.ListModelsRequest()
-        response: inference_pb2.ListModelsResponse = _told(lambda: self._inference.ListModels(request, timeout=timeout))
+        response: inference_pb2.ListModelsResponse = _told(
+            lambda: self._inference.ListModels(request, timeout=timeout, metadata=self._metadata)
+        )
         return list(response.models)
 
     def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
         request = mesh_pb2.TopologyRequest()
-        response: mesh_pb2.TopologyResponse = _told(lambda: self._mesh.Topology(request, timeout=timeout))
+        response: mesh_pb2.TopologyResponse = _told(
+            lambda: self._mesh.Topology(request, timeout=timeout, metadata=self._metadata)
+        )
         return response.view
 
     def close(self) -> None:

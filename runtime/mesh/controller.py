@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from runtime.clock import LoopClock
 from runtime.config import Config
+from runtime.domain.identity import Role
 from runtime.mesh.scope import Scope
+from runtime.mesh.security import Security
 from runtime.roles.controller import ControllerRole
 from runtime.services.mesh import MeshService, RegistryService
 from runtime.services.server import GrpcServer
@@ -24,7 +26,8 @@ async def controller_process(
 ) -> AsyncIterator[RunningController]:
     """`incarnation` is greater than that of every earlier controller of this mesh; `port` 0 takes any free one."""
     role = ControllerRole(incarnation, config.timing.lease_s, LoopClock())
-    server = GrpcServer(host, port)
+    security = Security(config, Role.CONTROLLER)
+    server = GrpcServer(host, port, tls=security.members_door(), access=security.members())
     server.add(RegistryService(role))
     server.add(MeshService(role.view))
     async with server, Scope() as group:

@@ -76,7 +76,7 @@ async def local_mesh(config: Config, *, grpc_port: int = 0, http_port: int | Non
     The ports are those given here and not the configuration's: 0 takes any free one, and without `http_port` there is
     no HTTP. State is kept where the configuration says. Raises `SetupError` when a part cannot start.
     """
-    tenants = open_tenants(config.state)
+    tenants = open_tenants(config.state, config.access.tenants)
     async with AsyncExitStack() as stack:
         controller = await stack.enter_async_context(controller_process(config, 1, _HOST, 0))
         mesh = LocalMesh(config, controller, tenants)

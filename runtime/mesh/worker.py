@@ -12,6 +12,7 @@ from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
 from runtime.config import Config, WorkerConfig
+from runtime.domain.identity import Role
 from runtime.domain.messages import Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
@@ -22,6 +23,7 @@ from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.scope import Scope
+from runtime.mesh.security import Security
 from runtime.ports import Directory, Engine
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
@@ -59,10 +61,11 @@ async def worker_process(
     Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later.
     """
     plan, clock = planned_workers(config)[worker], LoopClock()
+    security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(running_engine(config, plan, clock))
-        channels = await stack.enter_async_context(Channels())
-        server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
+        channels = await stack.enter_async_context(Channels(security.channels()))
+        server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
         transport = GrpcTransport(engine.spec, address, channels.bulk)
         role: DecodeRole | PrefillRole
@@ -94,6 +97,11 @@ async def worker_process(
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await _leave(directory, here)
+
+
+def _server(host: str, spec: ModelSpec, security: Security) -> GrpcServer:
+    door, members = security.members_door(), security.members()
+    return GrpcServer(host, 0, message_bytes=message_bytes(spec), tls=door, access=members)
 
 
 def _decode_settings(config: Config) -> DecodeSettings:

@@ -12,6 +12,7 @@ from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
@@ -22,8 +23,8 @@ from runtime.wire.sequence import unpack_sampling
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
-    """`tenant` is whose all requests are. `deadline_s` bounds every request, also one that names no deadline. Prompts
-    of more than `inline_bytes` are tokenized off the event loop."""
+    """`tenant` is whose requests are that show no tenant. `deadline_s` bounds every request, also one that names no
+    deadline. Prompts of more than `inline_bytes` are tokenized off the event loop."""
 
     tenant: TenantId
     deadline_s: float = 600.0
@@ -72,7 +73,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
-        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, ends - clock())
+        tenant = calling().tenant or self._settings.tenant
+        return Generation(model.spec.name, prompt, sampling, tenant, ends - clock())
 
     def _model(self, name: str) -> ServedModel:
         return self._role.served(fields.name(name, "model", 256))

@@ -7,8 +7,10 @@ import grpc
 from batonmesh.v1 import mesh_pb2 as pb
 from batonmesh.v1 import mesh_pb2_grpc
 from runtime.domain.messages import View
+from runtime.errors import PermissionDenied
 from runtime.ids import BootId, WorkerId
 from runtime.roles.controller import ControllerRole
+from runtime.services.access import calling
 from runtime.services.guard import Context
 from runtime.wire import fields
 from runtime.wire.mesh import pack_view, unpack_worker
@@ -39,14 +41,26 @@ class RegistryService(mesh_pb2_grpc.RegistryServicer):
         mesh_pb2_grpc.add_RegistryServicer_to_server(self, server)
 
     async def Register(self, request: pb.RegisterRequest, _context: Context) -> pb.RegisterResponse:
-        await self._role.register(unpack_worker(request.worker))
+        worker = unpack_worker(request.worker)
+        _require_role(worker.role, "worker.role")
+        await self._role.register(worker)
         return pb.RegisterResponse()
 
     async def Leave(self, request: pb.LeaveRequest, _context: Context) -> pb.LeaveResponse:
         worker, boot = fields.name(request.worker, "worker"), fields.name(request.boot, "boot")
+        for known in self._role.view().workers:
+            if known.id == worker:
+                _require_role(known.role, "worker")
         await self._role.leave(WorkerId(worker), BootId(boot))
         return pb.LeaveResponse()
 
     async def Watch(self, _request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
         async for view in self._role.views():
             await context.write(pb.WatchResponse(view=pack_view(view)))
+
+
+def _require_role(role: str, field: str) -> None:
+    """A worker speaks for workers of its own role only."""
+    caller = calling().role
+    if caller is not None and caller != role:
+        raise PermissionDenied(f"a {caller} worker has no say about {role} workers", field=field)

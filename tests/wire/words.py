@@ -153,7 +153,7 @@ VIEWS = st.builds(View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple))
 
 CODES = (
     "invalid context too_large unsupported not_found precondition incompatible stale exhausted unavailable deadline "
-    "cancelled corrupt internal engine poison"
+    "unauthenticated denied cancelled corrupt internal engine poison"
 ).split()
 FIELDS = st.from_regex(r"[a-z_.]{1,256}", fullmatch=True)
 ERRORS = st.builds(

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MeshStub:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     def __init__(self, channel):
@@ -43,7 +44,8 @@ class MeshStub:
 
 
 class MeshServicer:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     def Topology(self, request, context):
@@ -70,7 +72,8 @@ def add_MeshServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     @staticmethod
@@ -136,6 +139,7 @@ class RegistryServicer:
         """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
         (10 seconds unless configured); one that stays silent is taken out.
 
+        PERMISSION_DENIED: by its certificate the caller is no worker of this role.
         FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
         which. A registration with a new boot replaces that of the same worker.
         """

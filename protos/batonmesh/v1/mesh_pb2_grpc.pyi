@@ -13,14 +13,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MeshStub:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller."""
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Topology: _aio.UnaryUnaryMultiCallable[_mesh_pb2.TopologyRequest, _mesh_pb2.TopologyResponse]
     """The workers that serve now, with their loads."""
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
-    """For users. Served by gateways, which answer from the last view they had, and by the controller."""
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
+    """
 
     @_abc_1.abstractmethod
     def Topology(
@@ -40,6 +44,7 @@ class RegistryStub:
     """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
     (10 seconds unless configured); one that stays silent is taken out.
 
+    PERMISSION_DENIED: by its certificate the caller is no worker of this role.
     FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
     which. A registration with a new boot replaces that of the same worker.
     """
@@ -60,6 +65,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
         (10 seconds unless configured); one that stays silent is taken out.
 
+        PERMISSION_DENIED: by its certificate the caller is no worker of this role.
         FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
         which. A registration with a new boot replaces that of the same worker.
         """

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.domain.generation import Generation
 from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
 from runtime.services.openai.body import ClientGone, parse_body, read_body
@@ -104,7 +105,8 @@ class Generating:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
-        return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
+        tenant = calling().tenant or self._settings.tenant
+        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining)
 
     def _begin(self, asked: GenerationRequest, served: ServedModel) -> list[Answer]:
         """The answer of every choice, with nothing in it yet."""
