@@ -50,16 +50,18 @@ def status(
         settings = load_config(config)
         record = _running(StateFolder(settings.state), settings.mesh.name)
         target, missing, credentials = record.grpc, set(planned_workers(settings)), own_credentials(settings)
-    rows = _ask(target, credentials or shown())
+    rows, refused = _ask(target, credentials or shown())
     missing -= {str(row["worker"]) for row in rows}
     if as_json:
-        typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing)}))
+        typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing), "refused": refused}))
         return
     console = Console()
     if record is not None:
         console.print(f"[bold]{record.mesh}[/bold]  {describe(record)}", highlight=False, soft_wrap=True)
     console.print(_table(rows))
-    for worker in sorted(missing):
+    for worker, reason in refused.items():
+        console.print(Text(f"{worker} was refused: {reason}", style="yellow"), soft_wrap=True)
+    for worker in sorted(missing - refused.keys()):
         console.print(f"[yellow]{worker} does not serve[/yellow]; its log is in {record.log if record else ''}")
 
 
@@ -72,13 +74,14 @@ def _running(folder: StateFolder, name: str) -> Record:
     return record
 
 
-def _ask(target: str, credentials: Credentials) -> list[dict[str, object]]:
+def _ask(target: str, credentials: Credentials) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """A row for every worker that serves, and why others were refused."""
     try:
         with Client(target, credentials) as client:
             view = client.topology(timeout=_ANSWER_S)
     except BatonError as error:
         raise StartError(f"the gateway at {target} does not answer: {error}") from error
-    return [
+    rows = [
         {
             "worker": worker.id,
             "role": worker.role,
@@ -96,6 +99,7 @@ def _ask(target: str, credentials: Credentials) -> list[dict[str, object]]:
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
         for pages in [worker.load.pages]
     ]
+    return rows, {each.worker: each.reason for each in view.refused}
 
 
 def _table(rows: list[dict[str, object]]) -> Table:

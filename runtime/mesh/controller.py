@@ -25,7 +25,9 @@ async def controller_process(
     config: Config, incarnation: int, host: str, port: int
 ) -> AsyncIterator[RunningController]:
     """`incarnation` is greater than that of every earlier controller of this mesh; `port` 0 takes any free one."""
-    role = ControllerRole(incarnation, config.timing.lease_s, LoopClock())
+    lease_s = config.timing.lease_s
+    # In a lease every worker that lives registers with it.
+    role = ControllerRole(incarnation, lease_s, LoopClock(), settle_s=lease_s)
     security = Security(config, Role.CONTROLLER)
     server = GrpcServer(host, port, tls=security.members_door(), access=security.members())
     server.add(RegistryService(role))

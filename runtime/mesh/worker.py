@@ -19,6 +19,7 @@ from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
+from runtime.kv.frames import VERSION
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
@@ -130,6 +131,7 @@ def _describe(worker: WorkerId, boot: BootId, plan: WorkerConfig, address: str, 
         max_tokens=spec.max_tokens,
         page_tokens=spec.page_tokens,
         device=plan.described,
+        frame_version=VERSION,
     )
 
 

@@ -7,22 +7,29 @@ from collections.abc import AsyncIterator
 from runtime.clock import Clock
 from runtime.domain.membership import Membership
 from runtime.domain.messages import View, Worker
+from runtime.errors import Incompatible
 from runtime.ids import BootId, WorkerId
 
 _log = logging.getLogger(__name__)
 
 
 class ControllerRole:
-    """`incarnation` grows with every start of the controller; `lease_s` is how long a silent worker stays."""
+    """`incarnation` grows with every start of the controller; `lease_s` is how long a silent worker stays. For
+    `settle_s` after its start it says that workers of an earlier controller may still be about to register."""
 
-    def __init__(self, incarnation: int, lease_s: float, clock: Clock) -> None:
-        self._membership = Membership(incarnation, lease_s)
+    def __init__(self, incarnation: int, lease_s: float, clock: Clock, settle_s: float = 0.0) -> None:
+        self._membership = Membership(incarnation, lease_s, settling=settle_s > 0)
+        self._settle_s = settle_s
         self._lease_s = lease_s
         self._clock = clock
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Expire leases until cancelled."""
+        if self._settle_s:
+            await self._clock.sleep(self._settle_s)
+            self._membership.settle()
+            self._publish()
         while True:
             await self._clock.sleep(self._lease_s / 4)
             for worker in self._membership.expire(self._clock.now()):
@@ -31,9 +38,14 @@ class ControllerRole:
 
     async def register(self, worker: Worker) -> None:
         """Take in or renew; raises `Incompatible` naming the field."""
-        if self._membership.register(worker, self._clock.now()):
-            _log.info("worker joined", extra={"worker": worker.id, "boot": worker.boot})
-        self._publish()
+        try:
+            if self._membership.register(worker, self._clock.now()):
+                _log.info("worker joined", extra={"worker": worker.id, "boot": worker.boot})
+        except Incompatible as error:
+            _log.warning("worker refused: %s", error.message, extra={"worker": worker.id, "boot": worker.boot})
+            raise
+        finally:
+            self._publish()
 
     async def leave(self, worker: WorkerId, boot: BootId) -> None:
         if self._membership.leave(worker, boot):

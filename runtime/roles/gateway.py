@@ -14,6 +14,7 @@ from runtime.clock import Clock, Timer
 from runtime.domain import turn as t
 from runtime.domain.breaking import BreakerPolicy, Breakers, RetryBudget, RetryPolicy
 from runtime.domain.generation import Delta, Generation
+from runtime.domain.membership import Belief
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -136,7 +137,8 @@ class GatewayRole:
         self._observe = observe
         self._breakers = Breakers(settings.breakers)
         self._retries = RetryBudget(settings.retries, clock.now())
-        self._view = View(0, 0)
+        self._belief = Belief()
+        self._view = self._belief.view
         self._live: dict[TurnId, _Live] = {}
         self._streams: dict[BootId, Stream] = {}
         self._group: asyncio.TaskGroup
@@ -211,8 +213,8 @@ class GatewayRole:
         if generation.deadline_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived", field="deadline_ms")
 
-    def _on_view(self, view: View) -> None:
-        self._view = view
+    def _on_view(self, told: View) -> None:
+        self._view = view = self._belief.take(told)
         self._served = {name: _bounded(model, view) for name, model in self._models.items()}
         here = {worker.boot for worker in view.workers}
         self._breakers.keep(here)

@@ -17,6 +17,7 @@ from runtime.domain.messages import (
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
+    Refused,
     Start,
     StepBatch,
     Ticket,
@@ -147,8 +148,12 @@ WORKERS = st.builds(
     page_tokens=POSITIVE,
     device=st.text(max_size=256),
     load=st.none() | LOADS,
+    frame_version=st.integers(1, 2**32 - 1),
 )
-VIEWS = st.builds(View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple))
+REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))
+VIEWS = st.builds(
+    View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple), st.booleans(), st.lists(REFUSED, max_size=4).map(tuple)
+)
 
 
 CODES = (
