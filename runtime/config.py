@@ -5,27 +5,23 @@ The defaults are the local mesh. Says what is wrong with a file; never looks at 
 
 import json
 import os
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
+from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
+from runtime.section import Name
+from runtime.section import Section as _Section
 
 SHIPPED = "shipped"
 Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
-# Also a Ray namespace, a Serve application and a folder.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MeshConfig(_Section):
@@ -48,17 +44,21 @@ class SimulatedConfig(_Section):
 
 class ModelConfig(_Section):
     """`path` is a Hugging Face directory or `shipped`; `simulated` takes its place. `name` is what requests call it,
-    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint."""
+    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint.
+    `quantization` int8 keeps the weights of linear layers in 8 bits, rounded when the model is loaded."""
 
     path: str = Field(default=SHIPPED, min_length=1)
     name: str | None = Field(default=None, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["int8"] | None = None
     simulated: SimulatedConfig | None = None
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         if self.simulated is not None and self.path != SHIPPED:
             raise ValueError("path and simulated exclude each other")
+        if self.quantization is not None and (self.simulated is not None or self.dtype == "float32"):
+            raise ValueError("quantization needs a model with tensors, computed in bfloat16")
         return self
 
 
@@ -66,7 +66,7 @@ class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
     how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait."""
+    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -74,6 +74,7 @@ class EngineConfig(_Section):
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
     itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
 
 
 class BucketConfig(_Section):
@@ -113,12 +114,14 @@ class NeuronConfig(_Section):
 
 class WorkerConfig(_Section):
     """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
-    `device: neuron` on one Neuron core each."""
+    `device: neuron` on one Neuron core each. `tensor_parallel` is for these workers what it is in `engine`, whose
+    value is the default."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
+    tensor_parallel: int | None = Field(default=None, ge=1, le=64)
     device: Literal["cpu", "neuron"] = "cpu"
     neuron: NeuronConfig | None = None
 
@@ -170,27 +173,6 @@ class HandoffConfig(_Section):
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
     transport: Literal["grpc"] = "grpc"
-
-
-class TlsConfig(_Section):
-    """Mutual TLS between all members of the mesh and at the gateway's gRPC port, with what `baton certs` makes in
-    `folder`: the same path on every node, by default `certs` in the mesh's state. `plaintext` says what may listen
-    without TLS beyond this machine: nothing, the HTTP API (behind something that speaks TLS), or everything."""
-
-    enabled: bool = False
-    folder: Path | None = None
-    plaintext: Literal["loopback", "http", "everywhere"] = "loopback"
-
-
-class AccessConfig(_Section):
-    """Who may ask. `clients` show an API key (`baton keys`), by gRPC a certificate of their own, or, when the mesh is
-    open, nothing; by default certificates with TLS, and open without. HTTP knows only keys. `tenants` are those that
-    requests may be of, each with caches of its own; an open mesh takes all for the first one's. `keys` is the file of
-    the API keys' hashes, by default `keys.json` in the mesh's state."""
-
-    clients: Literal["open", "keys", "certificates"] | None = None
-    tenants: tuple[Name, ...] = Field(default=("default",), min_length=1)
-    keys: Path | None = None
 
 
 class TimingConfig(_Section):
@@ -262,24 +244,15 @@ class Config(_Section):
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
-        self._listens_safely()
+        if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
+            raise ValueError("model.quantization: workers must have device cpu")
+        for worker in self.workers:
+            self._check_ranks(worker)
+        check_listening(self.tls, self.clients, self.gateway.host)
         return self
 
-    def _listens_safely(self) -> None:
-        """Nothing unencrypted beyond this machine, unless the configuration says so."""
-        plaintext, host = self.tls.plaintext, self.gateway.host
-        if self.clients == "certificates" and not self.tls.enabled:
-            raise ValueError("access.clients: certificates need tls.enabled")
-        if plaintext == "everywhere" or is_loopback(host):
-            return
-        if not self.tls.enabled:
-            raise ValueError(f"gateway.host: {host} is no loopback: set tls.enabled, or tls.plaintext to everywhere")
-        if plaintext != "http":
-            where = f"gateway.host: the HTTP API, which has no TLS of its own, would listen on {host}"
-            raise ValueError(f"{where}: set tls.plaintext to http if what is before it speaks TLS")
-
     @property
-    def clients(self) -> Literal["open", "keys", "certificates"]:
+    def clients(self) -> Clients:
         """How clients show who they are."""
         return self.access.clients or ("certificates" if self.tls.enabled else "open")
 
@@ -293,6 +266,32 @@ class Config(_Section):
         """The file of the API keys' hashes."""
         return self.access.keys or self.state / "keys.json"
 
+    def _check_ranks(self, worker: WorkerConfig) -> None:
+        ranks = self.ranks(worker)
+        if ranks == 1:
+            return
+        field = "engine.tensor_parallel" if worker.tensor_parallel is None else f"workers.{worker.name}.tensor_parallel"
+        if self.model.simulated is not None:
+            raise ValueError(f"{field} is {ranks}, but model.simulated has no tensors to share")
+        if self.model.quantization is not None:
+            raise ValueError(f"{field} is {ranks}, but a model with model.quantization cannot be shared")
+        if worker.device != "cpu":
+            raise ValueError(f"{field} is {ranks}, but workers {worker.name} of device {worker.device} share no model")
+        if worker.threads < ranks:
+            raise ValueError(
+                f"{field} is {ranks}, so workers {worker.name} must have threads of {ranks} or more, which their ranks "
+                f"share; they have {worker.threads}"
+            )
+
+    def ranks(self, worker: WorkerConfig) -> int:
+        """How many processes share the model of each of these workers."""
+        return worker.tensor_parallel or self.engine.tensor_parallel
+
+    def described(self, worker: WorkerConfig) -> str:
+        """What each of these workers computes on, for people."""
+        ranks = self.ranks(worker)
+        return worker.described + (f" in {ranks} ranks" if ranks > 1 else "")
+
     @property
     def state(self) -> Path:
         """The folder of this mesh's secret, lock and logs."""
@@ -304,14 +303,6 @@ class Config(_Section):
     @property
     def namespace(self) -> str:
         return self.mesh.namespace or f"baton-{self.mesh.name}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what listens there is reached from this machine only."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def load_config(path: Path | None) -> Config:

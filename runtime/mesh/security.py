@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 
 from batonmesh import Credentials
 from runtime.clients.channels import MemberTls
-from runtime.config import Config, is_loopback
+from runtime.config import Config
 from runtime.domain.identity import MEMBERS, Role, server_name
 from runtime.errors import StartError
 from runtime.ids import TenantId
 from runtime.mesh.authority import read_issued
 from runtime.pem import AUTHORITIES, PemFiles
+from runtime.protection import is_loopback
 from runtime.services.access import Access, ByCertificate, ByKey
 from runtime.services.keys import KeyRing, admin_key
 from runtime.services.server import Tls
