@@ -48,7 +48,7 @@ def status(
     record, missing, credentials = None, set[str](), None
     if target is None:
         settings = load_config(config)
-        record = _running(StateFolder(settings.state), settings.mesh.name)
+        record = running_mesh(StateFolder(settings.state), settings.mesh.name)
         target, missing, credentials = record.grpc, set(planned_workers(settings)), own_credentials(settings)
     rows, refused = _ask(target, credentials or shown())
     missing -= {str(row["worker"]) for row in rows}
@@ -65,7 +65,8 @@ def status(
         console.print(f"[yellow]{worker} does not serve[/yellow]; its log is in {record.log if record else ''}")
 
 
-def _running(folder: StateFolder, name: str) -> Record:
+def running_mesh(folder: StateFolder, name: str) -> Record:
+    """Raises `StartError` when it does not run, or is not ready."""
     record = folder.read() if folder.holder() is not None else None
     if record is None:
         raise StartError(f"no mesh named {name} is running; `baton up` starts one, and --config asks for another")
@@ -85,6 +86,7 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[dict[str, object]]
         {
             "worker": worker.id,
             "role": worker.role,
+            "draining": worker.draining,
             "model": worker.model,
             "device": worker.device,
             "address": worker.address,

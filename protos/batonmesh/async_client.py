@@ -95,6 +95,11 @@ class AsyncClient:
         )
         return response.view
 
+    async def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
+        """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
+        request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
+        await _told(self._mesh.Drain(request, timeout=timeout, metadata=self._metadata))
+
     async def close(self) -> None:
         """Ends every answer that is still on its way."""
         await self._channel.close(None)

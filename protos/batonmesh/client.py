@@ -99,6 +99,11 @@ class Client:
         )
         return response.view
 
+    def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
+        """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
+        request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
+        _told(lambda: self._mesh.Drain(request, timeout=timeout, metadata=self._metadata))
+
     def close(self) -> None:
         """Ends every answer that is still on its way."""
         self._channel.close()

@@ -28,9 +28,19 @@ class GrpcDirectory:
         self._address = address
         self._clock = clock
 
-    async def register(self, worker: Worker) -> None:
+    async def register(self, worker: Worker) -> float | None:
         try:
-            await self._stub().Register(pb.RegisterRequest(worker=pack_worker(worker)), timeout=_CALL_S)
+            answer = await self._stub().Register(pb.RegisterRequest(worker=pack_worker(worker)), timeout=_CALL_S)
+        except grpc.aio.AioRpcError as error:
+            raise failure(error) from error
+
+        return answer.leave_ms / 1000 if answer.HasField("leave_ms") else None
+
+    async def drain(self, worker: WorkerId, grace_s: float) -> None:
+        """Have a worker leave; raises what the controller says to it."""
+        stub = mesh_pb2_grpc.MeshStub(self._channels.to(self._address, Role.CONTROLLER))
+        try:
+            await stub.Drain(pb.DrainRequest(worker=worker, grace_ms=round(grace_s * 1000)), timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
             raise failure(error) from error
 

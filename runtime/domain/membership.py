@@ -4,7 +4,8 @@ views. Never starts anybody."""
 from dataclasses import replace
 
 from runtime.domain.messages import Refused, View, Worker
-from runtime.errors import Incompatible
+from runtime.domain.routing import DECODE
+from runtime.errors import FailedPrecondition, Incompatible, NotFound
 from runtime.ids import BootId, WorkerId
 
 MAX_REFUSED = 256
@@ -20,6 +21,7 @@ class Membership:
         self._lease_s = lease_s
         self._settling = settling
         self._refused: dict[WorkerId, tuple[Refused, float]] = {}
+        self._draining: dict[BootId, float] = {}
         self._version = 0
         self._workers: dict[WorkerId, Worker] = {}
         self._until: dict[WorkerId, float] = {}
@@ -48,9 +50,26 @@ class Membership:
             self._refuse(worker, error, now)
             raise
         self._refused.pop(worker.id, None)
-        self._workers[worker.id] = worker
+        self._workers[worker.id] = replace(worker, draining=worker.draining or worker.boot in self._draining)
         self._until[worker.id] = now + self._lease_s
         return known is None or known.boot != worker.boot
+
+    def drain(self, worker: WorkerId, until: float) -> None:
+        """Have this generation of a worker leave by then. Raises `NotFound`, or `FailedPrecondition` when nobody else
+        would be left that gives tokens."""
+        known = self._workers.get(worker)
+        if known is None:
+            raise NotFound(f"no worker {worker} serves", field="worker")
+        others = (other for other in self._workers.values() if other.id != worker and not other.draining)
+        if known.role == DECODE and not any(other.role == DECODE for other in others):
+            raise FailedPrecondition(f"{worker} is the last decode worker", field="worker")
+        self._draining[known.boot] = until
+        self._workers[worker] = replace(known, draining=True)
+        self._version += 1
+
+    def leaves_at(self, boot: BootId) -> float | None:
+        """When this generation is to have left, if it was asked to."""
+        return self._draining.get(boot)
 
     def leave(self, worker: WorkerId, boot: BootId) -> bool:
         """Take a worker out, but only this generation of it."""
@@ -78,7 +97,7 @@ class Membership:
         self._refused[worker.id] = refused, now + _REFUSED_LEASES * self._lease_s
 
     def _drop(self, worker: WorkerId) -> None:
-        del self._workers[worker]
+        self._draining.pop(self._workers.pop(worker).boot, None)
         del self._until[worker]
         self._version += 1
 

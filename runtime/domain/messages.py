@@ -159,7 +159,7 @@ class PrefillDone:
 class Worker:
     """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
     host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`; `frame_version` is that of
-    its page format."""
+    its page format. `draining`: it is about to leave, and nothing new is placed on it."""
 
     id: WorkerId
     boot: BootId
@@ -173,6 +173,7 @@ class Worker:
     device: str
     load: Load | None = None
     frame_version: int = 1
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

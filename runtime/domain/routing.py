@@ -20,6 +20,10 @@ def _depth(worker: Worker) -> int:
     return worker.load.running + worker.load.waiting + worker.load.awaiting if worker.load else 0
 
 
+def _staying(view: View, role: str) -> list[Worker]:
+    return [worker for worker in view.workers if worker.role == role and not worker.draining]
+
+
 class Router:
     """Remembers only whose turn is next, so that equal workers are used equally."""
 
@@ -29,7 +33,7 @@ class Router:
 
     def choose(self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId]) -> Worker | None:
         """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each."""
-        able = [worker for worker in view.workers if worker.role == DECODE and worker.boot not in exclude]
+        able = [worker for worker in _staying(view, DECODE) if worker.boot not in exclude]
         if not able:
             return None
         ordered = self._rotate(DECODE, able)
@@ -39,7 +43,7 @@ class Router:
 
     def candidates(self, view: View) -> tuple[PrefillCandidate, ...]:
         """All prefill workers, the best first."""
-        able = [worker for worker in view.workers if worker.role == PREFILL]
+        able = _staying(view, PREFILL)
         if not able:
             return ()
         ordered = self._rotate(PREFILL, able)

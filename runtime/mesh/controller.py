@@ -31,7 +31,7 @@ async def controller_process(
     security = Security(config, Role.CONTROLLER)
     server = GrpcServer(host, port, tls=security.members_door(), access=security.members())
     server.add(RegistryService(role))
-    server.add(MeshService(role.view))
+    server.add(MeshService(role.view, role.drain))
     async with server, Scope() as group:
         running = group.create_task(role.run())
         yield RunningController(role, f"{host}:{server.port}")

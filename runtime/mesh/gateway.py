@@ -55,12 +55,12 @@ async def gateway_process(
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(Channels(security.channels()))
         clock, ids = LoopClock(), Ids(random.SystemRandom())
-        ident = ids.gateway()
+        ident, directory = ids.gateway(), GrpcDirectory(channels, controller, clock)
         role = GatewayRole(
             ident,
             (model,),
             Router(Placement(gateway.placement)),
-            GrpcDirectory(channels, controller, clock),
+            directory,
             GrpcPeers(channels, ident),
             ids,
             clock,
@@ -71,7 +71,7 @@ async def gateway_process(
         stack.callback(pool.close)
         server = _server(config, port, shared, security)
         server.add(InferenceService(role, pool, InferenceSettings(tenant, gateway.deadline_s)))
-        server.add(MeshService(role.view))
+        server.add(MeshService(role.view, directory.drain))
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)

@@ -34,7 +34,19 @@ from runtime.services.server import GrpcServer
 
 _LEAVE_S = 2.0
 _RENEWALS_PER_LEASE = 4
+_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
+
+
+class Drained(Exception):
+    """The worker has left, as it was asked to."""
+
+
+def was_drained(error: BaseException) -> bool:
+    """Whether that is all that ended it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(was_drained(each) for each in error.exceptions)
+    return isinstance(error, Drained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,8 @@ async def worker_process(
     """A generation of a worker, from its engine's start to its leave; cancelled or broken it is gone without leaving.
     `controller` is the address to register at, `host` where it listens, on any free port.
 
-    Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later.
+    Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later, `Drained`
+    among that.
     """
     plan, clock = planned_workers(config)[worker], LoopClock()
     security = Security(config, Role(plan.role))
@@ -93,7 +106,7 @@ async def worker_process(
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, clock, config.timing.lease_s))
+        renewing = group.create_task(_renew(directory, here, engine, role, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
@@ -144,14 +157,39 @@ async def _join(directory: Directory, here: Worker) -> None:
         raise StartError(f"it could not register with the controller: {error.message}") from error
 
 
-async def _renew(directory: Directory, here: Worker, engine: Engine, clock: Clock, lease_s: float) -> None:
-    """For ever. The controller may be away for any time; that it refuses us now ends this worker."""
+async def _renew(
+    directory: Directory, here: Worker, engine: Engine, role: DecodeRole | PrefillRole, clock: Clock, lease_s: float
+) -> None:
+    """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
+    ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
+    pause = lease_s / _RENEWALS_PER_LEASE
+    ends: float | None = None
     while True:
-        await clock.sleep(lease_s / _RENEWALS_PER_LEASE)
+        await clock.sleep(pause)
         try:
-            await directory.register(replace(here, load=engine.load()))
+            asked = await directory.register(replace(here, load=engine.load(), draining=ends is not None))
         except Unavailable as error:
+            asked = None
             _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
+        if asked is not None:
+            ends = clock.now() + asked
+        if ends is not None and await _runs_out(role, clock, min(ends, clock.now() + pause), ends):
+            await _leave(directory, here)
+            raise Drained
+
+
+async def _runs_out(role: DecodeRole | PrefillRole, clock: Clock, until: float, ends: float) -> bool:
+    """Wait until nothing runs here any more, but not longer than `until`; what runs at the end is given up."""
+    while role.running():
+        if clock.now() >= until:
+            break
+        await clock.sleep(_LOOK_S)
+    if role.running() and clock.now() >= ends:
+        if isinstance(role, DecodeRole):
+            role.give_up(Unavailable("the worker leaves the mesh"))
+        await clock.sleep(_LOOK_S)  # so that those who are told hear it
+        return True
+    return not role.running()
 
 
 async def _leave(directory: Directory, here: Worker) -> None:

@@ -36,8 +36,9 @@ class ControllerRole:
                 _log.warning("worker lost: its lease ran out", extra={"worker": worker.id, "boot": worker.boot})
                 self._publish()
 
-    async def register(self, worker: Worker) -> None:
-        """Take in or renew; raises `Incompatible` naming the field."""
+    async def register(self, worker: Worker) -> float | None:
+        """Take in or renew; raises `Incompatible` naming the field. Returns the seconds within which the worker is to
+        leave, if it is."""
         try:
             if self._membership.register(worker, self._clock.now()):
                 _log.info("worker joined", extra={"worker": worker.id, "boot": worker.boot})
@@ -46,6 +47,14 @@ class ControllerRole:
             raise
         finally:
             self._publish()
+        leaves_at = self._membership.leaves_at(worker.boot)
+        return None if leaves_at is None else max(leaves_at - self._clock.now(), 0.0)
+
+    async def drain(self, worker: WorkerId, grace_s: float) -> None:
+        """Have a worker leave within `grace_s`; raises `NotFound`, or `FailedPrecondition` for the last to decode."""
+        self._membership.drain(worker, self._clock.now() + grace_s)
+        _log.info("worker is drained", extra={"worker": worker, "grace_s": grace_s})
+        self._publish()
 
     async def leave(self, worker: WorkerId, boot: BootId) -> None:
         if self._membership.leave(worker, boot):

@@ -309,7 +309,7 @@ class GatewayRole:
     def _avoided(self, exclude: frozenset[BootId]) -> frozenset[BootId]:
         """With those whose breakers are open, unless nobody would be left: better a sick worker than none."""
         avoided = exclude | self._breakers.avoided(self._clock.now())
-        able = (worker.boot for worker in self._view.workers if worker.role == DECODE)
+        able = (worker.boot for worker in self._view.workers if worker.role == DECODE and not worker.draining)
         return avoided if avoided == exclude or any(boot not in avoided for boot in able) else exclude
 
     def _forgive(self, live: _Live) -> None:

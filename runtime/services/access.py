@@ -21,6 +21,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Inference/CountTokens": _USERS,
     "/batonmesh.v1.Inference/ListModels": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
+    # Gateways hand it on to the controller.
+    "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},
     "/batonmesh.v1.Registry/Register": _WORKERS,
     "/batonmesh.v1.Registry/Leave": _WORKERS,
     "/batonmesh.v1.Registry/Watch": frozenset({Role.GATEWAY}),

@@ -58,6 +58,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         device=worker.device,
         load=None if worker.load is None else pack_load(worker.load),
         frame_version=worker.frame_version,
+        draining=worker.draining,
     )
 
 
@@ -77,4 +78,5 @@ def unpack_worker(message: pb.Worker) -> Worker:
         device=fields.text(message.device, "worker.device", 256),
         load=unpack_load(message.load) if message.HasField("load") else None,
         frame_version=message.frame_version or 1,
+        draining=message.draining,
     )

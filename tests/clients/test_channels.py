@@ -11,6 +11,7 @@ from runtime.domain.identity import Role
 from runtime.domain.messages import View
 from runtime.services.mesh import MeshService
 from runtime.services.server import GrpcServer
+from tests.services.grpc_mesh import nobody_drains
 from tests.services.test_server import topology
 
 
@@ -35,7 +36,7 @@ async def test_the_least_recently_used_channel_falls_out(monkeypatch: pytest.Mon
 
 async def test_leaving_the_pool_ends_the_calls_on_its_channels() -> None:
     server = GrpcServer("127.0.0.1", 0)
-    server.add(MeshService(lambda: View(1, 1)))
+    server.add(MeshService(lambda: View(1, 1), nobody_drains))
     async with server:
         async with Channels() as channels:
             channel = channels.to(f"127.0.0.1:{server.port}", Role.DECODE)

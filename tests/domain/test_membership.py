@@ -7,7 +7,7 @@ import pytest
 
 from runtime.domain.membership import MAX_REFUSED, Belief, Membership
 from runtime.domain.messages import View, Worker
-from runtime.errors import Incompatible
+from runtime.errors import FailedPrecondition, Incompatible, NotFound
 from runtime.ids import BootId, WorkerId
 
 A = Worker(WorkerId("a"), BootId("boot-1"), "decode", "a:1", "model", "kv", "serving", 96, 4, "cpu x1")
@@ -92,6 +92,39 @@ def test_only_so_many_who_were_refused_are_remembered(members: Membership) -> No
             members.register(replace(B, id=WorkerId(f"b-{number}"), model="other"), now=0.0)
     remembered = [refused.worker for refused in members.view().refused]
     assert (len(remembered), remembered[0], remembered[-1]) == (MAX_REFUSED, "b-2", f"b-{MAX_REFUSED + 1}")
+
+
+def test_a_worker_that_is_drained_is_shown_so_until_it_is_gone_and_its_next_generation_is_not(
+    members: Membership,
+) -> None:
+    members.register(A, now=0.0)
+    members.register(B, now=0.0)
+    members.drain(A.id, until=9.0)
+    assert [worker.draining for worker in members.view().workers] == [True, False]
+    members.register(A, now=1.0)
+    assert [worker.draining for worker in members.view().workers] == [True, False]
+    assert (members.leaves_at(A.boot), members.leaves_at(B.boot)) == (9.0, None)
+    members.leave(A.id, A.boot)
+    assert members.leaves_at(A.boot) is None
+    again = replace(A, boot=BootId("boot-3"))
+    members.register(again, now=2.0)
+    assert not any(worker.draining for worker in members.view().workers)
+
+
+def test_a_worker_says_that_it_drains_to_a_controller_that_does_not_know(members: Membership) -> None:
+    members.register(replace(A, draining=True), now=0.0)
+    assert members.view().workers[0].draining
+
+
+def test_the_last_that_decodes_and_who_is_not_there_cannot_be_drained(members: Membership) -> None:
+    members.register(A, now=0.0)
+    prefill = replace(B, role="prefill")
+    members.register(prefill, now=0.0)
+    with pytest.raises(FailedPrecondition, match="a is the last decode worker"):
+        members.drain(A.id, until=9.0)
+    with pytest.raises(NotFound, match="no worker c serves"):
+        members.drain(WorkerId("c"), until=9.0)
+    members.drain(prefill.id, until=9.0)
 
 
 # What a watcher believes

@@ -7,12 +7,13 @@ from pathlib import Path
 import grpc
 
 from batonmesh.v1 import inference_pb2, kv_pb2, mesh_pb2, worker_pb2
-from runtime.config import AccessConfig, Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig, TlsConfig
+from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig
 from runtime.domain.identity import MEMBERS, Caller, Role, server_name
 from runtime.ids import TenantId
 from runtime.mesh.authority import LOCAL_HOSTS, Authority, Issued
 from runtime.mesh.local import LocalMesh
 from runtime.pem import split_pem
+from runtime.protection import AccessConfig, TlsConfig
 
 MESH = "guarded"
 ACME, GLOBEX = TenantId("acme"), TenantId("globex")

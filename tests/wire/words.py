@@ -149,6 +149,7 @@ WORKERS = st.builds(
     device=st.text(max_size=256),
     load=st.none() | LOADS,
     frame_version=st.integers(1, 2**32 - 1),
+    draining=st.booleans(),
 )
 REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))
 VIEWS = st.builds(

@@ -41,6 +41,11 @@ class MeshStub:
                 request_serializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/batonmesh.v1.Mesh/Drain',
+                request_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
@@ -55,6 +60,17 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Has a worker leave: nothing new is placed on it, what runs there may end within `grace_ms`, the rest goes on
+        elsewhere, and then it is gone from the topology. Returns when the controller has said so; gateways hear it within
+        moments. Asking again changes the grace.
+
+        NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +78,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Topology,
                     request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +114,33 @@ class Mesh:
             '/batonmesh.v1.Mesh/Topology',
             batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.SerializeToString,
             batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Mesh/Drain',
+            batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
+            batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
