@@ -30,6 +30,8 @@ from batonmesh.errors import (
     Unavailable,
 )
 from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.sessions import Sessions, TurnStream
+from batonmesh.turns import TurnAnswer, TurnOptions
 
 __all__ = [
     "Answer",
@@ -54,8 +56,12 @@ __all__ = [
     "Poison",
     "Prompt",
     "ResourceExhausted",
+    "Sessions",
     "Stream",
     "TooLarge",
+    "TurnAnswer",
+    "TurnOptions",
+    "TurnStream",
     "Unauthenticated",
     "Unavailable",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from batonmesh.credentials import Credentials
+from batonmesh.credentials import Credentials, showing
 from batonmesh.errors import from_status
 from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
 from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
@@ -53,21 +53,21 @@ class AsyncClient:
 
     def __init__(self, target: str, credentials: Credentials | None = None) -> None:
         shown = credentials or Credentials()
-        self._metadata = shown.metadata
+        metadata = shown.metadata
         secure = shown.of_channel
         if secure is None:
             self._channel = grpc.aio.insecure_channel(target)
         else:
             self._channel = grpc.aio.secure_channel(target, secure, options=shown.options)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._mesh = mesh_pb2_grpc.MeshStub(self._channel)
+        self._inference = showing(inference_pb2_grpc.InferenceStub(self._channel), metadata)
+        self._mesh = showing(mesh_pb2_grpc.MeshStub(self._channel), metadata)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncStream:
         """Begin an answer. Iterate it, and close it when you stop before its end."""
         request = generate_request(model, prompt, timeout, options)
-        return AsyncStream(self._inference.Generate(request, timeout=timeout, metadata=self._metadata))
+        return AsyncStream(self._inference.Generate(request, timeout=timeout))
 
     async def complete(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -77,28 +77,22 @@ class AsyncClient:
             return whole([event async for event in stream])
 
     async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
-        response = await _told(
-            self._inference.CountTokens(count_request(model, prompt), timeout=timeout, metadata=self._metadata)
-        )
+        response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
         return response.tokens
 
     async def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
-        response = await _told(
-            self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout, metadata=self._metadata)
-        )
+        response = await _told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
         return list(response.models)
 
     async def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
-        response = await _told(
-            self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout, metadata=self._metadata)
-        )
+        response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
         return response.view
 
     async def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
         """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
         request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
-        await _told(self._mesh.Drain(request, timeout=timeout, metadata=self._metadata))
+        await _told(self._mesh.Drain(request, timeout=timeout))
 
     async def close(self) -> None:
         """Ends every answer that is still on its way."""

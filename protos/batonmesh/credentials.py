@@ -2,12 +2,16 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
+Metadata = tuple[tuple[str, str], ...]
+S = TypeVar("S")
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\n.*?-----END \1-----\n?", re.DOTALL)
 
 
@@ -38,12 +42,12 @@ class Credentials:
         )
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+    def metadata(self) -> Metadata | None:
         """What goes with every call."""
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else None
 
     @property
-    def options(self) -> tuple[tuple[str, str], ...]:
+    def options(self) -> Metadata:
         """Of a channel."""
         return (("grpc.ssl_target_name_override", self.server_name),) if self.server_name else ()
 
@@ -56,3 +60,17 @@ class Credentials:
         key = b"".join(block for kind, block in blocks if kind.endswith(b"PRIVATE KEY"))
         chain = b"".join(block for kind, block in blocks if kind == b"CERTIFICATE")
         return grpc.ssl_channel_credentials(self.authorities, key or None, chain or None)
+
+
+def showing(stub: S, metadata: Metadata | None) -> S:
+    """A stub whose every call has `metadata`."""
+    return cast("S", _Showing(stub, metadata)) if metadata else stub
+
+
+class _Showing:
+    def __init__(self, stub: object, metadata: Metadata) -> None:
+        self._stub = stub
+        self._metadata = metadata
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(getattr(self._stub, name), metadata=self._metadata)

@@ -11,6 +11,7 @@ from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
 from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, RUN, TALK, Face
+from runtime.cli.talk import session
 from runtime.cli.talk.chat import chat
 from runtime.cli.talk.demo import demo
 from runtime.cli.talk.generate import generate
@@ -55,6 +56,7 @@ app.add_typer(keys.app, name="keys", rich_help_panel=RUN, help="Make and revoke 
 app.command(rich_help_panel=TALK)(demo)
 app.command(rich_help_panel=TALK)(generate)
 app.command(rich_help_panel=TALK)(chat)
+app.add_typer(session.app, name="session", rich_help_panel=TALK, help="The conversations that a mesh keeps.")
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
 app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")

@@ -84,16 +84,8 @@ async def worker_process(
         transport = GrpcTransport(engine.spec, address, channels.bulk)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
-            role = DecodeRole(
-                engine,
-                transport,
-                GrpcPeers(channels, GatewayId(worker)),
-                tenants,
-                boot,
-                Ids(random.SystemRandom()),
-                clock,
-                _decode_settings(config),
-            )
+            peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
+            role = DecodeRole(engine, transport, peers, tenants, boot, ids, clock, _decode_settings(config))
             server.add(DecodeService(role))
         else:
             role = PrefillRole(engine, transport, tenants)

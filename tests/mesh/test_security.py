@@ -8,7 +8,7 @@ import grpc
 import httpx
 import pytest
 
-from batonmesh import AsyncClient, Credentials, PermissionDenied, Unauthenticated, Unavailable
+from batonmesh import AsyncClient, Client, Credentials, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from runtime.config import Config, EngineConfig
 from runtime.domain.identity import Caller, Role, server_name
 from runtime.errors import StartError
@@ -219,6 +219,34 @@ async def test_keys_open_both_apis_to_their_tenants_and_are_revoked_at_once(tmp_
             assert (await http.post("/v1/completions", json=body, headers=bearer)).status_code == 401
         with pytest.raises(Unauthenticated):
             await completed(mesh, Credentials(trusted, None, acme, GATEWAY))
+
+
+async def test_a_session_is_its_tenant_s_and_for_others_it_is_not_there(tmp_path: Path) -> None:
+    settings = config(tmp_path, clients="keys")
+    make_certificates(settings)
+    acme, kept = new_key(Caller(Role.CLIENT, ACME))
+    globex, other = new_key(Caller(Role.CLIENT, GLOBEX))
+    write_keys(settings.keys, (kept, other))
+    trusted = authorities(settings)
+
+    def as_clients(gateway: str) -> None:
+        with Client(gateway, Credentials(trusted, None, acme, GATEWAY)) as owner:
+            session = owner.sessions.create("simulated", rerender=True).id
+            assert owner.sessions.complete(session, "Hello.", max_tokens=4).turn.id
+            with Client(gateway, Credentials(trusted, None, globex, GATEWAY)) as stranger:
+                assert stranger.sessions.newest() == []
+                for missing in (session, "sess-0123456789abcdef"):
+                    with pytest.raises(NotFound) as told:
+                        stranger.sessions.get(missing)
+                    assert told.value.message == "there is no such session"
+                    with pytest.raises(NotFound):
+                        stranger.sessions.complete(missing, "Hello.", max_tokens=4)
+            assert [each.id for each in owner.sessions.newest()] == [session]
+        with Client(gateway, Credentials(trusted, server_name=GATEWAY)) as nobody, pytest.raises(Unauthenticated):
+            nobody.sessions.newest()
+
+    async with local_mesh(settings) as mesh:
+        await asyncio.to_thread(as_clients, mesh.grpc)
 
 
 async def test_a_tenant_that_is_not_served_here_is_turned_away(tmp_path: Path) -> None:
