@@ -69,8 +69,9 @@ class ModelConfig(_Section):
 class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
-    how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
+    how long these may wait for their next token when others are prefilled in chunks beside them, and never more than
+    twice as long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its
+    threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
