@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
+from runtime.on_neuron import NeuronConfig
 from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
 from runtime.section import Name
 from runtime.section import Section as _Section
@@ -63,53 +64,32 @@ class ModelConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
-    tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
-    how long these may wait for their next token when others are prefilled in chunks beside them, and never more than
-    twice as long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its
-    threads: each has some of the heads."""
+    """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; without either it is
+    `kv_memory_share` of a worker's part of the free memory less its weights, by default 0.5 on a host, of which
+    everybody else needs some too, and 0.8 on a GPU (`runtime/domain/pool_size.py`). `step_tokens` bounds the tokens of
+    one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is how long
+    these may wait for their next token when others are prefilled in chunks beside them, and never more than twice as
+    long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its threads:
+    each has some of the heads."""
 
-    kv_mib: int = Field(default=256, ge=1)
+    kv_mib: int | None = Field(default=None, ge=1)
     pages: int | None = Field(default=None, ge=2)
+    kv_memory_share: float | None = Field(default=None, gt=0, le=1)
     page_tokens: int = Field(default=32, ge=1, le=1024)
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
     itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
     tensor_parallel: int = Field(default=1, ge=1, le=64)
 
-
-class BucketConfig(_Section):
-    """A graph that is compiled: up to `tokens` new tokens, after up to `past_pages` pages of what came before."""
-
-    tokens: int = Field(ge=1, le=65_536)
-    past_pages: int = Field(ge=0, le=65_536)
-
-
-class NeuronConfig(_Section):
-    """How a worker uses its Neuron core. Every bucket is compiled before it serves, and the longest past of a bucket
-    bounds its context. `stand_in` runs the same graphs on the CPU, where there is no such device. `api` is the vendor's
-    own PyTorch device, or the `lite` one of vLLM's plugin; `logical_nc` says how many physical cores make a logical
-    one, by default as the machine is set; `cache` is where compiled graphs are kept."""
-
-    buckets: tuple[BucketConfig, ...] = Field(
-        default=(
-            BucketConfig(tokens=512, past_pages=0),
-            BucketConfig(tokens=512, past_pages=64),
-            BucketConfig(tokens=512, past_pages=256),
-        ),
-        min_length=1,
-    )
-    stand_in: bool = False
-    api: Literal["torch", "lite"] = "torch"
-    logical_nc: Literal[1, 2] | None = None
-    cache: Path | None = None
+    @property
+    def kv_sized(self) -> bool:
+        """Whether it says itself how large the pool is."""
+        return self.kv_mib is not None or self.pages is not None
 
     @model_validator(mode="after")
-    def _has_a_past(self) -> Self:
-        if len(set(self.buckets)) < len(self.buckets):
-            raise ValueError("buckets must differ, one is there twice")
-        if not any(bucket.past_pages for bucket in self.buckets):
-            raise ValueError("buckets: one at least must have past_pages, or nothing longer than a step could run")
+    def _one_size(self) -> Self:
+        if self.kv_sized and self.kv_memory_share is not None:
+            raise ValueError("kv_memory_share is for a pool of no given size: leave out kv_mib and pages")
         return self
 
 
@@ -277,6 +257,7 @@ class Config(_Section):
             raise ValueError("model.quantization: workers must have device cpu")
         for worker in self.workers:
             self._check_ranks(worker)
+            self._check_pool(worker)
         check_listening(self.tls, self.clients, self.gateway.host)
         return self
 
@@ -310,6 +291,12 @@ class Config(_Section):
             raise ValueError(
                 f"{field} is {ranks}, so workers {worker.name} must have threads of {ranks} or more, which their ranks "
                 f"share; they have {worker.threads}"
+            )
+
+    def _check_pool(self, worker: WorkerConfig) -> None:
+        if worker.neuron_cores and not self.engine.kv_sized:
+            raise ValueError(
+                f"engine.kv_mib is needed: workers {worker.name} are on Neuron cores, which do not tell what is free"
             )
 
     def ranks(self, worker: WorkerConfig) -> int:

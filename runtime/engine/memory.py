@@ -1,4 +1,4 @@
-"""Whether a model and its pages of KV fit into what memory is free, told before any of it is taken."""
+"""What memory is free, what a model takes of it, and whether its pages of KV fit too, told before any is taken."""
 
 import logging
 import math
@@ -7,14 +7,26 @@ from pathlib import Path
 
 import psutil
 
+from runtime.domain.pool_size import Room, mib
 from runtime.domain.spec import DTYPE_BYTES, ModelSpec
 from runtime.errors import ModelError
 from runtime.model.checkpoint import Checkpoint
 from runtime.model.share import Share
 
-_MIB = 1 << 20
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _log = logging.getLogger(__name__)
+
+
+def room_of(checkpoint: Checkpoint, spec: ModelSpec, free: int, shares: Sequence[Share] = ()) -> Room:
+    """What all ranks together find in `free` bytes; without `shares` there are no ranks."""
+    ranks, copies = (len(shares), shares[0].kv.copies) if shares else (1, 1)
+    return Room(
+        free=free,
+        weights=ranks * _weights(checkpoint, shares[0] if shares else None) * DTYPE_BYTES[spec.dtype],
+        page_bytes=spec.page_bytes * copies,
+        page_tokens=spec.page_tokens,
+        max_tokens=spec.max_tokens,
+    )
 
 
 def check_fits(checkpoint: Checkpoint, spec: ModelSpec, pages: int, free: int, shares: Sequence[Share] = ()) -> None:
@@ -23,21 +35,18 @@ def check_fits(checkpoint: Checkpoint, spec: ModelSpec, pages: int, free: int, s
 
     Other processes take memory meanwhile, so that it fits now is no promise; that it does not is certain.
     """
-    ranks, share, page_bytes, each = 1, None, spec.page_bytes, ""
-    if shares:
-        ranks, share = len(shares), shares[0]
-        page_bytes = spec.page_bytes * share.kv.held // spec.kv_heads
-        each = f"each of {ranks} ranks takes "
-    weights = _weights(checkpoint, share) * DTYPE_BYTES[spec.dtype]
-    pool = (pages + 1) * page_bytes  # one more than the batcher has: the zero page
+    room, ranks = room_of(checkpoint, spec, free, shares), max(1, len(shares))
+    page_bytes = room.page_bytes // ranks
     account = (
-        f"{each}weights of {_mib(weights)} in {spec.dtype}, and {_mib(pool)} of KV: {pages} pages of "
-        f"{spec.page_tokens} tokens, {page_bytes} bytes each, which hold {pages * spec.page_tokens} tokens"
+        (f"each of {ranks} ranks takes " if shares else "")
+        + f"weights of {mib(room.weights // ranks)} in {spec.dtype}, and {mib((pages + 1) * page_bytes)} of KV: "
+        f"{pages} pages of {spec.page_tokens} tokens, {page_bytes} bytes each, "
+        f"which hold {pages * spec.page_tokens} tokens"
     )
-    taken = ranks * (weights + pool)
+    taken = room.taken(pages)
     if taken > free:
-        raise ModelError(f"{spec.name} does not fit: {account}. Together {_mib(taken)}, and {_mib(free)} are free")
-    _log.info("%s takes %s of %s that are free: %s", spec.name, _mib(taken), _mib(free), account)
+        raise ModelError(f"{spec.name} does not fit: {account}. Together {mib(taken)}, and {mib(free)} are free")
+    _log.info("%s takes %s of %s that are free: %s", spec.name, mib(taken), mib(free), account)
 
 
 def _weights(checkpoint: Checkpoint, share: Share | None) -> int:
@@ -61,7 +70,3 @@ def _free_in(group: Path) -> list[int]:
     except OSError:
         return []
     return [] if limit == "max" else [max(0, int(limit) - used + int(stat.get("inactive_file", 0)))]
-
-
-def _mib(count: int) -> str:
-    return f"{math.ceil(count / _MIB):,} MiB"

@@ -8,6 +8,7 @@ import torch
 from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
+from runtime.domain.pool_size import Room
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import Sampled
 from runtime.domain.spec import ModelSpec
@@ -16,7 +17,7 @@ from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
-from runtime.engine.memory import check_fits, free_bytes
+from runtime.engine.memory import check_fits, free_bytes, room_of
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.leader import GroupRunner, start_group
 from runtime.engine.quantizing import quantize_linears
@@ -85,8 +86,10 @@ class NativeCompute:
             self._group.close()
 
 
-def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[int], int]) -> EngineCore:
-    """An engine core over a checkpoint, and a pool of as many pages as `pages` makes of the bytes that one takes.
+def build_native(
+    settings: NativeSettings, limits: Limits, pages: Callable[[Room], int], free: Callable[[], int] = free_bytes
+) -> EngineCore:
+    """An engine core over a checkpoint, and a pool of as many pages as `pages` makes of the room, `free` bytes.
     `ThreadedEngine` calls this on its own thread, whose settings it changes: how many threads torch uses, and that it
     takes denormal numbers for zero.
 
@@ -99,11 +102,11 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[int]
     checkpoint = open_checkpoint(settings.path)
     shares = shares_of(checkpoint, settings.ranks) if settings.ranks > 1 else []
     spec = spec_of(checkpoint, settings)
-    page_bytes = spec.page_bytes * (shares[0].kv.copies if shares else 1)
-    count = pages(page_bytes)
-    check_fits(checkpoint, spec, count, free_bytes(), shares)
+    room = room_of(checkpoint, spec, free(), shares)
+    count = pages(room)
+    check_fits(checkpoint, spec, count, room.free, shares)
     tokenizer = Tokenizer(settings.path)
-    spare = free_bytes() - count * page_bytes
+    spare = free() - count * room.page_bytes
     if not shares:
         whole = _whole(checkpoint, spec, count, spare, quantized=settings.quantized)
         return engine_core(spec, count, limits, NativeCompute(whole), tokenizer)

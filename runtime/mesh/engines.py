@@ -11,26 +11,25 @@ from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.domain.batching import Limits
 from runtime.engine.core import EngineCore
 from runtime.engine.cuda.preflight import check_gpu
+from runtime.engine.memory import free_bytes
 from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.engine.threaded import ThreadedEngine
-from runtime.errors import ConfigError
 from runtime.mesh.models import model_dtype, model_name, model_path
+from runtime.mesh.pool import expected_room, pool_pages
 from runtime.model.checkpoint import open_checkpoint
 from runtime.ports import Engine
 
 if TYPE_CHECKING:
     from runtime.engine.native import NativeSettings
 
-_MIB = 1 << 20
-
 
 @asynccontextmanager
 async def running_engine(config: Config, worker: WorkerConfig, clock: Clock) -> AsyncIterator[Engine]:
     """Raises `ConfigError` or `ModelError` when it cannot run; a thread of its own where it computes."""
     if config.model.simulated is not None:
-        yield _simulated(config, clock)
+        yield _simulated(config, worker, clock)
         return
     builds = {"cpu": _native, "neuron": _on_neuron, "cuda": _on_gpu}
     engine = ThreadedEngine(builds[worker.device](config, worker))
@@ -55,34 +54,21 @@ def _limits(engine: EngineConfig) -> Limits:
     return Limits(step_tokens=engine.step_tokens, max_running=engine.max_running, itl_s=itl_s)
 
 
-def _pages(engine: EngineConfig, page_bytes: int) -> int:
-    """How many pages that take so many bytes there are. Raises `ConfigError` when sequences that decode together could
-    not have one each."""
-    if engine.pages is None:
-        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // page_bytes
-    else:
-        field, pages = "engine.pages", engine.pages
-    if pages < engine.max_running:
-        raise ConfigError(
-            f"{field}: makes {pages} pages of {page_bytes} bytes, "
-            f"too few for engine.max_running, which is {engine.max_running}"
-        )
-    return pages
-
-
-def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
+def _simulated(config: Config, worker: WorkerConfig, clock: Clock) -> SimulatedEngine:
     simulated, engine = config.model.simulated, config.engine
     assert simulated is not None
     spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
-    return SimulatedEngine(spec, _pages(engine, spec.page_bytes), _limits(engine), profile, clock)
+    pages = pool_pages(config, worker, expected_room(config, worker, free_bytes()))
+    return SimulatedEngine(spec, pages, _limits(engine), profile, clock)
 
 
 def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
     def build() -> EngineCore:
         from runtime.engine.native import build_native  # imports torch, on the engine's thread
 
-        return build_native(_native_settings(config, worker), _limits(config.engine), partial(_pages, config.engine))
+        pages = partial(pool_pages, config, worker)
+        return build_native(_native_settings(config, worker), _limits(config.engine), pages, free_bytes)
 
     return build
 
@@ -92,7 +78,7 @@ def _on_gpu(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
         from runtime.engine.cuda.build import build_on_device, free_on_gpu, open_gpu
 
         device = open_gpu()
-        settings, pages = _native_settings(config, worker), partial(_pages, config.engine)
+        settings, pages = _native_settings(config, worker), partial(pool_pages, config, worker)
         return build_on_device(settings, _limits(config.engine), pages, device, free_on_gpu(device))
 
     return build
@@ -115,7 +101,8 @@ def _on_neuron(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]
             _native_settings(config, worker),
             NeuronSettings(buckets, device),
             _limits(config.engine),
-            partial(_pages, config.engine),
+            partial(pool_pages, config, worker),
+            free_bytes(),
         )
 
     return build

@@ -5,6 +5,7 @@ engine holds the model to them once it is loaded (`runtime.engine.runner`).
 """
 
 import re
+from dataclasses import replace
 
 from runtime.domain.spec import ModelSpec
 from runtime.errors import ModelError
@@ -41,8 +42,25 @@ def checkpoint_spec(
     quantized: bool = False,
     max_tokens: int | None = None,
 ) -> ModelSpec:
-    """`dtype` of the computation and its KV; `quantized`, with weights of 8 bits; `max_tokens` None is the model's own.
-    Reads all weights once, for the fingerprint.
+    """`sized_spec` with its fingerprints, for which all weights are read once; raises what that raises."""
+    spec = sized_spec(
+        checkpoint, name=name, dtype=dtype, page_tokens=page_tokens, quantized=quantized, max_tokens=max_tokens
+    )
+    kv = kv_fingerprint(checkpoint, quantized=quantized)
+    return replace(spec, kv_fingerprint=kv, serving_fingerprint=serving_fingerprint(checkpoint, kv))
+
+
+def sized_spec(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    dtype: str,
+    page_tokens: int,
+    quantized: bool = False,
+    max_tokens: int | None = None,
+) -> ModelSpec:
+    """All but the fingerprints, which are empty: no weights are read. `dtype` of the computation and its KV;
+    `quantized`, with weights of 8 bits; `max_tokens` None is the model's own.
 
     Raises `ModelError` for a setting that cannot be, and for a configuration without a size or with a wrong one.
     """
@@ -54,7 +72,6 @@ def checkpoint_spec(
     if max_tokens is not None and not 1 < max_tokens <= limit:
         raise ModelError(f"{name}: max_tokens must be 2 to {limit}, got {max_tokens}")
     kv_heads, head_dim = key_shape(checkpoint)
-    kv = kv_fingerprint(checkpoint, quantized=quantized)
     return ModelSpec(
         name=name,
         layers=_size(checkpoint, _LAYERS),
@@ -64,8 +81,8 @@ def checkpoint_spec(
         vocab=_vocab(checkpoint),
         max_tokens=max_tokens or limit,
         page_tokens=page_tokens,
-        kv_fingerprint=kv,
-        serving_fingerprint=serving_fingerprint(checkpoint, kv),
+        kv_fingerprint="",
+        serving_fingerprint="",
     )
 
 

@@ -77,6 +77,16 @@ def test_every_shipped_configuration_loads() -> None:
         ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
         ("gateway: {replicas: 2}", "sessions.store is sqlite, which serves one gateway, and gateway.replicas is 2"),
         ("sessions: {store: redis}", "sessions.store: String should match pattern"),
+        (
+            "engine: {kv_mib: 256, kv_memory_share: 0.5}",
+            "engine: kv_memory_share is for a pool of no given size: leave out kv_mib and pages",
+        ),
+        ("engine: {kv_memory_share: 1.5}", "engine.kv_memory_share: must be less than or equal to 1, got 1.5"),
+        ("engine: {kv_memory_share: 0}", "engine.kv_memory_share: must be greater than 0, got 0"),
+        (
+            "workers: [{name: p, role: prefill, device: neuron}, {name: d, role: decode}]",
+            "engine.kv_mib is needed: workers p are on Neuron cores, which do not tell what is free",
+        ),
         ("- a\n- b", "must be a mapping of sections, got list"),
         ("a: [", "is not YAML"),
         ("a: &a {b: *a}", "Circular reference"),
@@ -110,6 +120,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> None:
     config = load(
         tmp_path,
+        "engine: {kv_mib: 256}\n"
         "workers: [{name: a, role: prefill, device: neuron}, {name: b, role: decode},"
         " {name: c, role: prefill, device: neuron, neuron: {stand_in: true, cache: kept}}]",
     )

@@ -75,7 +75,7 @@ def test_ranks_are_counted_each(
 def test_an_engine_without_room_is_not_built(opened: Checkpoint) -> None:
     settings = NativeSettings("tiny", opened.path, "float32", page_tokens=32, threads=1)
     with pytest.raises(ModelError, match="tiny does not fit"):
-        build_native(settings, Limits(32, 4), lambda page_bytes: psutil.virtual_memory().total // page_bytes)
+        build_native(settings, Limits(32, 4), lambda room: psutil.virtual_memory().total // room.page_bytes)
 
 
 @pytest.mark.parametrize(("limit", "free"), [("1000", 700), ("500", 200), ("100", 0)])

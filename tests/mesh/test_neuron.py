@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from runtime.config import BucketConfig, Config, NeuronConfig, load_config
+from runtime.config import Config, load_config
 from runtime.errors import StartError
 from runtime.mesh.engines import check_devices
 from runtime.mesh.local import local_mesh
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.synthetic import make_llama
+from runtime.on_neuron import BucketConfig, NeuronConfig
 from tests.e2e.asking import Answer, ask, request
 from tests.engine.generating import generated
 

@@ -2,10 +2,12 @@
 
 from runtime.cli.doctor.node import Finding, Level, Node
 from runtime.config import Config, WorkerConfig
+from runtime.domain.pool_size import mib
 from runtime.engine.cuda.preflight import check_gpu, gpus
 from runtime.engine.neuron.preflight import check_neuron
 from runtime.errors import ConfigError, ModelError, SetupError
 from runtime.mesh.models import check_model, model_name
+from runtime.mesh.pool import expected_room, pool_size, workers_on_host
 
 AREA = "configuration"
 _MIB = 1 << 20
@@ -40,13 +42,35 @@ def _model(config: Config) -> Finding:
 
 def _kv_memory(config: Config, node: Node) -> Finding:
     """What the host's memory must hold; a worker's pages on a device of its own are not there."""
-    if config.engine.pages is not None or config.model.simulated is not None:
+    if config.engine.pages is not None:
         return Finding(AREA, "KV memory", Level.GOOD, "as many pages as engine.pages says")
-    workers = sum(worker.count for worker in config.workers if worker.on_host)
+    if config.engine.kv_mib is None:
+        return _shared_memory(config, node.memory_bytes("MemAvailable"))
+    workers = workers_on_host(config)
     needed, free = workers * config.engine.kv_mib, node.memory_bytes("MemAvailable") // _MIB
     found = f"{needed} MiB for {workers} workers, {free} MiB are available"
     if needed > free:
         return Finding(AREA, "KV memory", Level.FAULT, found, "make engine.kv_mib smaller, or the workers fewer")
+    return Finding(AREA, "KV memory", Level.GOOD, found)
+
+
+def _shared_memory(config: Config, free: int) -> Finding:
+    """What workers would take of it if they started now, their weights included."""
+    told, taken = [], 0
+    for worker in config.workers:
+        if not worker.on_host:
+            told.append(f"{worker.name}: a share of what its device has")
+            continue
+        try:
+            room = expected_room(config, worker, free)
+            size = pool_size(config, worker, room)
+        except (ConfigError, ModelError) as error:
+            return Finding(AREA, "KV memory", Level.FAULT, str(error), "make the workers fewer, or the model smaller")
+        told.append(f"{worker.count} x {worker.name}: {size.account}")
+        taken += worker.count * room.taken(size.pages)
+    found = "; ".join([*told, f"with weights {mib(taken)} in all, {mib(free)} are available"])
+    if taken > free:
+        return Finding(AREA, "KV memory", Level.FAULT, found, "make the workers fewer, or the model smaller")
     return Finding(AREA, "KV memory", Level.GOOD, found)
 
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 
 from runtime.domain.batching import Limits
+from runtime.domain.pool_size import Room
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore
 from runtime.engine.cuda.kv import DeviceKV
 from runtime.engine.kv_tensors import DTYPES
-from runtime.engine.memory import check_fits
+from runtime.engine.memory import check_fits, room_of
 from runtime.engine.native import NativeCompute, NativeSettings, engine_core, spec_of
 from runtime.engine.runner import TorchRunner
 from runtime.errors import StartError
@@ -37,7 +38,7 @@ def free_on_gpu(device: torch.device) -> int:
 
 
 def build_on_device(
-    settings: NativeSettings, limits: Limits, pages: Callable[[int], int], device: torch.device, free: int
+    settings: NativeSettings, limits: Limits, pages: Callable[[Room], int], device: torch.device, free: int
 ) -> EngineCore:
     """An engine core whose weights and pages are on `device`, of whose memory `free` bytes may be taken.
 
@@ -46,7 +47,7 @@ def build_on_device(
     torch.set_num_threads(settings.threads)
     checkpoint = open_checkpoint(settings.path)
     spec = spec_of(checkpoint, settings)
-    count = pages(spec.page_bytes)
+    count = pages(room_of(checkpoint, spec, free))
     check_fits(checkpoint, spec, count, free)
     tokenizer = Tokenizer(settings.path)
     model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from runtime.domain.batching import Limits
+from runtime.domain.pool_size import Room
 from runtime.engine.core import EngineCore
 from runtime.engine.kv_tensors import DTYPES
+from runtime.engine.memory import room_of
 from runtime.engine.native import NativeCompute, NativeSettings, engine_core, spec_of
 from runtime.engine.neuron.attention import STATIC_ATTENTION
 from runtime.engine.neuron.buckets import Bucket, Buckets
@@ -51,10 +53,10 @@ def open_neuron(api: str, logical_nc: int | None) -> Device:
 
 
 def build_neuron(
-    native: NativeSettings, neuron: NeuronSettings, limits: Limits, pages: Callable[[int], int]
+    native: NativeSettings, neuron: NeuronSettings, limits: Limits, pages: Callable[[Room], int], free: int
 ) -> EngineCore:
-    """An engine core with every bucket warmed, and a pool of as many pages as `pages` makes of the bytes that one
-    takes; runs on the engine's own thread.
+    """An engine core with every bucket warmed, and a pool of as many pages as `pages` makes of the room, `free` bytes;
+    runs on the engine's own thread.
 
     A context is no longer than the buckets hold. Raises `SetupError` for what cannot run.
     """
@@ -63,7 +65,7 @@ def build_neuron(
     buckets = Buckets(neuron.buckets, native.page_tokens)
     spec = spec_of(checkpoint, native)
     spec = replace(spec, max_tokens=min(spec.max_tokens, buckets.max_tokens))
-    count = pages(spec.page_bytes)
+    count = pages(room_of(checkpoint, spec, free))
     tokenizer = Tokenizer(native.path)
     model = load_model(checkpoint, DTYPES[native.dtype], STATIC_ATTENTION)
     probe(model, spec)

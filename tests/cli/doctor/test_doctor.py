@@ -71,6 +71,33 @@ def test_what_keeps_every_pool_from_running_is_named(
     assert message in found[name].found
 
 
+def test_pools_that_share_the_memory_are_told_with_their_arithmetic(tmp_path: Path) -> None:
+    runs, found = judged(load_config(None), machine(tmp_path / "much"))
+    assert runs
+    told = found["KV memory"].found
+    assert "1 x prefill: 4096 pages, 385 MiB: 32 contexts of 4096 tokens, which is all that can be of use" in told
+    assert told.endswith("MiB in all, 8,192 MiB are available")
+    little = {"proc/meminfo": "MemTotal: 16777216 kB\nMemAvailable: 262144 kB\n"}
+    runs, found = judged(load_config(None), machine(tmp_path / "little", little))
+    assert runs
+    assert "0.5 of what 256 MiB free, a part of 3, leave beside weights of" in found["KV memory"].found
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "workers", "message"),
+    [
+        (13, 1, "engine.kv_memory_share: weights of 3 MiB and 128 pages of 98304 bytes, the least for one"),
+        (40, 4, "4 x d: 128 pages, 13 MiB: the least that work"),
+    ],
+)
+def test_pools_that_do_not_fit_are_a_fault(free_mib: int, workers: int, message: str, tmp_path: Path) -> None:
+    config = parse_config({"workers": [{"name": "d", "role": "decode", "count": workers}]}, "test")
+    runs, found = judged(config, machine(tmp_path, {"proc/meminfo": f"MemAvailable: {free_mib << 10} kB\n"}))
+    assert not runs
+    assert found["KV memory"].level is Level.FAULT
+    assert message in found["KV memory"].found
+
+
 def test_workers_on_gpus_need_one_each(tmp_path: Path) -> None:
     config = changed(workers=[{"name": "d", "role": "decode", "device": "cuda", "count": 2}])
     runs, found = judged(config, machine(tmp_path / "none"))

@@ -180,7 +180,7 @@ def built(checkpoint: Callable[[str], Path]) -> tuple[EngineCore, StandIn, list[
     device, heard = StandIn(), list[Warmed]()
     native = NativeSettings("tiny", checkpoint("llama"), "bfloat16", page_tokens=PAGE, threads=1)
     settings = NeuronSettings((Bucket(16, 6),), device, heard.append)
-    return build_neuron(native, settings, Limits(48, 8), lambda _: 40), device, heard
+    return build_neuron(native, settings, Limits(48, 8), lambda _: 40, 1 << 30), device, heard
 
 
 def test_an_engine_is_built_with_all_its_buckets_warm(built: tuple[EngineCore, StandIn, list[Warmed]]) -> None:
