@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
@@ -65,8 +66,9 @@ class ModelConfig(_Section):
 class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
-    how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
+    how long these may wait for their next token when others are prefilled in chunks beside them, and never more than
+    twice as long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its
+    threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -184,6 +186,15 @@ class SessionsConfig(_Section):
     store: str = Field(default="sqlite", pattern=r"^(sqlite|none|postgres(ql)?://.+)$")
     lease_s: float = Field(default=5.0, ge=0.5)
     store_grace_s: Seconds = 30.0
+
+    @field_validator("store")
+    @classmethod
+    def _without_secrets(cls, store: str) -> str:
+        """A configuration is shown, and goes from process to process."""
+        where = urlsplit(store)
+        if where.password is not None or "password" in parse_qs(where.query):
+            raise ValueError("holds a password, which belongs into ~/.pgpass or the file that PGPASSFILE names")
+        return store
 
 
 class HandoffConfig(_Section):

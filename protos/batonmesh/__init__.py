@@ -29,7 +29,7 @@ from batonmesh.errors import (
     Unauthenticated,
     Unavailable,
 )
-from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.messages import Answer, Choice, Event, Options, Prompt
 from batonmesh.sessions import Sessions, TurnStream
 from batonmesh.turns import TurnAnswer, TurnOptions
 
@@ -39,6 +39,7 @@ __all__ = [
     "AsyncStream",
     "BatonError",
     "Cancelled",
+    "Choice",
     "Client",
     "ContextExceeded",
     "Credentials",
