@@ -249,6 +249,22 @@ async def test_a_session_is_its_tenant_s_and_for_others_it_is_not_there(tmp_path
         await asyncio.to_thread(as_clients, mesh.grpc)
 
 
+async def test_an_open_mesh_beyond_this_machine_is_open_to_clients_and_not_to_operators(tmp_path: Path) -> None:
+    plain = Config().tls.model_copy(update={"plaintext": "everywhere"})
+    everywhere = Config().gateway.model_copy(update={"host": "0.0.0.0"})
+    settings = config(tmp_path).model_copy(update={"tls": plain, "gateway": everywhere})
+    admin = own_credentials(settings)
+    async with local_mesh(settings) as mesh:
+        await completed(mesh, Credentials())
+        async with AsyncClient(mesh.grpc) as anybody:
+            with pytest.raises(PermissionDenied):
+                await anybody.drain("decode-0", 1)
+        with pytest.raises(Unauthenticated):
+            await completed(mesh, Credentials(api_key="wrong"))
+        async with AsyncClient(mesh.grpc, admin) as operator:
+            assert (await operator.topology(timeout=5)).workers
+
+
 async def test_a_tenant_that_is_not_served_here_is_turned_away(tmp_path: Path) -> None:
     settings = config(tmp_path)
     authority = make_certificates(settings)
