@@ -110,8 +110,8 @@ class Generating:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
-        tenant, priority = calling().tenant or self._settings.tenant, asked.priority or 0
-        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, priority)
+        tenant = calling().tenant or self._settings.tenant
+        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, asked.priority or 0)
 
     async def _shown(self, asked: GenerationRequest, served: ServedModel, generation: Generation) -> ShownPrompt:
         spelling = self._spellings.setdefault(served.spec.name, Spelling(served.tokenizer))
