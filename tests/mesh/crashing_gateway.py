@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from runtime.config import Config
-from runtime.mesh import gateway
+from runtime.mesh import gateway, sessions
 from runtime.ports import SessionStore
 from runtime.store import opening, running
 
@@ -59,14 +59,14 @@ def die_within(call: str) -> None:
 
 async def main(config: str, controller: str, port: str, point: str) -> None:
     when, call, number = point.split() if point else ("never", "", "0")
-    kept = gateway.session_store
+    kept = sessions.session_store
 
     @asynccontextmanager
     async def crashing(config: Config) -> AsyncIterator[SessionStore]:
         async with kept(config) as store:
             yield cast("SessionStore", CrashingStore(cast("SessionStore", store), when, call, int(number)))
 
-    gateway.session_store = crashing  # type: ignore[assignment]  # a store always
+    vars(gateway)["session_store"] = crashing
     if when == "within":
         die_within(call)
     async with gateway.gateway_process(Config.model_validate_json(config), controller, port=int(port)):
