@@ -70,7 +70,7 @@ class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
     how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait."""
+    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -78,6 +78,7 @@ class EngineConfig(_Section):
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
     itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
 
 
 class BucketConfig(_Section):
@@ -117,13 +118,15 @@ class NeuronConfig(_Section):
 
 class WorkerConfig(_Section):
     """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
-    `device: neuron` on one Neuron core each."""
+    `device: neuron` on one Neuron core each, with `device: cuda` on one NVIDIA GPU each. `tensor_parallel` is for these
+    workers what it is in `engine`, whose value is the default."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
-    device: Literal["cpu", "neuron"] = "cpu"
+    tensor_parallel: int | None = Field(default=None, ge=1, le=64)
+    device: Literal["cpu", "neuron", "cuda"] = "cpu"
     neuron: NeuronConfig | None = None
 
     @model_validator(mode="after")
@@ -143,10 +146,20 @@ class WorkerConfig(_Section):
         return 0 if self.on_neuron is None or self.on_neuron.stand_in else 1
 
     @property
+    def gpus(self) -> int:
+        """GPUs that each of these workers holds."""
+        return 1 if self.device == "cuda" else 0
+
+    @property
+    def on_host(self) -> bool:
+        """Whether its weights and pages are in the host's memory."""
+        return not self.neuron_cores and not self.gpus
+
+    @property
     def described(self) -> str:
         """What it computes on, for people."""
         if self.on_neuron is None:
-            return f"cpu x{self.threads}"
+            return "cuda x1" if self.gpus else f"cpu x{self.threads}"
         return f"cpu x{self.threads} for neuron" if self.on_neuron.stand_in else "neuron x1"
 
 
@@ -258,11 +271,40 @@ class Config(_Section):
                 f"sessions.store is sqlite, which serves one gateway, and gateway.replicas is {self.gateway.replicas}: "
                 "name a PostgreSQL database there, or none"
             )
-        if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
+        on_cpu = all(worker.device == "cpu" for worker in self.workers)
+        if self.model.simulated is not None and not on_cpu:
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
-        if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
+        if self.model.quantization is not None and not on_cpu:
             raise ValueError("model.quantization: workers must have device cpu")
+        for worker in self.workers:
+            self._check_ranks(worker)
         return self
+
+    def _check_ranks(self, worker: WorkerConfig) -> None:
+        ranks = self.ranks(worker)
+        if ranks == 1:
+            return
+        field = "engine.tensor_parallel" if worker.tensor_parallel is None else f"workers.{worker.name}.tensor_parallel"
+        if self.model.simulated is not None:
+            raise ValueError(f"{field} is {ranks}, but model.simulated has no tensors to share")
+        if self.model.quantization is not None:
+            raise ValueError(f"{field} is {ranks}, but a model with model.quantization cannot be shared")
+        if worker.device != "cpu":
+            raise ValueError(f"{field} is {ranks}, but workers {worker.name} of device {worker.device} share no model")
+        if worker.threads < ranks:
+            raise ValueError(
+                f"{field} is {ranks}, so workers {worker.name} must have threads of {ranks} or more, which their ranks "
+                f"share; they have {worker.threads}"
+            )
+
+    def ranks(self, worker: WorkerConfig) -> int:
+        """How many processes share the model of each of these workers."""
+        return worker.tensor_parallel or self.engine.tensor_parallel
+
+    def described(self, worker: WorkerConfig) -> str:
+        """What each of these workers computes on, for people."""
+        ranks = self.ranks(worker)
+        return worker.described + (f" in {ranks} ranks" if ranks > 1 else "")
 
     @property
     def state(self) -> Path:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from runtime.clock import Clock
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.domain.batching import Limits
-from runtime.domain.spec import ModelSpec
 from runtime.engine.core import EngineCore
+from runtime.engine.cuda.preflight import check_gpu
 from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
@@ -32,7 +32,8 @@ async def running_engine(config: Config, worker: WorkerConfig, clock: Clock) -> 
     if config.model.simulated is not None:
         yield _simulated(config, clock)
         return
-    engine = ThreadedEngine(_on_neuron(config, worker) if worker.on_neuron else _native(config, worker))
+    builds = {"cpu": _native, "neuron": _on_neuron, "cuda": _on_gpu}
+    engine = ThreadedEngine(builds[worker.device](config, worker))
     try:
         await engine.start()
         yield engine
@@ -45,6 +46,8 @@ def check_devices(config: Config) -> None:
     for worker in config.workers:
         if worker.neuron_cores and worker.on_neuron:
             check_neuron(worker.on_neuron.api, worker.on_neuron.logical_nc, Surroundings())
+        if worker.gpus:
+            check_gpu(Surroundings())
 
 
 def _limits(engine: EngineConfig) -> Limits:
@@ -52,15 +55,16 @@ def _limits(engine: EngineConfig) -> Limits:
     return Limits(step_tokens=engine.step_tokens, max_running=engine.max_running, itl_s=itl_s)
 
 
-def _pages(engine: EngineConfig, spec: ModelSpec) -> int:
-    """Raises `ConfigError` when sequences that decode together could not have a page each."""
+def _pages(engine: EngineConfig, page_bytes: int) -> int:
+    """How many pages that take so many bytes there are. Raises `ConfigError` when sequences that decode together could
+    not have one each."""
     if engine.pages is None:
-        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // spec.page_bytes
+        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // page_bytes
     else:
         field, pages = "engine.pages", engine.pages
     if pages < engine.max_running:
         raise ConfigError(
-            f"{field}: makes {pages} pages of {spec.page_bytes} bytes, "
+            f"{field}: makes {pages} pages of {page_bytes} bytes, "
             f"too few for engine.max_running, which is {engine.max_running}"
         )
     return pages
@@ -71,7 +75,7 @@ def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
     assert simulated is not None
     spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
-    return SimulatedEngine(spec, _pages(engine, spec), _limits(engine), profile, clock)
+    return SimulatedEngine(spec, _pages(engine, spec.page_bytes), _limits(engine), profile, clock)
 
 
 def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
@@ -79,6 +83,17 @@ def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
         from runtime.engine.native import build_native  # imports torch, on the engine's thread
 
         return build_native(_native_settings(config, worker), _limits(config.engine), partial(_pages, config.engine))
+
+    return build
+
+
+def _on_gpu(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
+    def build() -> EngineCore:
+        from runtime.engine.cuda.build import build_on_device, free_on_gpu, open_gpu
+
+        device = open_gpu()
+        settings, pages = _native_settings(config, worker), partial(_pages, config.engine)
+        return build_on_device(settings, _limits(config.engine), pages, device, free_on_gpu(device))
 
     return build
 
@@ -117,4 +132,5 @@ def _native_settings(config: Config, worker: WorkerConfig) -> "NativeSettings":
         page_tokens=config.engine.page_tokens,
         threads=worker.threads,
         quantized=config.model.quantization is not None,
+        ranks=config.ranks(worker),
     )

@@ -111,7 +111,7 @@ def delete(
 
 def _turn_before(client: Client, session: str, branch: str, turns: int) -> str:
     """The turn that is the head once so many are taken back; "" for the beginning."""
-    (found,) = [each for each in client.sessions.get(session).branches if each.name == branch] or [None]
+    found = next((each for each in client.sessions.get(session).branches if each.name == branch), None)
     if found is None or turns > found.turns:
         had = 0 if found is None else found.turns
         raise typer.BadParameter(f"branch {branch} has {had} turns, {turns} cannot be taken back")

@@ -71,10 +71,34 @@ def test_what_keeps_every_pool_from_running_is_named(
     assert message in found[name].found
 
 
+def test_workers_on_gpus_need_one_each(tmp_path: Path) -> None:
+    config = changed(workers=[{"name": "d", "role": "decode", "device": "cuda", "count": 2}])
+    runs, found = judged(config, machine(tmp_path / "none"))
+    assert not runs
+    assert "there is no /dev/nvidia0" in found["decode pool d"].found
+    runs, found = judged(config, machine(tmp_path / "one", {"dev/nvidia0": ""}))
+    assert not runs
+    assert found["decode pool d"].found == "2 x cuda x1, and 1 GPUs"
+    runs, found = judged(config, machine(tmp_path / "two", {"dev/nvidia0": "", "dev/nvidia1": ""}))
+    assert runs
+    assert found["decode pool d"].found == "2 x cuda x1"
+
+
 def test_torch_is_needed_unless_the_model_is_simulated(tmp_path: Path) -> None:
     bare = machine(tmp_path, packages={name: version for name, version in PACKAGES.items() if name != "torch"})
     assert not judged(load_config(None), bare)[0]
     assert judged(load_config(CONFIGS / "simulated.yaml"), bare)[0]
+
+
+def test_ranks_are_told_and_those_that_cannot_share_the_model_are_a_fault(tmp_path: Path) -> None:
+    two = {"name": "d", "role": "decode", "threads": 2, "tensor_parallel": 2}
+    runs, found = judged(changed(workers=[two]), machine(tmp_path))
+    assert runs
+    assert found["decode pool d"].found == "1 x cpu x2 in 2 ranks"
+    runs, found = judged(changed(workers=[two | {"threads": 64, "tensor_parallel": 64}]), machine(tmp_path))
+    assert not runs
+    assert found["model"].level is Level.FAULT
+    assert "64 ranks cannot share its" in found["model"].found
 
 
 def test_more_threads_than_processors_are_told_and_no_fault(tmp_path: Path) -> None:
