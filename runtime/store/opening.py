@@ -9,6 +9,8 @@ from runtime.store.looking import branch_of, known_result, known_turn, session_o
 from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
 from runtime.store.transaction import Transaction
 
+_REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
+
 
 async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
     if key is not None:
@@ -156,7 +158,8 @@ def of_tenant(tenant: TenantId) -> str:
 async def remember(tx: Transaction, scope: str, key: Key | None, result: str) -> None:
     if key is not None:
         await tx.run(
-            "INSERT INTO keys (scope, name, digest, result) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO keys (scope, name, digest, result, at) VALUES ($1, $2, $3, $4, now_ms())"
+            + (_REPLACING if key.first or key.window_s is not None else ""),
             scope,
             key.name,
             key.digest,

@@ -21,6 +21,7 @@ from runtime.domain.sessions import (
 from runtime.errors import FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
 from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
+from tests.store.conftest import Execute
 from tests.store.talking import (
     COMMITTED,
     EVENTS,
@@ -321,3 +322,22 @@ async def test_a_deleted_session_is_gone_and_its_turn_is_fenced(store: SessionSt
             await write
     assert [each.id for each in await store.list(TENANT, None, 10)] == ["sess-2"]
     assert await store.adopt(THERE, frozenset(), 10) == ()
+
+
+async def test_a_key_of_another_try_counts_for_a_while_and_a_first_try_is_a_turn_of_its_own(
+    store: SessionStore, execute: Execute
+) -> None:
+    sess = await session(store)
+    first, again = key(), key()
+    first, again = replace(first, first=True, window_s=60), replace(again, window_s=60)
+    one = await opened(store, enqueued(record(sess, "turn-1")), first)
+    found = await store.open(enqueued(record(sess, "turn-2")), again)
+    assert found is not None
+    assert (found[0].id, found[1]) == (one.id, False)
+    two = await opened(store, enqueued(record(sess, "turn-3")), first)
+    known = await store.known(TENANT, sess, again)
+    assert known is not None
+    assert known.id == two.id
+    await execute("UPDATE keys SET at = at - 61000")
+    assert await store.known(TENANT, sess, again) is None
+    await opened(store, enqueued(record(sess, "turn-4")), again)

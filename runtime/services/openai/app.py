@@ -15,7 +15,9 @@ from starlette.routing import Route
 from runtime.domain.routing import DECODE
 from runtime.errors import BatonError, Internal, Unavailable
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.sessions import SessionRole
 from runtime.services.openai.answers import ChatAnswer, CompletionAnswer
+from runtime.services.openai.conversing import Conversing
 from runtime.services.openai.errors import error_body, error_headers, refusal_body
 from runtime.services.openai.exchange import REQUEST_ID_HEADER, request_id
 from runtime.services.openai.generating import Generating
@@ -24,11 +26,14 @@ from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
 
 
-def openai_app(gateway: GatewayRole, settings: OpenAiSettings) -> Starlette:
+def openai_app(gateway: GatewayRole, settings: OpenAiSettings, sessions: SessionRole | None = None) -> Starlette:
     """The application of one gateway; its lifespan ends the threads that it may have started."""
     pool = TokenizingPool(settings.tokenize_threads, settings.tokenize_waiting)
     listing = Listing(gateway)
-    chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
+    if sessions is None:
+        chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
+    else:
+        chat = Conversing(sessions, settings, pool)
     completions = Generating(gateway, settings, pool, CompletionRequest, CompletionAnswer)
 
     @asynccontextmanager

@@ -82,9 +82,9 @@ class Generating:
 
             async def give(arrivals: Arrivals) -> None:
                 if asked.stream:
-                    await _stream(exchange, answers, tallies, arrivals, usage_asked=asked.usage_asked)
+                    await stream(exchange, answers, tallies, arrivals, usage_asked=asked.usage_asked)
                 else:
-                    await exchange.respond(200, await _gather(answers, tallies, arrivals), {})
+                    await exchange.respond(200, await gather(answers, tallies, arrivals), {})
 
             await give_choices(self._gateway, generation, asked.choices_asked, give)
         except BatonError as error:
@@ -127,7 +127,7 @@ async def _within(ends: float, work: Awaitable[T]) -> T:
         raise DeadlineExceeded("the deadline passed while the request was read", field=DEADLINE_HEADER) from error
 
 
-async def _stream(
+async def stream(
     exchange: Exchange, answers: list[Answer], tallies: list[Tally], arrivals: Arrivals, *, usage_asked: bool
 ) -> None:
     """What is ready at the same time goes out in one write."""
@@ -146,7 +146,8 @@ async def _stream(
     await exchange.end()
 
 
-async def _gather(answers: list[Answer], tallies: list[Tally], arrivals: Arrivals) -> bytes:
+async def gather(answers: list[Answer], tallies: list[Tally], arrivals: Arrivals) -> bytes:
+    """The whole response."""
     texts: list[list[str]] = [[] for _ in answers]
     tokens: list[list[Sampled]] = [[] for _ in answers]
     async for index, delta in arrivals:
