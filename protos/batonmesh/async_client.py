@@ -2,17 +2,15 @@
 # ruff: noqa: ASYNC109 - a timeout here travels with the call
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
-from batonmesh.errors import from_status
+from batonmesh.async_sessions import AsyncSessions, told
 from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
 from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
-
-T = TypeVar("T")
 
 
 class AsyncStream(AsyncIterator[Event]):
@@ -29,7 +27,7 @@ class AsyncStream(AsyncIterator[Event]):
 
     async def __anext__(self) -> Event:
         while not self._ready:
-            message = await _told(self._call.read())
+            message = await told(self._call.read())
             if not isinstance(message, inference_pb2.GenerateResponse):
                 raise StopAsyncIteration
             self._ready.extend(events(message))
@@ -54,6 +52,7 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(target)
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
         self._mesh = mesh_pb2_grpc.MeshStub(self._channel)
+        self.sessions = AsyncSessions(self._channel)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -70,16 +69,16 @@ class AsyncClient:
             return whole([event async for event in stream])
 
     async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
-        response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
+        response = await told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
         return response.tokens
 
     async def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
-        response = await _told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
+        response = await told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
         return list(response.models)
 
     async def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
-        response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
+        response = await told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
         return response.view
 
     async def close(self) -> None:
@@ -93,11 +92,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-async def _told(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs of grpc say
-        raise from_status(error.code(), error.details(), metadata) from error
