@@ -1,16 +1,19 @@
-"""A store of an older Baton is brought up to date, one of a newer is left alone."""
+"""A store's files: of an older Baton brought up to date, of a newer left alone, of what was deleted emptied."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from runtime.domain.sessions import MAIN, Item, TurnEvent
 from runtime.errors import StartError
 from runtime.ports import SessionStore
 from runtime.store import schema
 from runtime.store.schema import MIGRATIONS
+from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from runtime.store.transaction import Database
-from tests.store.talking import TENANT, talked
+from tests.store.talking import COMMITTED, TENANT, opened, record, session, talked
 
 
 async def test_a_store_of_an_older_version_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,4 +48,30 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     database = SqliteDatabase(file)
     with pytest.raises(StartError, match=r"sessions\.store: .*sessions\.sqlite cannot be used"):
         await database.open()
+    await database.close()
+
+
+async def test_what_was_deleted_is_in_no_file_any_more(tmp_path: Path) -> None:
+    """The same look finds it before."""
+    canary = "my dog is called Rumpelstiltskin"
+    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    await database.open()
+    store = SqlSessionStore(database)
+
+    def found() -> list[str]:
+        return [file.name for file in tmp_path.iterdir() if canary.encode() in file.read_bytes()]
+
+    other = await session(store, "sess-other")
+    sess = await session(store)
+    for number in range(40):
+        base = (await store.context(TENANT, sess, MAIN)).branch
+        items = (Item("user", f"{canary}, {number} times. " * 40),)
+        turn = record(sess, f"turn-{number}", base.place, context=base.tokens, items=items)
+        running = await opened(store, turn)
+        await store.append(running, TurnEvent(1, 0, (7, 8), canary))
+        await store.finish(running, COMMITTED, (7, 8), (TurnEvent(1, 0, (7, 8), canary),))
+    assert found()
+    await asyncio.gather(store.delete(TENANT, sess), *(store.get(TENANT, other) for _ in range(50)))
+    assert found() == []
+    await store.get(TENANT, other)
     await database.close()
