@@ -10,6 +10,7 @@ with Client("localhost:50051") as mesh:
 from batonmesh.async_client import AsyncClient, AsyncStream
 from batonmesh.async_sessions import AsyncSessions, AsyncTurnStream
 from batonmesh.client import Client, Stream
+from batonmesh.credentials import Credentials
 from batonmesh.errors import (
     BatonError,
     Cancelled,
@@ -22,12 +23,14 @@ from batonmesh.errors import (
     InvalidArgument,
     NotFound,
     NotSupported,
+    PermissionDenied,
     Poison,
     ResourceExhausted,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
-from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.messages import Answer, Choice, Event, Options, Prompt
 from batonmesh.sessions import Sessions, TurnStream
 from batonmesh.turns import TurnAnswer, TurnOptions
 
@@ -39,8 +42,10 @@ __all__ = [
     "AsyncTurnStream",
     "BatonError",
     "Cancelled",
+    "Choice",
     "Client",
     "ContextExceeded",
+    "Credentials",
     "DataCorrupt",
     "DeadlineExceeded",
     "EngineFailed",
@@ -51,6 +56,7 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "Options",
+    "PermissionDenied",
     "Poison",
     "Prompt",
     "ResourceExhausted",
@@ -60,5 +66,6 @@ __all__ = [
     "TurnAnswer",
     "TurnOptions",
     "TurnStream",
+    "Unauthenticated",
     "Unavailable",
 ]

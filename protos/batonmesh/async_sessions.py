@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from batonmesh.credentials import Metadata, showing
 from batonmesh.errors import Unavailable, from_status
 from batonmesh.messages import Options
 from batonmesh.turns import (
@@ -74,8 +75,9 @@ class AsyncTurnStream(AsyncIterator[pb.TurnMessage]):
 class AsyncSessions:
     """As `Sessions`, for asyncio: `AsyncClient.sessions`."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = session_pb2_grpc.SessionsStub(channel)
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata | None = None) -> None:
+        """`metadata` goes with every call."""
+        self._stub = showing(session_pb2_grpc.SessionsStub(channel), metadata)
 
     async def create(
         self, model: str, *, metadata: dict[str, str] | None = None, rerender: bool = False, key: str | None = None

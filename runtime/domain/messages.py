@@ -6,6 +6,7 @@ are never compared. Every command to a decode worker and every output from it ca
 
 from dataclasses import dataclass, field
 
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Load
 from runtime.errors import BatonError
@@ -32,6 +33,12 @@ class Start:
     forced: tuple[int, ...] = ()
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
+    priority: int = 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's log-probabilities are owed, for which prefill workers have no head."""
+        return self.sampling.prompt_logprobs is not None and not self.forced
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,8 @@ class Handoff:
 class Output:
     """New output tokens of one attempt. `index` counts the turn's output tokens before the first of `tokens`.
 
-    `text` is what these tokens complete; `finish` ends the attempt. `handoff` comes with the first
+    `text` is what these tokens complete; `finish` ends the attempt; `scores` of the prompt come with the turn's first
+    token, where they were asked for. `handoff` comes with the first
     tokens, and again with the last when it changed meanwhile.
     """
 
@@ -92,6 +100,7 @@ class Output:
     text: str
     finish: FinishReason | None = None
     handoff: Handoff | None = None
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,7 @@ class PrefillCall:
     tenant: TenantId
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +168,8 @@ class PrefillDone:
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
-    host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`."""
+    host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`; `frame_version` is that of
+    its page format. `draining`: it is about to leave, and nothing new is placed on it."""
 
     id: WorkerId
     boot: BootId
@@ -171,15 +182,30 @@ class Worker:
     page_tokens: int
     device: str
     load: Load | None = None
+    frame_version: int = 1
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker that was turned away: which of its fields does not fit, and why in words."""
+
+    worker: WorkerId
+    boot: BootId
+    field: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Who serves, as the controller last knew. Ordered by (incarnation, version)."""
+    """Who serves, as the controller last knew. Ordered by (incarnation, version). While `settling` a worker that is
+    missing may only not have registered with this controller yet."""
 
     incarnation: int
     version: int
     workers: tuple[Worker, ...] = ()
+    settling: bool = False
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.clock import Clock
 from runtime.domain import request as r
+from runtime.domain.fairness import SHARE
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -122,6 +123,7 @@ class DecodeRole:
         self._turns: dict[TurnId, Attempt] = {}
         self._ended: OrderedDict[TurnId, Ref] = OrderedDict()
         self._roomless: dict[SequenceId, Attempt] = {}
+        self._wakes = 0
         self._links: list[Link] = []
 
     async def run(self) -> None:
@@ -183,6 +185,12 @@ class DecodeRole:
     def running(self) -> int:
         return len(self._attempts)
 
+    def give_up(self, error: BatonError) -> None:
+        """End every attempt with `error`, so that each is tried elsewhere. The end of this worker follows."""
+        for attempt in list(self._attempts.values()):
+            attempt.feed(r.SequenceLost(error))
+        self._flush()
+
     def check(self) -> None:
         """Raise `InvariantViolation` unless the engine's pages add up; only while idle."""
         self.engine.check()
@@ -237,9 +245,14 @@ class DecodeRole:
             self._roomless.pop(event.sequence, None)
 
     def _wake(self, load: Load) -> None:
-        """Let as many try again as there may be room for: every try of a long prompt costs the engine."""
+        """Let as many try again as there may be room for: every try of a long prompt costs the engine. The best
+        priority first, but for one time in `SHARE`: then who has waited longest, so that nobody waits for ever."""
         room = load.pages.free + load.pages.cached
-        for attempt in self._roomless.values():
+        waiting = list(self._roomless.values())
+        self._wakes += 1
+        if self._wakes % SHARE:
+            waiting.sort(key=lambda attempt: attempt.request.start.priority)
+        for attempt in waiting:
             room -= attempt.lacks()
             if room < 0:
                 return
@@ -259,8 +272,8 @@ class DecodeRole:
 def _translate(event: StepEvent) -> r.RequestEvent | None:
     """An engine's event in the words of the request's table."""
     match event:
-        case Generated(index=index, tokens=tokens, text=text, finish=finish):
-            return r.NewTokens(index, tokens, text, finish)
+        case Generated(index=index, tokens=tokens, text=text, finish=finish, scores=scores):
+            return r.NewTokens(index, tokens, text, finish, scores)
         case Reserved(local_tokens=local):
             return r.RoomReserved(local)
         case NoRoom():

@@ -13,7 +13,9 @@ _PAGE_ID_BYTES = 16
 
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
-    return pb.PrefillRequest(tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket))
+    return pb.PrefillRequest(
+        tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket), priority=call.priority
+    )
 
 
 def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
@@ -21,6 +23,7 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
         tenant=TenantId(fields.name(message.tenant, "tenant")),
         tokens=fields.tokens(message.tokens, "tokens", least=2),
         ticket=unpack_ticket(message.ticket),
+        priority=message.priority,
     )
 
 

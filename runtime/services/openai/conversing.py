@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Self
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -19,13 +18,16 @@ from runtime.domain.sessions import MAIN, Asked, Ending, Item, Key, Session, Sto
 from runtime.errors import BatonError, Cancelled, InvalidArgument, NotSupported
 from runtime.ids import SessionId
 from runtime.roles.sessions import SessionRole
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.openai.answers import ChatAnswer, Json, Tally
 from runtime.services.openai.body import parse_body
 from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.generating import Generating, gather, stream
+from runtime.services.openai.prompts import ShownPrompt
 from runtime.services.openai.schema import ChatRequest
 from runtime.services.openai.settings import OpenAiSettings
+from runtime.services.openai.spelling import Spelling
 from runtime.services.openai.tokenizing import TokenizingPool
 
 SESSION_HEADER = "x-baton-session"
@@ -67,13 +69,15 @@ class Conversing(Generating):
             await exchange.fail(error, _called)
 
     async def _tell(self, exchange: Exchange, asked: ChatRequest, turn: TurnRecord) -> None:
-        answers = self._begin(asked, self._gateway.served(turn.model))
-        arrivals = TurnArrivals(self._sessions, turn)
-        tallies: list[Tally] = [arrivals.tally]
+        served = self._gateway.served(turn.model)
+        answers = self._begin(asked, served, ShownPrompt((), Spelling(served.tokenizer)))
+        tally = SessionTally()
+        deltas = _deltas(self._sessions, turn, tally)
         if asked.stream:
-            await stream(exchange, answers, tallies, arrivals, usage_asked=asked.usage_asked)
+            # What is durable together is one delta, so that nothing waits for company here.
+            await stream(exchange, answers, [tally], deltas, lambda: False, usage_asked=asked.usage_asked)
         else:
-            await exchange.respond(200, await gather(answers, tallies, arrivals), {})
+            await exchange.respond(200, await gather(answers, [tally], deltas, lambda: 0), {})
 
     def _wanted(self, asked: ChatRequest, ends: float) -> Asked:
         """Raises `InvalidArgument` naming what a session does not take."""
@@ -81,6 +85,9 @@ class Conversing(Generating):
             raise InvalidArgument("n must be 1 in a session", field="n")
         if asked.logprobs_asked is not None:
             raise NotSupported("logprobs are not served in a session", field="logprobs")
+        for field in ("prompt_logprobs", "priority"):
+            if getattr(asked, field) is not None:
+                raise NotSupported(f"{field} is not served in a session", field=field)
         items = tuple(Item(str(message.for_template()["role"]), message.text) for message in asked.messages)
         check_items(items)
         sampling = asked.sampling(_UNBOUNDED, self._gateway.fresh_seed())
@@ -93,7 +100,7 @@ class Conversing(Generating):
         return Asked(items, sampling, asked.tokens_asked is not None, remaining)
 
     async def _session(self, named: str, asked: ChatRequest, key: Key | None) -> Session:
-        store, tenant = self._sessions.store, self._settings.tenant
+        store, tenant = self._sessions.store, calling().tenant or self._settings.tenant
         if named != _NEW:
             found, _ = await store.get(tenant, SessionId(named[:_MAX_HEADER]))
             if found.model != asked.model:
@@ -117,36 +124,20 @@ class SessionTally(Tally):
         return told | {"prompt_tokens_details": {"cached_tokens": self._ending.spent.cached}}
 
 
-class TurnArrivals:
+async def _deltas(sessions: SessionRole, turn: TurnRecord, tally: SessionTally) -> AsyncIterator[tuple[int, Delta]]:
     """A turn's events as the deltas of a lone choice. Raises how the turn failed."""
-
-    def __init__(self, sessions: SessionRole, turn: TurnRecord) -> None:
-        self.tally = SessionTally()
-        self._deltas = self._read(sessions, turn)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> tuple[int, Delta]:
-        return 0, await anext(self._deltas)
-
-    def ready(self) -> bool:
-        """What is durable together comes as one delta, so that nothing waits here."""
-        return False
-
-    async def _read(self, sessions: SessionRole, turn: TurnRecord) -> AsyncIterator[Delta]:
-        index = 0
-        async for progress in sessions.watch(turn, 0):
-            ending = progress.turn.ending
-            tokens = tuple(Sampled(token) for event in progress.events for token in event.tokens)
-            text = "".join(event.text for event in progress.events)
-            if ending is None:
-                yield Delta(index, tokens, text)
-            else:
-                finish = _finish(ending)
-                self.tally.end(ending)
-                yield Delta(index, tokens, text, finish, ending.handoff, max(ending.attempts, 1))
-            index += len(tokens)
+    index = 0
+    async for progress in sessions.watch(turn, 0):
+        ending = progress.turn.ending
+        tokens = tuple(Sampled(token) for event in progress.events for token in event.tokens)
+        text = "".join(event.text for event in progress.events)
+        if ending is None:
+            yield 0, Delta(index, tokens, text)
+        else:
+            finish = _finish(ending)
+            tally.end(ending)
+            yield 0, Delta(index, tokens, text, finish, ending.handoff, max(ending.attempts, 1))
+        index += len(tokens)
 
 
 def _called(field: str) -> str:
