@@ -96,10 +96,9 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
         return None
     begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
-    await _occupy(tx, begun)
-    await tx.run(
+    changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9 WHERE id = $1",
+        " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -110,6 +109,9 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         prepared.max_tokens,
         prepared.drift,
     )
+    if not changed:
+        return None  # dropped meanwhile
+    await _occupy(tx, begun)
     return await turn_of(tx, turn.id)
 
 
