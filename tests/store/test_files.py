@@ -13,7 +13,8 @@ from runtime.store.schema import MIGRATIONS
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from runtime.store.transaction import Database
-from tests.store.talking import COMMITTED, TENANT, opened, record, session, talked
+from tests.scale import scaled
+from tests.store.talking import COMMITTED, TENANT, THERE, committed, opened, record, session, talked
 
 
 async def test_a_store_of_an_older_version_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +76,38 @@ async def test_what_was_deleted_is_in_no_file_any_more(tmp_path: Path) -> None:
     assert found() == []
     await store.get(TENANT, other)
     await database.close()
+
+
+async def test_wherever_a_loss_of_power_cuts_the_log_what_was_acknowledged_before_is_there_and_nothing_half(
+    tmp_path: Path,
+) -> None:
+    """Invariant 3. The log up to an acknowledgement was flushed; of what comes after it any part may be missing."""
+    live = tmp_path / "live"
+    database = SqliteDatabase(live / "sessions.sqlite")
+    await database.open()
+    store = SqlSessionStore(database)
+    sess = await session(store)
+    log = live / "sessions.sqlite-wal"
+    acknowledged = [log.stat().st_size]
+    for number in range(6):
+        base = (await store.context(TENANT, sess, MAIN)).branch
+        await committed(store, record(sess, f"turn-{number}", base.place, context=base.tokens))
+        acknowledged.append(log.stat().st_size)
+    assert acknowledged == sorted(set(acknowledged)), "the log was not emptied meanwhile"
+    whole, written = (live / "sessions.sqlite").read_bytes(), log.read_bytes()
+    await database.close()
+    for number, cut in enumerate({*acknowledged, *range(acknowledged[0], len(written), scaled(6007, 512))}):
+        after = tmp_path / f"after-{number}"
+        after.mkdir()
+        (after / "sessions.sqlite").write_bytes(whole)
+        (after / "sessions.sqlite-wal").write_bytes(written[:cut])
+        cut_short = SqliteDatabase(after / "sessions.sqlite")
+        await cut_short.open()
+        kept = SqlSessionStore(cut_short)
+        context = await kept.context(TENANT, sess, MAIN)
+        turns = sum(size <= cut for size in acknowledged) - 1
+        assert context.branch.place.depth == turns, cut
+        assert len(await kept.items(TENANT, sess, MAIN, 0, 100)) == 2 * turns
+        taken = await kept.adopt(THERE, frozenset(), 10)
+        assert len(taken) <= 1, "at most the turn that was being committed"
+        await cut_short.close()
