@@ -164,12 +164,14 @@ class GatewayConfig(_Section):
 
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried; its pages travel by `transport`. The default is the crossover that `baton bench handoff`
-    measured."""
+    `transfers` are tried. The default is the crossover that `baton bench handoff` measured. With `transport` auto
+    pages travel through shared memory to a worker on the same host, and by gRPC to others; grpc is always gRPC. Each
+    worker shares up to `staging_mib` of memory for what arrives; only what is used is taken."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["grpc"] = "grpc"
+    transport: Literal["auto", "grpc"] = "auto"
+    staging_mib: int = Field(default=64, ge=1, le=65_536)
 
 
 class TimingConfig(_Section):

@@ -32,15 +32,15 @@ class Channels:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, bool], grpc.aio.Channel] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int | None], grpc.aio.Channel] = OrderedDict()
 
     def to(self, address: str) -> grpc.aio.Channel:
         """For calls and streams of small messages."""
-        return self._channel(address, bulk=False)
+        return self._channel(address, None)
 
-    def bulk(self, address: str) -> grpc.aio.Channel:
-        """A connection of its own, so that megabytes of pages never delay a token or a cancel."""
-        return self._channel(address, bulk=True)
+    def bulk(self, address: str, lane: int) -> grpc.aio.Channel:
+        """A connection of its own for each lane, so that megabytes of pages never delay a token or a cancel."""
+        return self._channel(address, lane)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -55,11 +55,11 @@ class Channels:
             _, channel = self._kept.popitem()
             await channel.close(None)
 
-    def _channel(self, address: str, *, bulk: bool) -> grpc.aio.Channel:
-        key = (address, bulk)
+    def _channel(self, address: str, lane: int | None) -> grpc.aio.Channel:
+        key = (address, lane)
         channel = self._kept.get(key)
         if channel is None:
-            own_connection = (("grpc.use_local_subchannel_pool", 1),) if bulk else ()
+            own_connection = (("grpc.use_local_subchannel_pool", 1),) if lane is not None else ()
             channel = self._kept[key] = grpc.aio.insecure_channel(address, options=_OPTIONS + own_connection)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)

@@ -120,10 +120,19 @@ class TicketPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A path to a receiver that some senders can take: what kind it is, and where it ends."""
+
+    transport: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """The right to write certain pages into one reservation, once. `epoch` fences messages of older transfers.
 
-    `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives.
+    `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives from
+    everybody, `offers` how from some, best first.
     """
 
     transfer: TransferId
@@ -135,6 +144,7 @@ class Ticket:
     dtype: str
     pages: tuple[TicketPage, ...]
     remaining_ms: int
+    offers: tuple[Offer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,25 @@ class PrefillDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Path:
+    """How a worker sends pages to the generation `boot` of another, why so, and what went that way."""
+
+    boot: BootId
+    transport: str
+    reason: str
+    transfers: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A worker's KV traffic since it started: the paths it sends by, and what it refused to take, by reason."""
+
+    paths: tuple[Path, ...] = ()
+    refused: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
     host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`."""
@@ -171,6 +200,7 @@ class Worker:
     page_tokens: int
     device: str
     load: Load | None = None
+    traffic: Traffic = Traffic()
 
 
 @dataclass(frozen=True, slots=True)

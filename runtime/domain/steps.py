@@ -52,13 +52,14 @@ class Chunk:
 class Frame:
     """One KV page as it travels: `payload` is canonical `[layer, k|v, token, kv_head, head_dim]`, little endian.
 
-    `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload.
+    `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload. A payload that
+    is a view lies in the message that brought it, and keeps it.
     """
 
     page: PageId
     index: int
     valid_tokens: int
-    payload: bytes = field(repr=False)
+    payload: bytes | memoryview = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class FrameCodec:
     def __init__(self, spec: ModelSpec) -> None:
         self._token_bytes = spec.token_bytes
         self._page_tokens = spec.page_tokens
-        self._fingerprint = bytes.fromhex(spec.kv_fingerprint)
+        self.fingerprint = bytes.fromhex(spec.kv_fingerprint)
         self._shape = (0, 1, 0, spec.kv_heads, _DTYPES[spec.dtype], _PLAIN, 0)
         self.max_bytes = HEADER_BYTES + spec.page_bytes
 
@@ -38,7 +38,7 @@ class FrameCodec:
             MAGIC,
             VERSION,
             HEADER_BYTES,
-            self._fingerprint,
+            self.fingerprint,
             frame.page,
             frame.index,
             frame.valid_tokens,
@@ -50,8 +50,15 @@ class FrameCodec:
     def encode(self, frame: Frame) -> bytes:
         return b"".join((self.header(frame), frame.payload))
 
+    def place(self, frame: Frame, target: memoryview) -> int:
+        """Write a frame to where `target` begins, its payload copied once; returns the bytes it took."""
+        end = HEADER_BYTES + len(frame.payload)
+        target[HEADER_BYTES:end] = frame.payload
+        target[:HEADER_BYTES] = self.header(frame)
+        return end
+
     def decode(self, data: bytes | memoryview) -> Frame:
-        """The one frame that `data` is; its payload is the only copy made.
+        """The one frame that `data` is; its payload stays where it is, so `data` must be nobody else's to write.
 
         Raises `DataCorrupt` naming the header field (or `checksum`) that is wrong or not this model's.
         """
@@ -67,7 +74,7 @@ class FrameCodec:
             ("header_bytes", header_bytes, HEADER_BYTES),
             ("payload_bytes", payload_bytes, len(payload)),
             ("checksum", _CHECKSUM.unpack_from(view, _FIELDS.size)[0], _digest(view[: _FIELDS.size], payload)),
-            ("fingerprint", fingerprint, self._fingerprint),
+            ("fingerprint", fingerprint, self.fingerprint),
             *zip(_SHAPE_NAMES, shape, self._shape, strict=True),
         ):
             if got != expected:
@@ -76,7 +83,7 @@ class FrameCodec:
             raise _bad("valid_tokens", tokens, f"1 to {self._page_tokens}")
         if payload_bytes != tokens * self._token_bytes:
             raise _bad("payload_bytes", payload_bytes, tokens * self._token_bytes)
-        return Frame(PageId(page), index, tokens, bytes(payload))
+        return Frame(PageId(page), index, tokens, payload)
 
 
 _SHAPE_NAMES = ("layer_group", "layer_groups", "first_head", "heads", "dtype", "encoding", "reserved")

@@ -17,10 +17,10 @@ from runtime.domain.routing import Placement, Router
 from runtime.errors import StartError
 from runtime.ids import Ids
 from runtime.mesh.models import served_model
-from runtime.mesh.scope import Scope
 from runtime.mesh.tenants import DEFAULT
 from runtime.roles.gateway import GatewayRole, GatewaySettings
 from runtime.roles.stream import StreamSettings
+from runtime.scope import Scope
 from runtime.services.inference import InferenceService, InferenceSettings
 from runtime.services.mesh import MeshService
 from runtime.services.openai.app import openai_app

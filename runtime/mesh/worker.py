@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from runtime.clients.channels import Channels
@@ -19,12 +19,13 @@ from runtime.domain.spec import ModelSpec
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
+from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
-from runtime.mesh.scope import Scope
 from runtime.ports import Directory, Engine
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
+from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
@@ -41,7 +42,7 @@ class RunningWorker:
     worker: Worker
     role: DecodeRole | PrefillRole
     engine: Engine
-    transport: GrpcTransport
+    transport: Paths
 
 
 @asynccontextmanager
@@ -64,7 +65,7 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels())
         server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
         address = f"{host}:{server.port}"
-        transport = GrpcTransport(engine.spec, address, channels.bulk)
+        transport = stack.enter_context(_paths(config, GrpcTransport(engine.spec, address, channels.bulk)))
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             role = DecodeRole(
@@ -89,11 +90,28 @@ async def worker_process(
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, clock, config.timing.lease_s))
+        renewing = group.create_task(_renew(directory, here, engine, transport, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await _leave(directory, here)
+
+
+@contextmanager
+def _paths(config: Config, grpc: GrpcTransport) -> Iterator[Paths]:
+    if config.handoff.transport != "auto":
+        yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
+        return
+    try:
+        shm = Shm(grpc, config.handoff.staging_mib << 20)
+    except Unavailable as error:
+        _log.warning("no shared memory: %s", error.message)
+        yield Paths(grpc, None, error.message)
+        return
+    try:
+        yield Paths(grpc, shm)
+    finally:
+        shm.close()
 
 
 def _decode_settings(config: Config) -> DecodeSettings:
@@ -134,12 +152,14 @@ async def _join(directory: Directory, here: Worker) -> None:
         raise StartError(f"it could not register with the controller: {error.message}") from error
 
 
-async def _renew(directory: Directory, here: Worker, engine: Engine, clock: Clock, lease_s: float) -> None:
+async def _renew(
+    directory: Directory, here: Worker, engine: Engine, transport: Paths, clock: Clock, lease_s: float
+) -> None:
     """For ever. The controller may be away for any time; that it refuses us now ends this worker."""
     while True:
         await clock.sleep(lease_s / _RENEWALS_PER_LEASE)
         try:
-            await directory.register(replace(here, load=engine.load()))
+            await directory.register(replace(here, load=engine.load(), traffic=transport.traffic()))
         except Unavailable as error:
             _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
 

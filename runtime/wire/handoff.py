@@ -3,13 +3,14 @@
 from batonmesh.v1 import common_pb2 as common
 from batonmesh.v1 import kv_pb2 as kv
 from batonmesh.v1 import worker_pb2 as pb
-from runtime.domain.messages import Handoff, PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.messages import Handoff, Offer, PrefillCall, PrefillDone, Ticket, TicketPage
 from runtime.domain.spec import DTYPE_BYTES
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
 from runtime.wire import fields
 
 _PAGE_ID_BYTES = 16
+_MAX_OFFERS = 16
 
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
@@ -43,6 +44,7 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         dtype=ticket.dtype,
         pages=[kv.TicketPage(index=page.index, id=page.id, valid_tokens=page.valid_tokens) for page in ticket.pages],
         remaining_ms=ticket.remaining_ms,
+        offers=[kv.Offer(transport=offer.transport, endpoint=offer.endpoint) for offer in ticket.offers],
     )
 
 
@@ -59,6 +61,18 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         dtype=message.dtype,
         pages=_unpack_pages(message),
         remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
+        offers=_unpack_offers(message),
+    )
+
+
+def _unpack_offers(message: kv.Ticket) -> tuple[Offer, ...]:
+    fields.at_most(_MAX_OFFERS, len(message.offers), "ticket.offers")
+    return tuple(
+        Offer(
+            fields.name(offer.transport, "ticket.offers.transport", 32),
+            fields.name(offer.endpoint, "ticket.offers.endpoint", 256),
+        )
+        for offer in message.offers
     )
 
 

@@ -13,7 +13,9 @@ from runtime.domain.messages import (
     GatewayCommand,
     Handoff,
     Hello,
+    Offer,
     Output,
+    Path,
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
@@ -21,6 +23,7 @@ from runtime.domain.messages import (
     StepBatch,
     Ticket,
     TicketPage,
+    Traffic,
     View,
     Worker,
 )
@@ -114,6 +117,7 @@ OUTPUTS = st.builds(
 LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
 BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
 
+TRANSPORTS = st.text(min_size=1, max_size=32)
 PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)
 TICKETS = st.builds(
     Ticket,
@@ -128,12 +132,14 @@ TICKETS = st.builds(
         lambda pages: tuple(sorted(pages, key=lambda page: page.index))
     ),
     remaining_ms=POSITIVE,
+    offers=st.lists(st.builds(Offer, TRANSPORTS, ADDRESSES), max_size=4).map(tuple),
 )
 PREFILL_CALLS = st.builds(
     PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS
 )
 PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64)
 
+PATHS = st.builds(Path, NAMES.map(BootId), TRANSPORTS, st.text(max_size=512), U64, U64)
 WORKERS = st.builds(
     Worker,
     id=NAMES.map(WorkerId),
@@ -147,6 +153,11 @@ WORKERS = st.builds(
     page_tokens=POSITIVE,
     device=st.text(max_size=256),
     load=st.none() | LOADS,
+    traffic=st.builds(
+        Traffic,
+        st.lists(PATHS, max_size=4).map(tuple),
+        st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items()))),
+    ),
 )
 VIEWS = st.builds(View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
-from runtime.domain.messages import Ticket, TicketPage
+from runtime.domain.messages import Offer, Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
 from runtime.domain.staging import Staging
 from runtime.domain.steps import Frame
@@ -40,6 +40,7 @@ class OneSidedTransport:
     """Both ends on one worker. `hold_s` must exceed the longest time that a write of a dead process can take."""
 
     name = "one-sided"
+    offers: tuple[Offer, ...] = ()
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class OneSidedTransport:
         except DataCorrupt as error:
             expected.sink(FrameCorrupt(transfer, epoch, index, error.message))
         else:
-            expected.sink(FrameArrived(transfer, epoch, frame))
+            expected.sink(FrameArrived(transfer, epoch, frame, self.name))
 
     def committed(self, transfer: TransferId, epoch: int, count: int) -> None:
         """The sender has nothing in flight and sends no more."""
