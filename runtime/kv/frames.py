@@ -45,7 +45,7 @@ class FrameCodec:
             *self._shape,
             len(frame.payload),
         )
-        return fields + _CHECKSUM.pack(_digest(fields, frame.payload))
+        return fields + _CHECKSUM.pack(self.digest(fields, frame.payload))
 
     def encode(self, frame: Frame) -> bytes:
         return b"".join((self.header(frame), frame.payload))
@@ -73,7 +73,7 @@ class FrameCodec:
             ("version", version, VERSION),
             ("header_bytes", header_bytes, HEADER_BYTES),
             ("payload_bytes", payload_bytes, len(payload)),
-            ("checksum", _CHECKSUM.unpack_from(view, _FIELDS.size)[0], _digest(view[: _FIELDS.size], payload)),
+            ("checksum", _CHECKSUM.unpack_from(view, _FIELDS.size)[0], self.digest(view[: _FIELDS.size], payload)),
             ("fingerprint", fingerprint, self.fingerprint),
             *zip(_SHAPE_NAMES, shape, self._shape, strict=True),
         ):
@@ -85,14 +85,14 @@ class FrameCodec:
             raise _bad("payload_bytes", payload_bytes, tokens * self._token_bytes)
         return Frame(PageId(page), index, tokens, payload)
 
+    def digest(self, fields: bytes | memoryview, payload: bytes | memoryview) -> int:
+        """The checksum of a frame."""
+        digest = xxh3_64(fields)
+        digest.update(payload)
+        return digest.intdigest()
+
 
 _SHAPE_NAMES = ("layer_group", "layer_groups", "first_head", "heads", "dtype", "encoding", "reserved")
-
-
-def _digest(fields: bytes | memoryview, payload: bytes | memoryview) -> int:
-    digest = xxh3_64(fields)
-    digest.update(payload)
-    return digest.intdigest()
 
 
 def _bad(name: str, got: object, expected: object) -> DataCorrupt:
