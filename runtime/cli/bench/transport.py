@@ -48,7 +48,7 @@ class _Pace:
     rounds: int
 
 
-_FULL = _Pace(pages_kib=(64, _STATED_KIB, 4096), mib=512, rounds=7)
+_FULL = _Pace(pages_kib=(64, _STATED_KIB, 4096), mib=256, rounds=5)
 _QUICK = _Pace(pages_kib=(_STATED_KIB,), mib=128, rounds=3)
 
 
