@@ -119,7 +119,8 @@ class PagePool:
             return None
         for page in hits:
             self._pin(page)
-        return hits + [self._take(landing=landing) for _ in range(count - len(hits))], len(hits)
+        # In order they often lie beside each other, and are then read where they lie.
+        return hits + sorted(self._take(landing=landing) for _ in range(count - len(hits))), len(hits)
 
     def landed(self, page: int) -> None:
         """The frame for a LANDING page was written, or will be computed instead: its sequence owns it now."""

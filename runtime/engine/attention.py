@@ -55,6 +55,8 @@ class StepAttention:
     ) -> torch.Tensor:
         """Store the step's keys and values of `layer`, then attend. `[T, heads, head_dim]` in and out."""
         self._kv.write(layer, self._step.slots, keys, values)
+        if len(self._step.decodes) == 1 and not self._step.prefills:
+            return self._decode(self._step.decodes[0], queries, layer, scoring)
         output = torch.empty(queries.shape, dtype=queries.dtype)
         for group in self._step.decodes:
             output[group.rows] = self._decode(group, queries[group.rows], layer, scoring)
@@ -134,6 +136,14 @@ def running() -> Attention:
     return attention
 
 
+def _attend_now(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, scoring: Scoring
+) -> torch.Tensor:
+    """`[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (queries, keys, values))
+    return running().attend(layer, queries, keys, values, scoring)[None]
+
+
 @torch.library.custom_op("baton::paged_attention", mutates_args=())
 def _paged_attention(
     queries: torch.Tensor,
@@ -144,9 +154,7 @@ def _paged_attention(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """`[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
-    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (queries, keys, values))
-    return running().attend(layer, queries, keys, values, Scoring(scaling, window, softcap))[None]
+    return _attend_now(queries, keys, values, layer, Scoring(scaling, window, softcap))
 
 
 @_paged_attention.register_fake
@@ -205,6 +213,8 @@ def attend_in_pages(
     """The attention function of `ATTENTION`."""
     scoring = scoring_of(module, query, attention_mask, scaling, dropout, sliding_window, softcap, others)
     layer: int = module.layer_idx  # type: ignore[assignment]  # scoring_of has seen to it
+    if not torch.compiler.is_compiling():
+        return _attend_now(query, key, value, layer, scoring), None
     output = _paged_attention(query, key, value, layer, scoring.scaling, scoring.window, scoring.softcap)
     return output, None
 

@@ -2,9 +2,11 @@
 
 One row waits for the weights to be read: packed ones are read 1.5 times faster. Many rows wait for arithmetic, and
 without AMX float32 multiplies twice as fast as bfloat16; where memory allows, bfloat16 layers are kept in both forms
-there. (`baton bench engine` on two cores of a Xeon with avx512_bf16 and without AMX.)
+there. Layers that multiply the same input are one product: each product waits for all threads. (`baton bench engine` on
+two cores of a Xeon with avx512_bf16 and without AMX.)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,23 @@ from torch import nn
 _FEW_ROWS = 32
 _WIDE_SHARE = 0.25
 _AMX = "amx_bf16"
+# What transformers' models call the layers of one module that are given the same input, in the order of their calls.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _mkldnn: Any = torch.ops.mkldnn
 
 
 class PackedLinear(nn.Module):
-    """Computes what the linear layer that it is made of computes, and keeps nothing of it.
+    """Computes what the linear layers that it is made of compute, one after the other's outputs, and keeps nothing of
+    them.
 
-    `widened`: with a float32 copy of the weight for many rows.
+    `widened`: with a float32 copy of the weights for many rows.
     """
 
-    def __init__(self, linear: nn.Linear, *, widened: bool) -> None:
+    def __init__(self, *linears: nn.Linear, widened: bool) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._few = _Packed(linear, linear.weight.dtype)
-        self._many = _Packed(linear, torch.float32) if widened else self._few
+        self.in_features, self.out_features = linears[0].in_features, sum(each.out_features for each in linears)
+        self._few = _Packed(linears, linears[0].weight.dtype)
+        self._many = _Packed(linears, torch.float32) if widened else self._few
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         rows = inputs.reshape(-1, self.in_features)
@@ -36,12 +41,46 @@ class PackedLinear(nn.Module):
         return packed(rows).to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
+class SharedProduct:
+    """The product of layers that are given the same input: the first to be called computes it for all."""
+
+    def __init__(self, linears: Sequence[nn.Linear], *, widened: bool) -> None:
+        self._packed = PackedLinear(*linears, widened=widened)
+        self._sizes = [each.out_features for each in linears]
+        self._inputs: torch.Tensor | None = None
+        self._parts: dict[int, torch.Tensor] = {}
+
+    def part(self, member: int, inputs: torch.Tensor) -> torch.Tensor:
+        """What the layer number `member` makes of the inputs."""
+        if inputs is not self._inputs or member not in self._parts:
+            self._inputs = inputs
+            self._parts = dict(enumerate(self._packed(inputs).split(self._sizes, -1)))
+        part = self._parts.pop(member)
+        if not self._parts:
+            self._inputs = None
+        return part
+
+
+class PackedPart(nn.Module):
+    """One of the layers of a `SharedProduct`."""
+
+    def __init__(self, product: SharedProduct, member: int) -> None:
+        super().__init__()
+        self._product, self._member = product, member
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self._product.part(self._member, inputs)
+
+
 class _Packed:
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._weight = _mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
-        bias = dict(linear.named_parameters()).get("bias")
-        self._bias = None if bias is None else bias.detach().to(dtype)
+        weight = torch.cat([each.weight.detach().to(dtype) for each in linears])
+        self._weight = _mkldnn._reorder_linear_weight(weight, None)
+        biases = [dict(each.named_parameters()).get("bias") for each in linears]
+        present = [bias.detach().to(dtype) for bias in biases if bias is not None]
+        assert len(present) in (0, len(linears))
+        self._bias = torch.cat(present) if present else None
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(self._dtype)
@@ -57,10 +96,23 @@ def pack_linears(model: nn.Module, free: int) -> None:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     widened = _widens(model, free)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child, widened=widened))
+    for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
+        plain = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
+        for names in _TOGETHER:
+            if together := _alike([plain.get(name) for name in names]):
+                product = SharedProduct(together, widened=widened)
+                for member, name in enumerate(names):
+                    setattr(parent, name, PackedPart(product, member))
+                    del plain[name]
+        for name, child in plain.items():
+            setattr(parent, name, PackedLinear(child, widened=widened))
+
+
+def _alike(linears: Sequence[nn.Linear | None]) -> list[nn.Linear]:
+    """The layers, if none is missing and one product can compute all."""
+    present = [each for each in linears if each is not None]
+    kinds = {(each.in_features, each.weight.dtype, "bias" in dict(each.named_parameters())) for each in present}
+    return present if len(present) == len(linears) and len(kinds) == 1 else []
 
 
 def _widens(model: nn.Module, free: int) -> bool:

@@ -32,18 +32,18 @@ class PageList:
 class DecodeGroup:
     """Rows of one new token each that attend together, over `tokens` tokens each.
 
-    `rows` `[n]` are their places in the packed step; `pages` their block tables, one after the other, the short ones
-    padded with the zero page; `lengths` `[n]` how many of the tokens are theirs, the new one included.
+    `rows` are their places in the packed step, ascending; `pages` their block tables, one after the other, the short
+    ones padded with the zero page; `lengths` `[n]` how many of the tokens are theirs, the new one included.
     """
 
-    rows: torch.Tensor
+    rows: torch.Tensor | slice
     pages: PageList
     lengths: torch.Tensor
     tokens: int
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """What to add to scores: `[n, 1, 1, tokens]`, 0 or minus infinity; None for nothing."""
-        if len(self.rows) == 1 and (window is None or window >= self.tokens):
+        if len(self.lengths) == 1 and (window is None or window >= self.tokens):
             return None
         positions = torch.arange(self.tokens)
         ends = self.lengths[:, None]
@@ -146,16 +146,23 @@ def _group(decodes: list[_Decode], zero_page: int, layer_page_bytes: int) -> Ite
     while ordered:
         width = len(ordered[0].table)
         count = max(1, _GROUP_BYTES // (width * layer_page_bytes))
-        members, ordered = ordered[:count], ordered[count:]
+        longest, ordered = ordered[:count], ordered[count:]
+        members = sorted(longest, key=lambda decode: decode.row)
         pages = np.full((len(members), width), zero_page, np.int64)
         for place, member in enumerate(members):
             pages[place, : len(member.table)] = member.table
         yield DecodeGroup(
-            torch.tensor([member.row for member in members]),
+            _rows([member.row for member in members]),
             PageList.of(pages.reshape(-1)),
             torch.tensor([member.length for member in members]),
-            members[0].length,
+            longest[0].length,
         )
+
+
+def _rows(ascending: list[int]) -> torch.Tensor | slice:
+    """Rows that follow each other are read and written where they lie."""
+    first, last = ascending[0], ascending[-1]
+    return slice(first, last + 1) if last - first + 1 == len(ascending) else torch.tensor(ascending)
 
 
 def _minus_infinity(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _STEPS_AHEAD = 4
 _log = logging.getLogger(__name__)
+# While one thread compiles a graph, torch and transformers see it in all others: a process builds its engines in turn.
+_BUILDING = threading.Lock()
 
 
 class ThreadedEngine:
@@ -94,7 +96,8 @@ class ThreadedEngine:
 
     def _main(self) -> None:
         try:
-            core = self._build()
+            with _BUILDING:
+                core = self._build()
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
             self._hand(self._not_built, error)
             return

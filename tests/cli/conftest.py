@@ -23,7 +23,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One prefill worker, two decode workers; 64 tokens are enough to be prefilled elsewhere."""
     config = Config(
         mesh=MeshConfig(name="cli", state=tmp_path_factory.mktemp("state")),
-        model=ModelConfig(simulated=SimulatedConfig(max_tokens=4096, base_ms=1)),
+        model=ModelConfig(simulated=SimulatedConfig(max_tokens=4096, base_ms=1, token_ms=0.01)),
         engine=EngineConfig(pages=1024),
         handoff=HandoffConfig(remote_min_tokens=64),
     )
