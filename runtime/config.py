@@ -166,12 +166,14 @@ class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
     `transfers` are tried. The default is the crossover that `baton bench handoff` measured. With `transport` auto
     pages travel through shared memory to a worker on the same host, and by gRPC to others; grpc is always gRPC. Each
-    worker shares up to `staging_mib` of memory for what arrives; only what is used is taken."""
+    worker shares up to `staging_mib` of memory for what arrives; only what is used is taken. `wire` makes pages smaller
+    for the way, to a byte an element with a scale for each head: with losses, so answers may differ."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
     transport: Literal["auto", "grpc"] = "auto"
     staging_mib: int = Field(default=64, ge=1, le=65_536)
+    wire: Literal["plain", "fp8", "int8"] = "plain"
 
 
 class TimingConfig(_Section):
@@ -237,6 +239,8 @@ class Config(_Section):
             raise ValueError(f"workers must have names of their own, got {', '.join(names)}")
         if not any(worker.role == "decode" for worker in self.workers):
             raise ValueError("workers must have one of role decode: nobody else gives tokens")
+        if self.model.simulated is not None and self.handoff.wire != "plain":
+            raise ValueError(f"handoff.wire is {self.handoff.wire}, but a simulated model has no numbers to round")
         if self.gateway.http_port == self.gateway.grpc_port:
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):

@@ -7,7 +7,7 @@ are never compared. Every command to a decode worker and every output from it ca
 from dataclasses import dataclass, field
 
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
-from runtime.domain.steps import Load
+from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
 
@@ -132,7 +132,7 @@ class Ticket:
     """The right to write certain pages into one reservation, once. `epoch` fences messages of older transfers.
 
     `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives from
-    everybody, `offers` how from some, best first.
+    everybody, `offers` how from some, best first. `encoding` is how small pages may be made for the way.
     """
 
     transfer: TransferId
@@ -145,6 +145,7 @@ class Ticket:
     pages: tuple[TicketPage, ...]
     remaining_ms: int
     offers: tuple[Offer, ...] = ()
+    encoding: Encoding = Encoding.PLAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,13 +17,15 @@ from runtime.domain.messages import Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
+from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
-from runtime.ports import Directory, Engine
+from runtime.ports import Directory, Engine, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
@@ -65,12 +68,14 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels())
         server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
         address = f"{host}:{server.port}"
-        transport = stack.enter_context(_paths(config, GrpcTransport(engine.spec, address, channels.bulk)))
+        grpc = GrpcTransport(engine.spec, address, channels.bulk, Encoding(config.handoff.wire))
+        transport = stack.enter_context(_paths(config, grpc))
+        moving = _moving(transport)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             role = DecodeRole(
                 engine,
-                transport,
+                moving,
                 GrpcPeers(channels, GatewayId(worker)),
                 tenants,
                 boot,
@@ -80,7 +85,7 @@ async def worker_process(
             )
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, transport, tenants)
+            role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
         here = _describe(worker, boot, plan, address, engine.spec)
@@ -114,6 +119,15 @@ def _paths(config: Config, grpc: GrpcTransport) -> Iterator[Paths]:
         shm.close()
 
 
+def _moving(transport: Paths) -> Transport:
+    """What the role moves pages by: with faults on purpose where the environment asks for them."""
+    asked = os.environ.get(VARIABLE, "")
+    if not asked:
+        return transport
+    _log.warning("pages suffer faults on purpose: %s", asked)
+    return Faulty(transport, parse_faults(asked, random.SystemRandom()))
+
+
 def _decode_settings(config: Config) -> DecodeSettings:
     timing, handoff = config.timing, config.handoff
     return DecodeSettings(
@@ -125,6 +139,7 @@ def _decode_settings(config: Config) -> DecodeSettings:
         progress_s=timing.progress_s,
         grace_s=timing.grace_s,
         heartbeat_s=timing.heartbeat_s,
+        encoding=Encoding(handoff.wire),
     )
 
 

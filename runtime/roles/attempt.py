@@ -141,6 +141,7 @@ class Attempt:
             pages,
             max(remaining, 1),
             role.transport.offers,
+            role.settings.encoding,
         )
 
     def _pages(self, local_tokens: int) -> list[TicketPage]:

@@ -5,12 +5,14 @@ from batonmesh.v1 import kv_pb2 as kv
 from batonmesh.v1 import worker_pb2 as pb
 from runtime.domain.messages import Handoff, Offer, PrefillCall, PrefillDone, Ticket, TicketPage
 from runtime.domain.spec import DTYPE_BYTES
+from runtime.domain.steps import Encoding
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
 from runtime.wire import fields
 
 _PAGE_ID_BYTES = 16
 _MAX_OFFERS = 16
+_ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
@@ -45,6 +47,7 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         pages=[kv.TicketPage(index=page.index, id=page.id, valid_tokens=page.valid_tokens) for page in ticket.pages],
         remaining_ms=ticket.remaining_ms,
         offers=[kv.Offer(transport=offer.transport, endpoint=offer.endpoint) for offer in ticket.offers],
+        encoding=ticket.encoding.value,
     )
 
 
@@ -62,6 +65,7 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         pages=_unpack_pages(message),
         remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
         offers=_unpack_offers(message),
+        encoding=_ENCODINGS.get(fields.text(message.encoding, "ticket.encoding", 32), Encoding.PLAIN),
     )
 
 

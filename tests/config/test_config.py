@@ -107,6 +107,11 @@ def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> N
     assert config.workers[2].neuron.cache == tmp_path / "kept"
 
 
+def test_pages_without_numbers_are_not_compressed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"handoff\.wire is fp8"):
+        load(tmp_path, "model: {simulated: {}}\nhandoff: {wire: fp8}")
+
+
 def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:
     assert load(tmp_path, "# nothing yet\n") == Config()
 

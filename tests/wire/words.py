@@ -32,7 +32,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import DTYPE_BYTES
-from runtime.domain.steps import Load
+from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError, from_code
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
@@ -133,6 +133,7 @@ TICKETS = st.builds(
     ),
     remaining_ms=POSITIVE,
     offers=st.lists(st.builds(Offer, TRANSPORTS, ADDRESSES), max_size=4).map(tuple),
+    encoding=st.sampled_from(Encoding),
 )
 PREFILL_CALLS = st.builds(
     PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS

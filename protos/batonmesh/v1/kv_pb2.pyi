@@ -36,6 +36,7 @@ class Ticket(_message.Message):
     PAGES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     OFFERS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     transfer: _builtins.str
     """Names the transfer, unique in the mesh; 1 to 128 characters."""
     epoch: _builtins.int
@@ -52,6 +53,10 @@ class Ticket(_message.Message):
     """Data type of the payload: `float32`, `bfloat16` or `float16`."""
     remaining_ms: _builtins.int
     """Milliseconds that the transfer and the work before it may take, at least 1."""
+    encoding: _builtins.str
+    """How the payload may be encoded (FRAME.md), beside plain: `plain`, `fp8` or `int8`; at most 32 characters. Plain is
+    always taken, so who does not know the word sends that. Absent: plain.
+    """
     @_builtins.property
     def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketPage]:
         """The pages asked for, at least one, by rising index. Other pages are not accepted."""
@@ -73,10 +78,11 @@ class Ticket(_message.Message):
         pages: _abc.Iterable[Global___TicketPage] | None = ...,
         remaining_ms: _builtins.int = ...,
         offers: _abc.Iterable[Global___Offer] | None = ...,
+        encoding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.domain.landing import FrameArrived, FrameCorrupt, LandingEvent
+from runtime.domain.steps import Encoding
 from runtime.errors import DataCorrupt, StaleAttempt
 from runtime.ids import TransferId
 from runtime.kv.frames import FrameCodec
@@ -68,6 +69,10 @@ class OpenTransfers:
         """Check one frame that came by `path`, and tell the sink; whether it was good."""
         try:
             frame = self._codec.decode(data)
+            if frame.encoding is not Encoding.PLAIN:
+                from runtime.kv.encodings import restore  # needs torch, which a worker without tensors does without
+
+                frame = restore(frame, self._codec.spec)
         except DataCorrupt as error:
             self.refused[str(error.field)] += 1
             transfer.sink(FrameCorrupt(transfer.transfer, transfer.epoch, None, error.message))

@@ -8,6 +8,7 @@ import grpc
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import Offer, Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Encoding
 from runtime.errors import BatonError
 from runtime.ids import TransferId
 from runtime.kv.frames import FrameCodec
@@ -27,7 +28,7 @@ def message_bytes(spec: ModelSpec) -> int:
 
 class GrpcTransport:
     """`endpoint` is host:port where others reach `service`; `channel` gives the channels to such an endpoint, numbered
-    from 0, each with a connection of its own.
+    from 0, each with a connection of its own. Pages are taken in `encoding` beside plain ones.
 
     Frames are copied by whoever receives them, on the event loop, so closing a transfer is its fence.
     """
@@ -35,8 +36,14 @@ class GrpcTransport:
     name = NAME
     offers: tuple[Offer, ...] = ()
 
-    def __init__(self, spec: ModelSpec, endpoint: str, channel: Callable[[str, int], grpc.aio.Channel]) -> None:
-        self.codec = FrameCodec(spec)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        endpoint: str,
+        channel: Callable[[str, int], grpc.aio.Channel],
+        encoding: Encoding = Encoding.PLAIN,
+    ) -> None:
+        self.codec = FrameCodec(spec, encoding)
         self.transfers = OpenTransfers(self.codec)
         self.service = KvService(self.transfers)
         self._endpoint = endpoint

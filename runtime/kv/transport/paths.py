@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import Offer, Path, Ticket, TicketPage, Traffic
-from runtime.domain.steps import Frame
+from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Encoding, Frame
 from runtime.errors import ResourceExhausted, Unavailable
 from runtime.ids import BootId, TransferId
 from runtime.kv.transport.grpc import GrpcTransport
@@ -64,7 +65,7 @@ class Paths:
             except (ResourceExhausted, Unavailable) as error:
                 name, reason = self._grpc.name, error.message
                 sender = await stack.enter_async_context(self._grpc.open(ticket))
-            counting = _Counting(sender)
+            counting = _Counting(sender, _packing(self._grpc.codec.spec, ticket.encoding))
             try:
                 yield counting
             finally:
@@ -110,14 +111,25 @@ class Paths:
             self._taken.popitem(last=False)
 
 
+def _packing(spec: ModelSpec, encoding: Encoding) -> Callable[[Frame], Frame]:
+    """How frames are made ready for the way."""
+    if encoding is Encoding.PLAIN:
+        return lambda frame: frame
+    from runtime.kv.encodings import compress  # needs torch, which a worker without tensors does without
+
+    return lambda frame: compress(frame, spec, encoding)
+
+
 @dataclass(slots=True)
 class _Counting:
-    """A sender, and the bytes of payload that went through it."""
+    """A sender of what the ticket asks for, and the bytes of payload that went through it."""
 
     sender: Sender
+    pack: Callable[[Frame], Frame]
     bytes: int = 0
 
     async def send(self, frame: Frame) -> None:
+        frame = self.pack(frame)
         await self.sender.send(frame)
         self.bytes += len(frame.payload)
 
