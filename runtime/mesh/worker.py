@@ -68,8 +68,7 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels())
         server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
         address = f"{host}:{server.port}"
-        grpc = GrpcTransport(engine.spec, address, channels.bulk, Encoding(config.handoff.wire))
-        transport = stack.enter_context(_paths(config, grpc))
+        transport = stack.enter_context(_paths(config, engine.spec, address, channels))
         moving = _moving(transport)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
@@ -103,7 +102,8 @@ async def worker_process(
 
 
 @contextmanager
-def _paths(config: Config, grpc: GrpcTransport) -> Iterator[Paths]:
+def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
+    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire))
     if config.handoff.transport != "auto":
         yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
         return
