@@ -48,17 +48,21 @@ class SimulatedConfig(_Section):
 
 class ModelConfig(_Section):
     """`path` is a Hugging Face directory or `shipped`; `simulated` takes its place. `name` is what requests call it,
-    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint."""
+    by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint.
+    `quantization` int8 keeps the weights of linear layers in 8 bits, rounded when the model is loaded."""
 
     path: str = Field(default=SHIPPED, min_length=1)
     name: str | None = Field(default=None, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["int8"] | None = None
     simulated: SimulatedConfig | None = None
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         if self.simulated is not None and self.path != SHIPPED:
             raise ValueError("path and simulated exclude each other")
+        if self.quantization is not None and (self.simulated is not None or self.dtype == "float32"):
+            raise ValueError("quantization needs a model with tensors, computed in bfloat16")
         return self
 
 
@@ -66,7 +70,7 @@ class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
     how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait."""
+    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -74,6 +78,7 @@ class EngineConfig(_Section):
     step_tokens: int = Field(default=512, ge=1)
     max_running: int = Field(default=32, ge=1)
     itl_ms: float | None = Field(default=250.0, gt=0, le=60_000)
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
 
 
 class BucketConfig(_Section):
@@ -113,12 +118,14 @@ class NeuronConfig(_Section):
 
 class WorkerConfig(_Section):
     """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
-    `device: neuron` on one Neuron core each."""
+    `device: neuron` on one Neuron core each. `tensor_parallel` is for these workers what it is in `engine`, whose
+    value is the default."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
+    tensor_parallel: int | None = Field(default=None, ge=1, le=64)
     device: Literal["cpu", "neuron"] = "cpu"
     neuron: NeuronConfig | None = None
 
@@ -245,7 +252,37 @@ class Config(_Section):
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
         if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
+        if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
+            raise ValueError("model.quantization: workers must have device cpu")
+        for worker in self.workers:
+            self._check_ranks(worker)
         return self
+
+    def _check_ranks(self, worker: WorkerConfig) -> None:
+        ranks = self.ranks(worker)
+        if ranks == 1:
+            return
+        field = "engine.tensor_parallel" if worker.tensor_parallel is None else f"workers.{worker.name}.tensor_parallel"
+        if self.model.simulated is not None:
+            raise ValueError(f"{field} is {ranks}, but model.simulated has no tensors to share")
+        if self.model.quantization is not None:
+            raise ValueError(f"{field} is {ranks}, but a model with model.quantization cannot be shared")
+        if worker.device != "cpu":
+            raise ValueError(f"{field} is {ranks}, but workers {worker.name} of device {worker.device} share no model")
+        if worker.threads < ranks:
+            raise ValueError(
+                f"{field} is {ranks}, so workers {worker.name} must have threads of {ranks} or more, which their ranks "
+                f"share; they have {worker.threads}"
+            )
+
+    def ranks(self, worker: WorkerConfig) -> int:
+        """How many processes share the model of each of these workers."""
+        return worker.tensor_parallel or self.engine.tensor_parallel
+
+    def described(self, worker: WorkerConfig) -> str:
+        """What each of these workers computes on, for people."""
+        ranks = self.ranks(worker)
+        return worker.described + (f" in {ranks} ranks" if ranks > 1 else "")
 
     @property
     def state(self) -> Path:

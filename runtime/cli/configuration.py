@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-from runtime.config import SHIPPED, Config, load_config
+from runtime.config import Config, load_config
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,10 +22,10 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="A configuration fil
 def check(file: _File) -> None:
     """Say whether a file is good, and name every field that is not."""
     config = load_config(file)
-    if config.model.simulated is None and config.model.path != SHIPPED:
-        from runtime.model.checkpoint import open_checkpoint
+    if config.model.simulated is None:
+        from runtime.mesh.models import check_model
 
-        open_checkpoint(Path(config.model.path))
+        check_model(config)
     Console().print(Text.assemble((f"{file} is good", "green"), f": {_in_words(config)}"), soft_wrap=True)
 
 

@@ -67,6 +67,12 @@ class Compute(Protocol):
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None: ...
 
+    def watch(self) -> None:
+        """Raise `EngineFailed` when it can run nothing any more; asked now and then while there is nothing to run."""
+
+    def close(self) -> None:
+        """Let go of what is not this process's own; nothing is run any more."""
+
 
 @dataclass(slots=True)
 class _Live:
@@ -144,10 +150,15 @@ class EngineCore:
         `apply` will not wait for it."""
         return None if self._grammars is None else self._grammars.begin(grammar)
 
+    def watch(self) -> None:
+        """Raise `EngineFailed` when the device is gone; for whoever drives an engine that has nothing to do."""
+        self._compute.watch()
+
     def close(self) -> None:
-        """Let the threads of `compile` end; nothing is told to it any more."""
+        """Let the threads of `compile` and the device end; nothing is told to it any more."""
         if self._grammars is not None:
             self._grammars.close()
+        self._compute.close()
 
     def apply(self, command: EngineCommand) -> None:
         match command:

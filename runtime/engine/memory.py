@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -9,28 +10,41 @@ import psutil
 from runtime.domain.spec import DTYPE_BYTES, ModelSpec
 from runtime.errors import ModelError
 from runtime.model.checkpoint import Checkpoint
+from runtime.model.share import Share
 
 _MIB = 1 << 20
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _log = logging.getLogger(__name__)
 
 
-def check_fits(checkpoint: Checkpoint, spec: ModelSpec, pages: int, free: int) -> None:
-    """Report what the engine takes of `free` bytes. Raises `ModelError` with the arithmetic when that is too little.
+def check_fits(checkpoint: Checkpoint, spec: ModelSpec, pages: int, free: int, shares: Sequence[Share] = ()) -> None:
+    """Report what the engine takes of `free` bytes, which all of its ranks share; without `shares` it has no ranks.
+    Raises `ModelError` with the arithmetic when that is too little.
 
     Other processes take memory meanwhile, so that it fits now is no promise; that it does not is certain.
     """
-    weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()) * DTYPE_BYTES[spec.dtype]
-    pool = (pages + 1) * spec.page_bytes  # one more than the batcher has: the zero page
+    ranks, share, page_bytes, each = 1, None, spec.page_bytes, ""
+    if shares:
+        ranks, share = len(shares), shares[0]
+        page_bytes = spec.page_bytes * share.kv.held // spec.kv_heads
+        each = f"each of {ranks} ranks takes "
+    weights = _weights(checkpoint, share) * DTYPE_BYTES[spec.dtype]
+    pool = (pages + 1) * page_bytes  # one more than the batcher has: the zero page
     account = (
-        f"weights of {_mib(weights)} in {spec.dtype}, and {_mib(pool)} of KV: {pages} pages of {spec.page_tokens} "
-        f"tokens, {spec.page_bytes} bytes each, which hold {pages * spec.page_tokens} tokens"
+        f"{each}weights of {_mib(weights)} in {spec.dtype}, and {_mib(pool)} of KV: {pages} pages of "
+        f"{spec.page_tokens} tokens, {page_bytes} bytes each, which hold {pages * spec.page_tokens} tokens"
     )
-    if weights + pool > free:
-        raise ModelError(
-            f"{spec.name} does not fit: {account}. Together {_mib(weights + pool)}, and {_mib(free)} are free"
-        )
-    _log.info("%s takes %s of %s that are free: %s", spec.name, _mib(weights + pool), _mib(free), account)
+    taken = ranks * (weights + pool)
+    if taken > free:
+        raise ModelError(f"{spec.name} does not fit: {account}. Together {_mib(taken)}, and {_mib(free)} are free")
+    _log.info("%s takes %s of %s that are free: %s", spec.name, _mib(taken), _mib(free), account)
+
+
+def _weights(checkpoint: Checkpoint, share: Share | None) -> int:
+    """How many numbers a checkpoint holds, or of those a rank. Ranks differ by a bias, no more."""
+    if share is not None:
+        return share.weights(checkpoint)
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def free_bytes(group: Path = _CONTROL_GROUP) -> int:

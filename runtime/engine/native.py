@@ -17,24 +17,31 @@ from runtime.engine.grammar import Grammars
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
+from runtime.engine.parallel.leader import GroupRunner, start_group
+from runtime.engine.quantizing import quantize_linears
 from runtime.engine.runner import CpuRunner, Runner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.loading import load_model
+from runtime.model.share import shares_of
 from runtime.model.spec import checkpoint_spec
 from runtime.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class NativeSettings:
-    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `max_tokens` None is the model's own."""
+    """How a checkpoint is run. `dtype` is that of weights, activations and KV; `quantized`, linear layers keep their
+    weights in 8 bits; `max_tokens` None is the model's own; `ranks` processes compute together, on `threads` threads in
+    all."""
 
     name: str
     path: Path
     dtype: str
     page_tokens: int
     threads: int
+    quantized: bool = False
     max_tokens: int | None = None
+    ranks: int = 1
 
 
 def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
@@ -44,6 +51,7 @@ def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
         name=settings.name,
         dtype=settings.dtype,
         page_tokens=settings.page_tokens,
+        quantized=settings.quantized,
         max_tokens=settings.max_tokens,
     )
 
@@ -51,8 +59,10 @@ def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
 class NativeCompute:
     """Used on one thread, the engine's: torch keeps its number of threads for each."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, group: GroupRunner | None = None) -> None:
+        """`group` is the runner too, when there are other ranks, which end with it."""
         self._runner = runner
+        self._group = group
 
     def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
         return sample(self._runner.forward(chunks), rows)
@@ -63,10 +73,19 @@ class NativeCompute:
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         self._runner.kv.write_page(page, payload, tokens)
 
+    def watch(self) -> None:
+        if self._group is not None:
+            self._group.check()
 
-def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[ModelSpec], int]) -> EngineCore:
-    """An engine core over a checkpoint and a pool of `pages` pages; `ThreadedEngine` calls this on its own thread,
-    whose settings it changes: how many threads torch uses, and that it takes denormal numbers for zero.
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.close()
+
+
+def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[int], int]) -> EngineCore:
+    """An engine core over a checkpoint, and a pool of as many pages as `pages` makes of the bytes that one takes.
+    `ThreadedEngine` calls this on its own thread, whose settings it changes: how many threads torch uses, and that it
+    takes denormal numbers for zero.
 
     Raises `ModelError` for a checkpoint that is missing, damaged, not supported or too large for what memory is free,
     and what `pages` raises.
@@ -75,18 +94,33 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[Mode
     # Sharp attention makes numbers so small that a processor computes with them in microcode: at half the speed.
     torch.set_flush_denormal(True)
     checkpoint = open_checkpoint(settings.path)
+    shares = shares_of(checkpoint, settings.ranks) if settings.ranks > 1 else []
     spec = spec_of(checkpoint, settings)
-    count = pages(spec)
-    check_fits(checkpoint, spec, count, free_bytes())
+    page_bytes = spec.page_bytes * (shares[0].kv.copies if shares else 1)
+    count = pages(page_bytes)
+    check_fits(checkpoint, spec, count, free_bytes(), shares)
     tokenizer = Tokenizer(settings.path)
-    model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
-    pack_linears(model, free_bytes() - count * spec.page_bytes)
-    runner = CpuRunner(model, KVTensors(spec, count))
+    spare = free_bytes() - count * page_bytes
+    if not shares:
+        whole = _whole(checkpoint, spec, count, spare, quantized=settings.quantized)
+        return engine_core(spec, count, limits, NativeCompute(whole), tokenizer)
+    group = start_group(settings.path, spec, shares, count, threads=settings.threads, spare=spare)
+    return engine_core(spec, count, limits, NativeCompute(group, group), tokenizer)
+
+
+def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, quantized: bool) -> CpuRunner:
+    model = load_model(checkpoint, DTYPES[spec.dtype], ATTENTION)
+    if quantized:
+        quantize_linears(model.base_model)
+    pack_linears(model, spare)
+    runner = CpuRunner(model, KVTensors(spec, pages))
     runner.probe()
-    return engine_core(spec, count, limits, runner, tokenizer)
+    return runner
 
 
-def engine_core(spec: ModelSpec, pages: int, limits: Limits, runner: Runner, tokenizer: Tokenizer) -> EngineCore:
-    """The engine core of a runner, whose pool has `pages` pages."""
+def engine_core(
+    spec: ModelSpec, pages: int, limits: Limits, compute: NativeCompute, tokenizer: Tokenizer
+) -> EngineCore:
+    """The engine core of a compute, whose pool has `pages` pages."""
     grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
-    return EngineCore(spec, pages, limits, NativeCompute(runner), tokenizer.eos_ids, tokenizer.decoder, grammars)
+    return EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, grammars)

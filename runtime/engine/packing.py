@@ -6,7 +6,8 @@ there. Layers that multiply the same input are one product: each product waits f
 two cores of a Xeon with avx512_bf16 and without AMX.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ class PackedLinear(nn.Module):
 
 
 class SharedProduct:
-    """The product of layers that are given the same input: the first to be called computes it for all."""
+    """The product of layers that are given the same input: the first to be called computes it for all.
 
-    def __init__(self, linears: Sequence[nn.Linear], *, widened: bool) -> None:
-        self._packed = PackedLinear(*linears, widened=widened)
-        self._sizes = [each.out_features for each in linears]
+    `whole` gives their outputs, of `sizes`, one after the other.
+    """
+
+    def __init__(self, whole: nn.Module, sizes: Sequence[int]) -> None:
+        self._whole = whole
+        self._sizes = list(sizes)
         self._inputs: torch.Tensor | None = None
         self._parts: dict[int, torch.Tensor] = {}
 
@@ -54,14 +58,14 @@ class SharedProduct:
         """What the layer number `member` makes of the inputs."""
         if inputs is not self._inputs or member not in self._parts:
             self._inputs = inputs
-            self._parts = dict(enumerate(self._packed(inputs).split(self._sizes, -1)))
+            self._parts = dict(enumerate(self._whole(inputs).split(self._sizes, -1)))
         part = self._parts.pop(member)
         if not self._parts:
             self._inputs = None
         return part
 
 
-class PackedPart(nn.Module):
+class ProductPart(nn.Module):
     """One of the layers of a `SharedProduct`."""
 
     def __init__(self, product: SharedProduct, member: int) -> None:
@@ -77,15 +81,20 @@ class _Packed:
         self._dtype = dtype
         weight = torch.cat([each.weight.detach().to(dtype) for each in linears])
         self._weight = _mkldnn._reorder_linear_weight(weight, None)
-        biases = [dict(each.named_parameters()).get("bias") for each in linears]
-        present = [bias.detach().to(dtype) for bias in biases if bias is not None]
-        assert len(present) in (0, len(linears))
-        self._bias = torch.cat(present) if present else None
+        self._bias = joined_bias(linears, dtype)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(self._dtype)
         product: torch.Tensor = _mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return product
+
+
+def joined_bias(linears: Sequence[nn.Linear], dtype: torch.dtype) -> torch.Tensor | None:
+    """`[outputs of all]`; either all layers have a bias or none has."""
+    biases = [dict(each.named_parameters()).get("bias") for each in linears]
+    present = [bias.detach().to(dtype) for bias in biases if bias is not None]
+    assert len(present) in (0, len(linears))
+    return torch.cat(present) if present else None
 
 
 def pack_linears(model: nn.Module, free: int) -> None:
@@ -95,17 +104,22 @@ def pack_linears(model: nn.Module, free: int) -> None:
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    widened = _widens(model, free)
+    replace_linears(model, partial(PackedLinear, widened=_widens(model, free)))
+
+
+def replace_linears(model: nn.Module, make: Callable[..., nn.Module]) -> None:
+    """Replace every plain linear layer in place by what `make` makes of it; of those that are given the same input,
+    by parts of what it makes of all."""
     for parent in [module for module in model.modules() if type(module) is not nn.Linear]:
         plain = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         for names in _TOGETHER:
             if together := _alike([plain.get(name) for name in names]):
-                product = SharedProduct(together, widened=widened)
+                product = SharedProduct(make(*together), [each.out_features for each in together])
                 for member, name in enumerate(names):
-                    setattr(parent, name, PackedPart(product, member))
+                    setattr(parent, name, ProductPart(product, member))
                     del plain[name]
         for name, child in plain.items():
-            setattr(parent, name, PackedLinear(child, widened=widened))
+            setattr(parent, name, make(child))
 
 
 def _alike(linears: Sequence[nn.Linear | None]) -> list[nn.Linear]:
@@ -118,10 +132,11 @@ def _alike(linears: Sequence[nn.Linear | None]) -> list[nn.Linear]:
 def _widens(model: nn.Module, free: int) -> bool:
     """Whether float32 copies pay and fit."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.dtype is torch.bfloat16)
-    return 0 < weights * torch.float32.itemsize <= _WIDE_SHARE * free and not _multiplies_bfloat16_fast()
+    return 0 < weights * torch.float32.itemsize <= _WIDE_SHARE * free and not multiplies_bfloat16_fast()
 
 
-def _multiplies_bfloat16_fast() -> bool:
+def multiplies_bfloat16_fast() -> bool:
+    """Whether this CPU has a unit for it."""
     try:
         return _AMX in Path("/proc/cpuinfo").read_text().split()
     except OSError:

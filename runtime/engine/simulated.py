@@ -195,6 +195,12 @@ class SimulatedCompute:
             values[place] = words[place] | (words[tokens + place] << 32)
         self._sums[page] = sum(values)
 
+    def watch(self) -> None:
+        """Nothing can happen to it."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
     def _write(self, chunk: Chunk) -> int:
         """Store the chunk's values, and return that of its last token."""
         size, table, position = self._size, chunk.table, chunk.start

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runtime.domain.spec import ModelSpec
 
 _STEPS_AHEAD = 4
+# How often to look, while there is nothing to do, whether there is still something to do it with.
+_WATCH_S = 0.5
 _log = logging.getLogger(__name__)
 # While one thread compiles a graph, torch and transformers see it in all others: a process builds its engines in turn.
 _BUILDING = threading.Lock()
@@ -105,19 +107,23 @@ class ThreadedEngine:
         try:
             while not self._closing:
                 self._turn(core)
-            core.close()
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to the role
             _log.exception("the engine failed")
             self._hand(self._outbox.put_nowait, error)
+        finally:
+            core.close()
 
     def _turn(self, core: EngineCore) -> None:
         """Take all commands that are there, waiting only when there is nothing else to do, then one step."""
         block = not core.busy
         while True:
             try:
-                command = self._inbox.get(block=block)
+                command = self._inbox.get(block, _WATCH_S)
             except queue.Empty:
-                break
+                if not block:
+                    break
+                core.watch()
+                continue
             if command is None:
                 return
             core.apply(command)

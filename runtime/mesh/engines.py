@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from runtime.clock import Clock
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.domain.batching import Limits
-from runtime.domain.spec import ModelSpec
 from runtime.engine.core import EngineCore
 from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
@@ -52,15 +51,16 @@ def _limits(engine: EngineConfig) -> Limits:
     return Limits(step_tokens=engine.step_tokens, max_running=engine.max_running, itl_s=itl_s)
 
 
-def _pages(engine: EngineConfig, spec: ModelSpec) -> int:
-    """Raises `ConfigError` when sequences that decode together could not have a page each."""
+def _pages(engine: EngineConfig, page_bytes: int) -> int:
+    """How many pages that take so many bytes there are. Raises `ConfigError` when sequences that decode together could
+    not have one each."""
     if engine.pages is None:
-        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // spec.page_bytes
+        field, pages = "engine.kv_mib", engine.kv_mib * _MIB // page_bytes
     else:
         field, pages = "engine.pages", engine.pages
     if pages < engine.max_running:
         raise ConfigError(
-            f"{field}: makes {pages} pages of {spec.page_bytes} bytes, "
+            f"{field}: makes {pages} pages of {page_bytes} bytes, "
             f"too few for engine.max_running, which is {engine.max_running}"
         )
     return pages
@@ -71,7 +71,7 @@ def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
     assert simulated is not None
     spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
-    return SimulatedEngine(spec, _pages(engine, spec), _limits(engine), profile, clock)
+    return SimulatedEngine(spec, _pages(engine, spec.page_bytes), _limits(engine), profile, clock)
 
 
 def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
@@ -116,4 +116,6 @@ def _native_settings(config: Config, worker: WorkerConfig) -> "NativeSettings":
         dtype=model_dtype(config.model, open_checkpoint(path).config),
         page_tokens=config.engine.page_tokens,
         threads=worker.threads,
+        quantized=config.model.quantization is not None,
+        ranks=config.ranks(worker),
     )

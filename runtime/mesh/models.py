@@ -10,6 +10,7 @@ from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.errors import ConfigError, ModelError
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.recall.shipped import SHIPPED_MODEL
+from runtime.model.share import shares_of
 from runtime.model.spec import DTYPES, checkpoint_spec
 from runtime.roles.gateway import ServedModel
 
@@ -39,12 +40,16 @@ def model_dtype(model: ModelConfig, declared: Mapping[str, Any]) -> str:
 
 
 def check_model(config: Config) -> None:
-    """Raises `ConfigError` when there is no model where the configuration says, as far as a quick look can tell."""
-    if config.model.simulated is None:
-        try:
-            open_checkpoint(model_path(config.model))
-        except ModelError as error:
-            raise ConfigError(f"model.path: {error}") from error
+    """Raises `ConfigError` when there is no model where the configuration says, and `ModelError` when the ranks of a
+    worker cannot share it, as far as a quick look can tell."""
+    if config.model.simulated is not None:
+        return
+    try:
+        checkpoint = open_checkpoint(model_path(config.model))
+    except ModelError as error:
+        raise ConfigError(f"model.path: {error}") from error
+    for ranks in sorted({config.ranks(worker) for worker in config.workers} - {1}):
+        shares_of(checkpoint, ranks)
 
 
 def served_model(config: Config) -> ServedModel:
@@ -63,5 +68,6 @@ def served_model(config: Config) -> ServedModel:
         name=model_name(model),
         dtype=model_dtype(model, checkpoint.config),
         page_tokens=config.engine.page_tokens,
+        quantized=model.quantization is not None,
     )
     return ServedModel(spec, Tokenizer(path), created)

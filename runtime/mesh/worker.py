@@ -12,7 +12,7 @@ from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
-from runtime.config import Config, WorkerConfig
+from runtime.config import Config
 from runtime.domain.messages import Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
@@ -87,7 +87,7 @@ async def worker_process(
             role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
-        here = _describe(worker, boot, plan, address, engine.spec)
+        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec)
         group = await stack.enter_async_context(Scope())
         serving = group.create_task(role.run())
         stack.callback(serving.cancel)
@@ -143,18 +143,18 @@ def _decode_settings(config: Config) -> DecodeSettings:
     )
 
 
-def _describe(worker: WorkerId, boot: BootId, plan: WorkerConfig, address: str, spec: ModelSpec) -> Worker:
+def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec) -> Worker:
     return Worker(
         id=worker,
         boot=boot,
-        role=plan.role,
+        role=role,
         address=address,
         model=spec.name,
         kv_fingerprint=spec.kv_fingerprint,
         serving_fingerprint=spec.serving_fingerprint,
         max_tokens=spec.max_tokens,
         page_tokens=spec.page_tokens,
-        device=plan.described,
+        device=device,
     )
 
 

@@ -35,9 +35,10 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _GENERATION_FILE = "generation_config.json"
 
 
-def kv_fingerprint(checkpoint: Checkpoint) -> str:
-    """32 hexadecimal digits. Reads every tensor once, on several threads; the same for any sharding."""
-    whole = hashlib.blake2b(digest_size=_DIGEST_BYTES, person=b"baton kv")
+def kv_fingerprint(checkpoint: Checkpoint, *, quantized: bool = False) -> str:
+    """32 hexadecimal digits. Reads every tensor once, on several threads; the same for any sharding. `quantized`: of
+    the model with its weights rounded to 8 bits, which computes other keys and values."""
+    whole = hashlib.blake2b(digest_size=_DIGEST_BYTES, person=b"baton kv int8" if quantized else b"baton kv")
     whole.update(_canonical(_relevant(checkpoint.config)))
     tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors)]
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:

@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from runtime.errors import ModelError
 from runtime.model.checkpoint import CONFIG_FILE, Checkpoint
+from runtime.model.parts import opened_parts, share_config
+from runtime.model.share import FIELD, Share
 from runtime.model.support import refusal
 
 _NAMED = 5
@@ -64,16 +66,44 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Pr
     """
     kind = model_class(checkpoint)
     config = load_config(checkpoint, kind)
+    return _load(checkpoint, kind, config, checkpoint.path, dtype, attention, use_safetensors=True)
+
+
+def load_share(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, share: Share) -> PreTrainedModel:
+    """What one rank holds of a model, as `load_model` loads the whole; reads no more than that.
+
+    Its sums are those of this rank's part alone. Raises `ModelError` for an architecture that cannot be split, too.
+    """
+    kind = model_class(checkpoint)
+    config = share_config(load_config(checkpoint, kind), share)
+    if not config.get_text_config().base_model_tp_plan:
+        raise ModelError(f"{FIELD}: {kind.__name__} cannot be split: transformers has no plan of how to")
+    try:
+        with opened_parts(checkpoint, share) as tensors:
+            return _load(checkpoint, kind, config, None, dtype, attention, state_dict=tensors)
+    except ModelError as error:
+        raise ModelError(f"{FIELD}: {kind.__name__} cannot be split, or is damaged: {error}") from error
+
+
+def _load(
+    checkpoint: Checkpoint,
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    path: Path | None,
+    dtype: torch.dtype,
+    attention: str,
+    **source: Any,  # noqa: ANN401 - where from, in the words of transformers
+) -> PreTrainedModel:
     with _LOADING, _quiet(), _blaming(checkpoint.path):
         loaded: Any = kind.from_pretrained(
-            checkpoint.path,
+            path,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **source,
         )
     model: PreTrainedModel
     model, report = loaded

@@ -24,7 +24,8 @@ _MAX_TOKENS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _VOCAB = ("vocab_size",)
 # Where the language model's tensors are, and no others: a model that sees has layers and heads for that too.
 _PREFIX = r"^(?:(?:model|language_model|transformer|gpt_neox)\.)*"
-_FIRST_LAYER = _PREFIX + r"layers\.0\.(?:self_attn|attention)\."
+LAYERS_OF_TEXT = _PREFIX + r"layers\."
+_FIRST_LAYER = LAYERS_OF_TEXT + r"0\.(?:self_attn|attention)\."
 _KEYS = re.compile(_FIRST_LAYER + r"k_proj\.weight$")
 _FUSED = re.compile(_FIRST_LAYER + r"(?:qkv_proj|query_key_value)\.weight$")
 _KEY_NORM = re.compile(_FIRST_LAYER + r"k_norm\.weight$")
@@ -32,20 +33,28 @@ _EMBEDDING = re.compile(_PREFIX + r"(?:embed_tokens|embed_in|wte)\.weight$")
 
 
 def checkpoint_spec(
-    checkpoint: Checkpoint, *, name: str, dtype: str, page_tokens: int, max_tokens: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    dtype: str,
+    page_tokens: int,
+    quantized: bool = False,
+    max_tokens: int | None = None,
 ) -> ModelSpec:
-    """`dtype` of the computation and its KV; `max_tokens` None is the model's own. Reads all weights once, for the
-    fingerprint.
+    """`dtype` of the computation and its KV; `quantized`, with weights of 8 bits; `max_tokens` None is the model's own.
+    Reads all weights once, for the fingerprint.
 
     Raises `ModelError` for a setting that cannot be, and for a configuration without a size or with a wrong one.
     """
     if dtype not in DTYPES:
         raise ModelError(f"{name}: dtype {dtype} is not supported; there are {', '.join(DTYPES)}")
+    if quantized and dtype != "bfloat16":
+        raise ModelError(f"{name}: weights of 8 bits are multiplied in bfloat16 only; dtype is {dtype}")
     limit = _size(checkpoint, _MAX_TOKENS)
     if max_tokens is not None and not 1 < max_tokens <= limit:
         raise ModelError(f"{name}: max_tokens must be 2 to {limit}, got {max_tokens}")
-    kv_heads, head_dim = _key_shape(checkpoint)
-    kv = kv_fingerprint(checkpoint)
+    kv_heads, head_dim = key_shape(checkpoint)
+    kv = kv_fingerprint(checkpoint, quantized=quantized)
     return ModelSpec(
         name=name,
         layers=_size(checkpoint, _LAYERS),
@@ -67,7 +76,7 @@ def _vocab(checkpoint: Checkpoint) -> int:
     return _size(checkpoint, _VOCAB)
 
 
-def _key_shape(checkpoint: Checkpoint) -> tuple[int, int]:
+def key_shape(checkpoint: Checkpoint) -> tuple[int, int]:
     """`[kv_heads, head_dim]` of one token's keys in one layer."""
     keys, fused = _tensor(checkpoint, _KEYS), _tensor(checkpoint, _FUSED)
     if keys is not None:

@@ -40,6 +40,15 @@ def test_a_model_directory_that_is_none_is_told(tmp_path: Path, text: str) -> No
     assert str(tmp_path) in result.stderr
 
 
+def test_ranks_that_cannot_share_the_model_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    file.write_text("workers: [{name: d, role: decode, threads: 64, tensor_parallel: 64}]")
+    result = RUNNER.invoke(app, ["config", "check", str(file)])
+    assert result.exit_code == 1
+    assert "engine.tensor_parallel: " in result.stderr
+    assert "64 ranks cannot share its" in result.stderr
+
+
 def test_what_is_shown_is_a_file_that_amounts_to_the_same() -> None:
     result = RUNNER.invoke(app, ["config", "show", str(LOCAL)])
     assert parse_config(yaml.safe_load(result.stdout), "shown") == load_config(LOCAL)

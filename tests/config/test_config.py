@@ -1,5 +1,6 @@
 """What a configuration file may say, and how it is told off."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,50 @@ def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> N
 def test_pages_without_numbers_are_not_compressed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"handoff\.wire is fp8"):
         load(tmp_path, "model: {simulated: {}}\nhandoff: {wire: fp8}")
+
+
+def test_a_pool_of_workers_may_have_more_ranks_than_the_others(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "engine: {tensor_parallel: 2}\n"
+        "workers: [{name: a, role: prefill, threads: 4, tensor_parallel: 4}, {name: b, role: decode, threads: 2},"
+        " {name: c, role: decode, tensor_parallel: 1}]",
+    )
+    assert [config.ranks(worker) for worker in config.workers] == [4, 2, 1]
+    assert [config.described(worker) for worker in config.workers] == [
+        "cpu x4 in 4 ranks",
+        "cpu x2 in 2 ranks",
+        "cpu x1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("engine: {tensor_parallel: 0}", "engine.tensor_parallel: must be greater than or equal to 1, got 0"),
+        (
+            "engine: {tensor_parallel: 2}",
+            "engine.tensor_parallel is 2, so workers prefill must have threads of 2 or more, which their ranks share; "
+            "they have 1",
+        ),
+        (
+            "workers: [{name: d, role: decode, threads: 2, tensor_parallel: 3}]",
+            "workers.d.tensor_parallel is 3, so workers d must have threads of 3 or more",
+        ),
+        (
+            "engine: {tensor_parallel: 2}\nmodel: {simulated: {}}",
+            "engine.tensor_parallel is 2, but model.simulated has no tensors to share",
+        ),
+        (
+            "workers: [{name: p, role: prefill, device: neuron, threads: 2, tensor_parallel: 2},"
+            " {name: d, role: decode}]",
+            "workers.p.tensor_parallel is 2, but workers p of device neuron share no model",
+        ),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(tmp_path, text)
 
 
 def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.native import NativeSettings, build_native
 from runtime.errors import ModelError
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
+from runtime.model.share import shares_of
 from runtime.model.spec import checkpoint_spec
 
 MIB = 1 << 20
@@ -52,10 +53,29 @@ def test_half_the_bytes_a_number_need_half_the_memory(opened: Checkpoint, spec: 
     check_fits(opened, replace(spec, dtype="bfloat16"), PAGES, taken(opened, spec) // 2)
 
 
+@pytest.mark.parametrize(("kind", "copies"), [("llama", 1), ("llama-linear-mqa", 2)])
+def test_ranks_are_counted_each(
+    kind: str, copies: int, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.engine.memory")
+    opened = open_checkpoint(checkpoint(kind))
+    spec, shares = checkpoint_spec(opened, name="tiny", dtype="float32", page_tokens=32), shares_of(opened, 2)
+    needed = (PAGES + 1) * spec.page_bytes * copies
+    for name, tensor in opened.tensors.items():
+        of_keys = "k_proj" in name or "v_proj" in name
+        held = 2 if shares[0].part(tensor) is None else copies if of_keys else 1
+        needed += held * tensor.size
+    check_fits(opened, spec, PAGES, needed, shares)
+    assert "each of 2 ranks takes weights of 1 MiB in float32, and " in caplog.messages[0]
+    assert f"{PAGES} pages of 32 tokens, {spec.page_bytes * copies // 2} bytes each" in caplog.messages[0]
+    with pytest.raises(ModelError, match=r"does not fit: each of 2 ranks takes .* Together \d+ MiB"):
+        check_fits(opened, spec, PAGES, needed - 1, shares)
+
+
 def test_an_engine_without_room_is_not_built(opened: Checkpoint) -> None:
     settings = NativeSettings("tiny", opened.path, "float32", page_tokens=32, threads=1)
     with pytest.raises(ModelError, match="tiny does not fit"):
-        build_native(settings, Limits(32, 4), lambda spec: psutil.virtual_memory().total // spec.page_bytes)
+        build_native(settings, Limits(32, 4), lambda page_bytes: psutil.virtual_memory().total // page_bytes)
 
 
 @pytest.mark.parametrize(("limit", "free"), [("1000", 700), ("500", 200), ("100", 0)])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from runtime.engine import packing
-from runtime.engine.packing import PackedLinear, PackedPart, SharedProduct, pack_linears
+from runtime.engine.packing import PackedLinear, ProductPart, SharedProduct, pack_linears
 
 ROWS = (1, 2, 32, 33, 200)
 
@@ -46,8 +46,8 @@ def test_many_rows_of_a_widened_layer_are_multiplied_in_float32() -> None:
 def test_layers_of_one_product_are_what_each_would_be_in_any_order_of_calls_and_for_any_inputs(bias: bool) -> None:
     torch.manual_seed(6)
     plain = [nn.Linear(96, size, bias=bias).requires_grad_(False) for size in (40, 8, 24)]
-    product = SharedProduct(plain, widened=False)
-    parts = [PackedPart(product, member) for member in range(3)]
+    product = SharedProduct(PackedLinear(*plain, widened=False), [40, 8, 24])
+    parts = [ProductPart(product, member) for member in range(3)]
     one, other = torch.randn(2, 5, 96), torch.randn(1, 96)
     for member, inputs in ((0, one), (1, one), (2, one), (2, one), (0, other), (1, one), (1, other), (1, other)):
         torch.testing.assert_close(parts[member](inputs), plain[member](inputs), atol=1e-5, rtol=1e-5)
@@ -55,7 +55,8 @@ def test_layers_of_one_product_are_what_each_would_be_in_any_order_of_calls_and_
 
 @torch.inference_mode()
 def test_a_product_is_computed_once_and_keeps_no_activations() -> None:
-    product = SharedProduct([linear(torch.float32, bias=False), linear(torch.float32, bias=False)], widened=False)
+    plain = linear(torch.float32, bias=False)
+    product = SharedProduct(PackedLinear(plain, plain, widened=False), [40, 40])
     inputs = torch.randn(3, 96)
     first, second = (product.part(member, inputs) for member in (0, 1))
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
@@ -75,7 +76,7 @@ class Attending(nn.Module):
         self.v_proj = {None: nn.Linear(8, 4), "bias": nn.Linear(8, 4, bias=False), "size": nn.Linear(6, 4)}[odd]
 
 
-@pytest.mark.parametrize(("odd", "kind"), [(None, PackedPart), ("bias", PackedLinear), ("size", PackedLinear)])
+@pytest.mark.parametrize(("odd", "kind"), [(None, ProductPart), ("bias", PackedLinear), ("size", PackedLinear)])
 def test_only_layers_that_are_alike_are_multiplied_together(odd: str | None, kind: type[nn.Module]) -> None:
     model = nn.Sequential(Attending(odd=odd)).requires_grad_(False)
     pack_linears(model, free=1 << 30)
@@ -104,5 +105,5 @@ def test_every_plain_linear_layer_is_replaced_and_nothing_else() -> None:
 def test_copies_in_float32_are_made_where_they_pay_and_fit(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool, free: int, widens: bool
 ) -> None:
-    monkeypatch.setattr(packing, "_multiplies_bfloat16_fast", lambda: amx)
+    monkeypatch.setattr(packing, "multiplies_bfloat16_fast", lambda: amx)
     assert packing._widens(linear(dtype, bias=False), free) is widens

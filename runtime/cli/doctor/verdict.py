@@ -3,7 +3,7 @@
 from runtime.cli.doctor.node import Finding, Level, Node
 from runtime.config import Config, WorkerConfig
 from runtime.engine.neuron.preflight import check_neuron
-from runtime.errors import SetupError
+from runtime.errors import ConfigError, ModelError, SetupError
 from runtime.mesh.models import check_model, model_name
 
 AREA = "configuration"
@@ -30,8 +30,10 @@ def _name(worker: WorkerConfig) -> str:
 def _model(config: Config) -> Finding:
     try:
         check_model(config)
-    except SetupError as error:
+    except ConfigError as error:
         return Finding(AREA, "model", Level.FAULT, str(error), "model.path names a Hugging Face directory")
+    except ModelError as error:
+        return Finding(AREA, "model", Level.FAULT, str(error), "")
     return Finding(AREA, "model", Level.GOOD, model_name(config.model))
 
 
@@ -48,7 +50,7 @@ def _kv_memory(config: Config, node: Node) -> Finding:
 
 
 def _pool(config: Config, worker: WorkerConfig, node: Node) -> Finding:
-    what = f"{worker.count} x {worker.described}"
+    what = f"{worker.count} x {config.described(worker)}"
     if config.model.simulated is None and node.around.version("torch") is None:
         return Finding(AREA, _name(worker), Level.FAULT, "torch is not installed", "pip install torch")
     neuron = worker.on_neuron

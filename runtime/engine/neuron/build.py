@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from runtime.domain.batching import Limits
-from runtime.domain.spec import ModelSpec
 from runtime.engine.core import EngineCore
 from runtime.engine.kv_tensors import DTYPES
-from runtime.engine.native import NativeSettings, engine_core, spec_of
+from runtime.engine.native import NativeCompute, NativeSettings, engine_core, spec_of
 from runtime.engine.neuron.attention import STATIC_ATTENTION
 from runtime.engine.neuron.buckets import Bucket, Buckets
 from runtime.engine.neuron.device import Device, LiteNeuron, TorchNeuron
@@ -52,9 +51,10 @@ def open_neuron(api: str, logical_nc: int | None) -> Device:
 
 
 def build_neuron(
-    native: NativeSettings, neuron: NeuronSettings, limits: Limits, pages: Callable[[ModelSpec], int]
+    native: NativeSettings, neuron: NeuronSettings, limits: Limits, pages: Callable[[int], int]
 ) -> EngineCore:
-    """An engine core with a pool of `pages` pages and every bucket warmed; runs on the engine's own thread.
+    """An engine core with every bucket warmed, and a pool of as many pages as `pages` makes of the bytes that one
+    takes; runs on the engine's own thread.
 
     A context is no longer than the buckets hold. Raises `SetupError` for what cannot run.
     """
@@ -63,7 +63,7 @@ def build_neuron(
     buckets = Buckets(neuron.buckets, native.page_tokens)
     spec = spec_of(checkpoint, native)
     spec = replace(spec, max_tokens=min(spec.max_tokens, buckets.max_tokens))
-    count = pages(spec)
+    count = pages(spec.page_bytes)
     tokenizer = Tokenizer(native.path)
     model = load_model(checkpoint, DTYPES[native.dtype], STATIC_ATTENTION)
     probe(model, spec)
@@ -71,4 +71,4 @@ def build_neuron(
     kv = NeuronKV(spec, count, neuron.device)
     runner = NeuronRunner(Forward(model, kv.tensors), kv, buckets, neuron.device)
     runner.warm(neuron.progress)
-    return engine_core(spec, count, limits, runner, tokenizer)
+    return engine_core(spec, count, limits, NativeCompute(runner), tokenizer)

@@ -77,6 +77,17 @@ def test_torch_is_needed_unless_the_model_is_simulated(tmp_path: Path) -> None:
     assert judged(load_config(CONFIGS / "simulated.yaml"), bare)[0]
 
 
+def test_ranks_are_told_and_those_that_cannot_share_the_model_are_a_fault(tmp_path: Path) -> None:
+    two = {"name": "d", "role": "decode", "threads": 2, "tensor_parallel": 2}
+    runs, found = judged(changed(workers=[two]), machine(tmp_path))
+    assert runs
+    assert found["decode pool d"].found == "1 x cpu x2 in 2 ranks"
+    runs, found = judged(changed(workers=[two | {"threads": 64, "tensor_parallel": 64}]), machine(tmp_path))
+    assert not runs
+    assert found["model"].level is Level.FAULT
+    assert "64 ranks cannot share its" in found["model"].found
+
+
 def test_more_threads_than_processors_are_told_and_no_fault(tmp_path: Path) -> None:
     runs, found = judged(changed(workers=[{"name": "d", "role": "decode", "threads": 64}]), machine(tmp_path))
     assert runs
