@@ -4,7 +4,7 @@ Protobuf never comes further in than `runtime/wire.py`. Durations are remaining 
 are never compared. Every command to a decode worker and every output from it carries its `Ref`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Encoding, Load
@@ -63,7 +63,8 @@ class Handoff:
 
     Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `moved_tokens` (landed) + computed here =
     prompt + forced. `wait_ms` runs from the start of the attempt to its admission to the batch, `transfer_ms` from
-    the first frame to the last.
+    the first frame to the last. `prefill_ms` and `exposed_ms` are the prefill worker's: until all was computed, and
+    from there until all had arrived.
     """
 
     prompt_tokens: int
@@ -76,6 +77,17 @@ class Handoff:
     transport: str = ""
     wait_ms: float = 0.0
     transfer_ms: float = 0.0
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+    def told(self, done: "PrefillDone") -> "Handoff":
+        """With what the prefill worker says."""
+        return replace(
+            self,
+            prefill_cached_tokens=done.cached_tokens,
+            prefill_ms=done.prefill_ms,
+            exposed_ms=done.exposed_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +171,14 @@ class PrefillCall:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """What a prefill worker did: tokens it had cached, pages and payload bytes it pushed."""
+    """What a prefill worker did: tokens it had cached, pages and payload bytes it pushed. `prefill_ms` is how long it
+    computed, waiting included, `exposed_ms` how long it pushed after that."""
 
     cached_tokens: int
     pages: int
     payload_bytes: int
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

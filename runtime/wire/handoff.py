@@ -28,11 +28,23 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
 
 
 def pack_prefill_done(done: PrefillDone) -> pb.PrefillResponse:
-    return pb.PrefillResponse(cached_tokens=done.cached_tokens, pages=done.pages, payload_bytes=done.payload_bytes)
+    return pb.PrefillResponse(
+        cached_tokens=done.cached_tokens,
+        pages=done.pages,
+        payload_bytes=done.payload_bytes,
+        prefill_ms=done.prefill_ms,
+        exposed_ms=done.exposed_ms,
+    )
 
 
 def unpack_prefill_done(message: pb.PrefillResponse) -> PrefillDone:
-    return PrefillDone(message.cached_tokens, message.pages, message.payload_bytes)
+    return PrefillDone(
+        message.cached_tokens,
+        message.pages,
+        message.payload_bytes,
+        fields.milliseconds(message.prefill_ms, "prefill_ms"),
+        fields.milliseconds(message.exposed_ms, "exposed_ms"),
+    )
 
 
 def pack_ticket(ticket: Ticket) -> kv.Ticket:
@@ -107,6 +119,8 @@ def pack_handoff(handoff: Handoff) -> common.Handoff:
         transport=handoff.transport,
         wait_ms=handoff.wait_ms,
         transfer_ms=handoff.transfer_ms,
+        prefill_ms=handoff.prefill_ms,
+        exposed_ms=handoff.exposed_ms,
     )
 
 
@@ -123,4 +137,6 @@ def unpack_handoff(message: common.Handoff) -> Handoff:
         transport=fields.text(message.transport, "handoff.transport", 32),
         wait_ms=fields.milliseconds(message.wait_ms, "handoff.wait_ms"),
         transfer_ms=fields.milliseconds(message.transfer_ms, "handoff.transfer_ms"),
+        prefill_ms=fields.milliseconds(message.prefill_ms, "handoff.prefill_ms"),
+        exposed_ms=fields.milliseconds(message.exposed_ms, "handoff.exposed_ms"),
     )

@@ -102,6 +102,8 @@ HANDOFFS = st.builds(
     transport=st.text(max_size=32),
     wait_ms=MILLISECONDS,
     transfer_ms=MILLISECONDS,
+    prefill_ms=MILLISECONDS,
+    exposed_ms=MILLISECONDS,
 )
 SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
 FINISHES = st.none() | st.sampled_from(FinishReason)
@@ -138,7 +140,7 @@ TICKETS = st.builds(
 PREFILL_CALLS = st.builds(
     PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS
 )
-PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64)
+PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64, MILLISECONDS, MILLISECONDS)
 
 PATHS = st.builds(Path, NAMES.map(BootId), TRANSPORTS, st.text(max_size=512), U64, U64)
 WORKERS = st.builds(
