@@ -84,6 +84,7 @@ def worker_actor(
         # Ray's own restart hides a death for over a second; the keeper makes a new one.
         max_restarts=0,
         num_cpus=plan.threads,
+        num_gpus=plan.gpus,
         resources=neuron_resource(plan.neuron_cores),
     )
     return cast("ActorHandle[Any]", actor.remote(config.model_dump_json(), worker, tenants, controller, host))

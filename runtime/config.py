@@ -118,15 +118,15 @@ class NeuronConfig(_Section):
 
 class WorkerConfig(_Section):
     """`count` equal workers, called `<name>-0`, `<name>-1` and so on, each computing on `threads` threads, or with
-    `device: neuron` on one Neuron core each. `tensor_parallel` is for these workers what it is in `engine`, whose
-    value is the default."""
+    `device: neuron` on one Neuron core each, with `device: cuda` on one NVIDIA GPU each. `tensor_parallel` is for these
+    workers what it is in `engine`, whose value is the default."""
 
     name: Name
     role: Literal["prefill", "decode"]
     count: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
     tensor_parallel: int | None = Field(default=None, ge=1, le=64)
-    device: Literal["cpu", "neuron"] = "cpu"
+    device: Literal["cpu", "neuron", "cuda"] = "cpu"
     neuron: NeuronConfig | None = None
 
     @model_validator(mode="after")
@@ -146,10 +146,20 @@ class WorkerConfig(_Section):
         return 0 if self.on_neuron is None or self.on_neuron.stand_in else 1
 
     @property
+    def gpus(self) -> int:
+        """GPUs that each of these workers holds."""
+        return 1 if self.device == "cuda" else 0
+
+    @property
+    def on_host(self) -> bool:
+        """Whether its weights and pages are in the host's memory."""
+        return not self.neuron_cores and not self.gpus
+
+    @property
     def described(self) -> str:
         """What it computes on, for people."""
         if self.on_neuron is None:
-            return f"cpu x{self.threads}"
+            return "cuda x1" if self.gpus else f"cpu x{self.threads}"
         return f"cpu x{self.threads} for neuron" if self.on_neuron.stand_in else "neuron x1"
 
 
@@ -167,6 +177,17 @@ class GatewayConfig(_Section):
     deadline_s: Seconds = 600.0
     drain_s: Seconds = 30.0
     placement: Literal["least_loaded", "round_robin"] = "least_loaded"
+
+
+class SessionsConfig(_Section):
+    """`store` keeps the sessions: `sqlite` in the state folder of the mesh, for one gateway; a PostgreSQL database that
+    is named as postgresql://user@host/database, for any number of them; `none` serves none. A gateway that is silent
+    for `lease_s` loses its unfinished turns to another, and tries a store that does not answer for `store_grace_s`.
+    """
+
+    store: str = Field(default="sqlite", pattern=r"^(sqlite|none|postgres(ql)?://.+)$")
+    lease_s: float = Field(default=5.0, ge=0.5)
+    store_grace_s: Seconds = 30.0
 
 
 class HandoffConfig(_Section):
@@ -235,6 +256,7 @@ class Config(_Section):
         WorkerConfig(name="decode", role="decode", count=2),
     )
     gateway: GatewayConfig = GatewayConfig()
+    sessions: SessionsConfig = SessionsConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
     ray: RayConfig = RayConfig()
@@ -250,9 +272,15 @@ class Config(_Section):
             raise ValueError(f"handoff.wire is {self.handoff.wire}, but a simulated model has no numbers to round")
         if self.gateway.http_port == self.gateway.grpc_port:
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
-        if self.model.simulated is not None and any(worker.on_neuron for worker in self.workers):
+        if self.gateway.replicas > 1 and self.sessions.store == "sqlite":
+            raise ValueError(
+                f"sessions.store is sqlite, which serves one gateway, and gateway.replicas is {self.gateway.replicas}: "
+                "name a PostgreSQL database there, or none"
+            )
+        on_cpu = all(worker.device == "cpu" for worker in self.workers)
+        if self.model.simulated is not None and not on_cpu:
             raise ValueError("model.simulated has no tensors: its workers must have device cpu")
-        if self.model.quantization is not None and any(worker.on_neuron for worker in self.workers):
+        if self.model.quantization is not None and not on_cpu:
             raise ValueError("model.quantization: workers must have device cpu")
         for worker in self.workers:
             self._check_ranks(worker)

@@ -3,6 +3,7 @@
 import random
 from typing import NewType
 
+SessionId = NewType("SessionId", str)
 TurnId = NewType("TurnId", str)
 SequenceId = NewType("SequenceId", str)
 WorkerId = NewType("WorkerId", str)
@@ -27,6 +28,9 @@ class Ids:
 
     def turn(self) -> TurnId:
         return TurnId(self._fresh("turn"))
+
+    def session(self) -> SessionId:
+        return SessionId(self._fresh("sess"))
 
     def boot(self) -> BootId:
         return BootId(self._fresh("boot"))

@@ -3,7 +3,7 @@
 A variant is another object behind one of these; nobody asks which one it is.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -20,9 +20,21 @@ from runtime.domain.messages import (
     Worker,
 )
 from runtime.domain.sequence import Ref
+from runtime.domain.sessions import (
+    Branch,
+    Context,
+    Ending,
+    Halt,
+    Item,
+    Key,
+    Progress,
+    Session,
+    TurnEvent,
+    TurnRecord,
+)
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Frame, Load, StepOutput
-from runtime.ids import BootId, PageId, TransferId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
 Observe = Callable[[Ref, object, Sequence[object]], None]
 """Told of every event that a state table took and the commands it gave: for traces, and for checkers."""
@@ -67,6 +79,10 @@ class Tokenizer(Protocol):
 
     eos_ids: frozenset[int]
 
+    @property
+    def vocabulary(self) -> str:
+        """Names what token ids mean: the same for tokenizers that agree on it."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the model wants around a prompt."""
 
@@ -77,6 +93,16 @@ class Tokenizer(Protocol):
         """Token ids of a conversation through the chat template, ending where the assistant begins.
 
         Raises `InvalidArgument` naming `messages` when there is no template or it refuses them.
+        """
+
+    def no_deltas(self) -> str | None:
+        """Why the chat template cannot render what is new in a conversation alone; None when it can."""
+
+    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+        """Token ids of what follows an assistant's answer when `messages` come next: the answer's end, the messages,
+        and where the assistant begins again. `preamble` are the system messages that the conversation began with.
+
+        Raises `InvalidArgument` naming `messages` when the template refuses them.
         """
 
     def decoder(self) -> TextDecoder: ...
@@ -157,3 +183,84 @@ class Directory(Protocol):
 
     def views(self) -> AsyncIterator[View]:
         """The current view, then every newer one."""
+
+
+class SessionStore(Protocol):
+    """Keeps sessions. Every method is one transaction, durable when it returns.
+
+    All raise `Unavailable` when the store does not answer; what was asked may then have happened, and asking the same
+    again is safe. A session of another tenant is `NotFound`, in the same words as one that is not there.
+    """
+
+    async def create(self, session: Session, key: Key | None) -> Session:
+        """With its main branch. The same key gives the session that it made; raises `FailedPrecondition` when that
+        was of another request."""
+
+    async def get(self, tenant: TenantId, session: SessionId) -> tuple[Session, tuple[Branch, ...]]: ...
+
+    async def list(self, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
+        """The newest first, those after `after`."""
+
+    async def context(self, tenant: TenantId, session: SessionId, branch: str) -> Context:
+        """Raises `DataCorrupt` when the committed tokens are not what was committed (invariant 5)."""
+
+    async def known(self, tenant: TenantId, session: SessionId, key: Key) -> TurnRecord | None:
+        """The turn that was opened under this key; raises `FailedPrecondition` when by another request."""
+
+    async def open(self, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
+        """Open a turn: running, or queued when its branch is busy and its policy allows. Gives it as it is now, and
+        whether it is new; None when the branch has moved on from `prepared.base`, so prepare it anew.
+
+        Raises `FailedPrecondition` naming `expected_head`, `on_conflict` or `idempotency_key`, and `ResourceExhausted`
+        when too many wait."""
+
+    async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
+        """The queued turn that is next on a branch, if nothing runs there."""
+
+    async def begin(self, turn: TurnRecord) -> TurnRecord | None:
+        """Run a queued turn, with what it has `prepared`; None when it is not its time, or the branch has moved on."""
+
+    async def append(self, turn: TurnRecord, event: TurnEvent) -> None:
+        """Raises `StaleAttempt` when another owner has the turn, or it has ended. Appending the same event again
+        changes nothing."""
+
+    async def finish(
+        self, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
+    ) -> None:
+        """End a running turn, all in one transaction: `tokens` are its whole output, `events` all that it gave out.
+        Raises as `append`, but finishing again as before changes nothing."""
+
+    async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
+        """End a queued turn; False when it is not queued any more."""
+
+    async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, halt: Halt) -> TurnRecord:
+        """Ask the owner of a turn to stop it; gives the turn, which may have ended before."""
+
+    async def progress(self, tenant: TenantId, session: SessionId, turn: TurnId, after: int) -> Progress: ...
+
+    async def beat(self, owner: GatewayId, lease_s: float) -> Mapping[TurnId, Halt]:
+        """Say that this owner lives; gives those of its turns that somebody asked to halt."""
+
+    async def adopt(self, owner: GatewayId, mine: frozenset[TurnId], limit: int) -> tuple[TurnRecord, ...]:
+        """Take over up to `limit` unfinished turns whose owner's lease is over, or that are this owner's without being
+        among `mine`. Their epoch grows."""
+
+    async def fork(
+        self, tenant: TenantId, session: SessionId, branch: str, at: TurnId | None, name: str, key: Key | None
+    ) -> Branch:
+        """A new branch `name` after the turn `at` of `branch`, by default its head."""
+
+    async def rollback(
+        self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
+    ) -> Branch:
+        """Move the head back to the turn `to`, or to the beginning. What came after it stays readable by its id."""
+
+    async def items(
+        self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
+    ) -> tuple[tuple[int, TurnId, Item], ...]:
+        """What was said on a branch, oldest first: those whose number is above `after`."""
+
+    async def delete(self, tenant: TenantId, session: SessionId) -> None:
+        """Forget a session and all of it. Its unfinished turns are fenced."""
+
+    async def close(self) -> None: ...

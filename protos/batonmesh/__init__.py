@@ -27,6 +27,8 @@ from batonmesh.errors import (
     Unavailable,
 )
 from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.sessions import Sessions, TurnStream
+from batonmesh.turns import TurnAnswer, TurnOptions
 
 __all__ = [
     "Answer",
@@ -49,7 +51,11 @@ __all__ = [
     "Poison",
     "Prompt",
     "ResourceExhausted",
+    "Sessions",
     "Stream",
     "TooLarge",
+    "TurnAnswer",
+    "TurnOptions",
+    "TurnStream",
     "Unavailable",
 ]

@@ -1,17 +1,15 @@
 """The client that blocks. Owns one channel and repeats nothing."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 
-from batonmesh.errors import from_status
 from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
+from batonmesh.sessions import Sessions, told
 from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
-
-T = TypeVar("T")
 
 
 class Stream(Iterator[Event]):
@@ -26,7 +24,7 @@ class Stream(Iterator[Event]):
 
     def __next__(self) -> Event:
         while not self._ready:
-            self._ready.extend(events(_told(lambda: next(self._call))))
+            self._ready.extend(events(told(lambda: next(self._call))))
         return self._ready.popleft()
 
     def __enter__(self) -> Self:
@@ -54,6 +52,7 @@ class Client:
         # The generated stubs serve both kinds of channel, but are typed for asyncio's.
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[arg-type]
         self._mesh: Any = mesh_pb2_grpc.MeshStub(self._channel)  # type: ignore[arg-type]
+        self.sessions = Sessions(self._channel)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -71,20 +70,20 @@ class Client:
 
     def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
         request = count_request(model, prompt)
-        response: inference_pb2.CountTokensResponse = _told(
+        response: inference_pb2.CountTokensResponse = told(
             lambda: self._inference.CountTokens(request, timeout=timeout)
         )
         return response.tokens
 
     def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
         request = inference_pb2.ListModelsRequest()
-        response: inference_pb2.ListModelsResponse = _told(lambda: self._inference.ListModels(request, timeout=timeout))
+        response: inference_pb2.ListModelsResponse = told(lambda: self._inference.ListModels(request, timeout=timeout))
         return list(response.models)
 
     def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
         request = mesh_pb2.TopologyRequest()
-        response: mesh_pb2.TopologyResponse = _told(lambda: self._mesh.Topology(request, timeout=timeout))
+        response: mesh_pb2.TopologyResponse = told(lambda: self._mesh.Topology(request, timeout=timeout))
         return response.view
 
     def close(self) -> None:
@@ -98,11 +97,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _told(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except grpc.RpcError as error:
-        metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs of grpc say
-        raise from_status(error.code(), error.details(), metadata) from error

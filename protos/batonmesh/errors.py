@@ -22,6 +22,8 @@ from typing import ClassVar
 
 import grpc
 
+from batonmesh.v1 import common_pb2
+
 
 class BatonError(Exception):
     """A request failed. `retryable`: the same request may succeed later; the client itself never repeats one.
@@ -125,6 +127,14 @@ _BY_STATUS = {
     "CANCELLED": "cancelled",
     "DATA_LOSS": "corrupt",
 }
+
+
+def from_error(error: common_pb2.Error) -> BatonError:
+    """The error that a message tells of."""
+    kind = _BY_CODE.get(error.code, Internal)
+    retry_after = error.retry_after_ms / 1000 if error.HasField("retry_after_ms") else None
+    field = error.field if error.HasField("field") else None
+    return kind(error.message, code=error.code, field=field, retry_after=retry_after)
 
 
 def from_status(

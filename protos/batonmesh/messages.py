@@ -59,18 +59,24 @@ class Answer:
     final: inference_pb2.Final
 
 
+def sampling_of(options: Options) -> common_pb2.Sampling:
+    """Raises `InvalidArgument` for what no request can hold."""
+    sampling = common_pb2.Sampling()
+    for name, value in options.items():
+        if name in _GRAMMARS:
+            if sampling.HasField("grammar"):
+                raise InvalidArgument(f"{name} is a second grammar: send one", code="invalid", field=name)
+            sampling.grammar.CopyFrom(_built(common_pb2.Grammar, name, _sendable(name, value)))
+            continue
+        sampling.MergeFrom(_built(common_pb2.Sampling, name, _sendable(name, value)))
+    return sampling
+
+
 def generate_request(
     model: str, prompt: Prompt, timeout: float | None, options: Options
 ) -> inference_pb2.GenerateRequest:
     """Raises `InvalidArgument` for what no request can hold, and `TooLarge`."""
-    request = inference_pb2.GenerateRequest(prompt=_prompt(prompt))
-    for name, value in options.items():
-        if name in _GRAMMARS:
-            if request.sampling.HasField("grammar"):
-                raise InvalidArgument(f"{name} is a second grammar: send one", code="invalid", field=name)
-            request.sampling.grammar.CopyFrom(_built(common_pb2.Grammar, name, _sendable(name, value)))
-            continue
-        request.sampling.MergeFrom(_built(common_pb2.Sampling, name, _sendable(name, value)))
+    request = inference_pb2.GenerateRequest(prompt=_prompt(prompt), sampling=sampling_of(options))
     request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
     if timeout is not None:
         milliseconds = max(round(timeout * 1000), 1)

@@ -12,6 +12,7 @@ from runtime.cli.bench.handoff import handoff
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, TALK, Face
+from runtime.cli.talk import session
 from runtime.cli.talk.chat import chat
 from runtime.cli.talk.demo import demo
 from runtime.cli.talk.generate import generate
@@ -53,6 +54,7 @@ def baton(
 app.command(rich_help_panel=TALK)(demo)
 app.command(rich_help_panel=TALK)(generate)
 app.command(rich_help_panel=TALK)(chat)
+app.add_typer(session.app, name="session", rich_help_panel=TALK, help="The conversations that a mesh keeps.")
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
 app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")

@@ -4,18 +4,31 @@ from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
-from runtime.ids import TenantId
+from runtime.ids import BootId, TenantId, TurnId
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A turn that its owner keeps in a store: the owner's epoch, the tokens that are durable already and will be
+    forced, and the decode worker that likely has its pages, to be preferred."""
+
+    turn: TurnId
+    epoch: int
+    given: tuple[int, ...] = ()
+    near: BootId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One stateless request, already tokenized. `deadline_s` bounds it from its arrival to its last token."""
+    """One request, already tokenized; stateless without a `claim`. `deadline_s` bounds it from its arrival to its last
+    token."""
 
     model: str
     prompt: tuple[int, ...] = field(repr=False)
     sampling: Sampling
     tenant: TenantId
     deadline_s: float
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +37,7 @@ class Delta:
 
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
-    after a failover.
+    after a failover, and `boot` the decode worker that it runs on.
     """
 
     index: int
@@ -33,6 +46,7 @@ class Delta:
     finish: FinishReason | None = None
     handoff: Handoff | None = None
     attempt: int = 1
+    boot: BootId | None = field(default=None, compare=False)
 
 
 class Handoffs:

@@ -8,6 +8,8 @@ from runtime.ids import BootId
 
 DECODE = "decode"
 PREFILL = "prefill"
+# What a warm prefix is worth, in turns that another worker has less.
+_NEAR_TURNS = 4
 
 
 class Placement(enum.StrEnum):
@@ -27,15 +29,22 @@ class Router:
         self._placement = placement
         self._turns = {DECODE: 0, PREFILL: 0}
 
-    def choose(self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId]) -> Worker | None:
-        """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each."""
+    def choose(
+        self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId], near: BootId | None = None
+    ) -> Worker | None:
+        """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each; the one that
+        is `near` the turn's pages is worth a few more than the others have."""
         able = [worker for worker in view.workers if worker.role == DECODE and worker.boot not in exclude]
         if not able:
             return None
         ordered = self._rotate(DECODE, able)
         if self._placement is Placement.ROUND_ROBIN:
-            return ordered[0]
-        return min(ordered, key=lambda worker: max(in_flight.get(worker.boot, 0), _depth(worker)))
+            return next((worker for worker in able if worker.boot == near), ordered[0])
+
+        def busy(worker: Worker) -> int:
+            return max(in_flight.get(worker.boot, 0), _depth(worker)) - _NEAR_TURNS * (worker.boot == near)
+
+        return min(ordered, key=busy)
 
     def candidates(self, view: View) -> tuple[PrefillCandidate, ...]:
         """All prefill workers, the best first."""

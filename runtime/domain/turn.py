@@ -1,4 +1,4 @@
-"""One stateless turn on its gateway: on which decode worker it runs, which try it is, and what was given out.
+"""One turn on its gateway: on which decode worker it runs, which try it is, and what was given out.
 
     state      event -> next                                                     commands
     QUEUED     Opened -> same                                                    Place
@@ -179,11 +179,13 @@ TurnCommand = Place | SendStart | SendAttach | SendCancel | SendAcknowledge | Gi
 
 
 class Turn:
-    def __init__(self, turn: TurnId) -> None:
-        self.ref = Ref(turn, epoch=1, attempt=0)
+    """`given` are tokens that an earlier owner of the turn gave out, under a lower epoch."""
+
+    def __init__(self, turn: TurnId, epoch: int = 1, given: tuple[int, ...] = ()) -> None:
+        self.ref = Ref(turn, epoch, attempt=0)
         self.state = TurnState.QUEUED
         self.boot: BootId | None = None
-        self._given: list[int] = []
+        self._given: list[int] = [*given]
         self._suspects: set[BootId] = set()
         self._crashes = 0
         self._attaches = 0
@@ -249,7 +251,8 @@ class Turn:
         self._given.extend(sampled.token for sampled in fresh)
         self._attaches = 0
         # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
-        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, output.ref.attempt)
+        attempt = output.ref.attempt
+        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, attempt, self.boot)
         if output.finish is None:
             self._to(TurnState.STREAMING)
             return [Give(delta)]

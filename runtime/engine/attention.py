@@ -57,7 +57,7 @@ class StepAttention:
         self._kv.write(layer, self._step.slots, keys, values)
         if len(self._step.decodes) == 1 and not self._step.prefills:
             return self._decode(self._step.decodes[0], queries, layer, scoring)
-        output = torch.empty(queries.shape, dtype=queries.dtype)
+        output = queries.new_empty(queries.shape)
         for group in self._step.decodes:
             output[group.rows] = self._decode(group, queries[group.rows], layer, scoring)
         for span in self._step.prefills:

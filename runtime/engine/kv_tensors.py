@@ -1,4 +1,4 @@
-"""The pool's keys and values on the CPU. Owns their memory and its layout; who holds which page is the batcher's.
+"""The pool's keys and values. Owns their memory and its layout; who holds which page is the batcher's.
 
 Tokens of a page that nobody wrote since it was handed out are zeros, so what is masked out is never a stale NaN.
 """
@@ -6,13 +6,16 @@ Tokens of a page that nobody wrote since it was handed out are zeros, so what is
 import math
 import sys
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from runtime.domain.spec import ModelSpec
 from runtime.engine.paging import PageList
 
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The canonical payload is little endian, and so are the tensors that it is copied from.
 assert sys.byteorder == "little"
@@ -24,18 +27,22 @@ class KVTensors:
     Page number `zero_page` is one more than the pool has: it is always zero, and pads short block tables.
     """
 
-    def __init__(self, spec: ModelSpec, pages: int) -> None:
+    def __init__(self, spec: ModelSpec, pages: int, device: torch.device = CPU) -> None:
         self.spec = spec
+        self.device = device
         self.page_tokens = spec.page_tokens
         self.zero_page = pages
         self.dtype = DTYPES[spec.dtype]
         self._page_shape = (spec.page_tokens, spec.kv_heads, spec.head_dim)
-        self._pool = torch.zeros(spec.layers, 2, pages + 1, *self._page_shape, dtype=self.dtype)
-        self._bytes = self._pool.view(torch.uint8).numpy()
+        self._pool = torch.zeros(spec.layers, 2, pages + 1, *self._page_shape, dtype=self.dtype, device=device)
         # Views made once: making them takes longer than what a decode step does with them.
         self._pages = [(layer[0], layer[1]) for layer in self._pool]
         self._slots = [(layer[0].flatten(0, 1), layer[1].flatten(0, 1)) for layer in self._pool]
-        self._gathered = torch.empty(2, 0, *self._page_shape, dtype=self.dtype)
+        self._gathered = self._pool.new_empty(2, 0, *self._page_shape)
+
+    @cached_property
+    def _bytes(self) -> npt.NDArray[np.uint8]:
+        return self._pool.view(torch.uint8).numpy()
 
     @property
     def layer_page_bytes(self) -> int:
@@ -63,7 +70,7 @@ class KVTensors:
             lying = slice(pages.first, pages.first + count)
             return own_keys[lying], own_values[lying]
         if self._gathered.shape[1] < count:
-            self._gathered = torch.empty(2, count, *self._page_shape, dtype=self.dtype)
+            self._gathered = self._pool.new_empty(2, count, *self._page_shape)
         keys, values = self._gathered[0, :count], self._gathered[1, :count]
         torch.index_select(own_keys, 0, pages.numbers, out=keys)
         torch.index_select(own_values, 0, pages.numbers, out=values)

@@ -19,7 +19,7 @@ from runtime.engine.memory import check_fits, free_bytes
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.leader import GroupRunner, start_group
 from runtime.engine.quantizing import quantize_linears
-from runtime.engine.runner import CpuRunner, Runner
+from runtime.engine.runner import Runner, TorchRunner
 from runtime.engine.sampler import sample
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.loading import load_model
@@ -108,12 +108,12 @@ def build_native(settings: NativeSettings, limits: Limits, pages: Callable[[int]
     return engine_core(spec, count, limits, NativeCompute(group, group), tokenizer)
 
 
-def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, quantized: bool) -> CpuRunner:
+def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, quantized: bool) -> TorchRunner:
     model = load_model(checkpoint, DTYPES[spec.dtype], ATTENTION)
     if quantized:
         quantize_linears(model.base_model)
     pack_linears(model, spare)
-    runner = CpuRunner(model, KVTensors(spec, pages))
+    runner = TorchRunner(model, KVTensors(spec, pages))
     runner.probe()
     return runner
 

@@ -1,7 +1,7 @@
 """Where one packed step reads and writes KV: slots, page lists and masks as index tensors. Never touches KV itself."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,8 @@ import torch
 from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
 
-# Keys and values that decode rows gather together: so many that they stay in the processor's cache.
-_GROUP_BYTES = 4 << 20
+# Keys and values that decode rows gather together: on a processor so many that they stay in its cache.
+CACHE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class DecodeGroup:
         """What to add to scores: `[n, 1, 1, tokens]`, 0 or minus infinity; None for nothing."""
         if len(self.lengths) == 1 and (window is None or window >= self.tokens):
             return None
-        positions = torch.arange(self.tokens)
+        positions = torch.arange(self.tokens, device=self.lengths.device)
         ends = self.lengths[:, None]
         hidden = positions >= ends
         if window is not None:
@@ -75,8 +75,9 @@ class PrefillSpan:
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """What to add to scores: `[end - first, length]`, 0 or minus infinity."""
-        queries = torch.arange(self.start, self.length)[:, None]
-        keys = torch.arange(self.length)
+        device = self.pages.numbers.device
+        queries = torch.arange(self.start, self.length, device=device)[:, None]
+        keys = torch.arange(self.length, device=device)
         hidden = keys > queries
         if window is not None:
             hidden |= keys <= queries - window
@@ -99,9 +100,45 @@ class PackedStep:
     decodes: tuple[DecodeGroup, ...]
     prefills: tuple[PrefillSpan, ...]
 
+    def on(self, device: torch.device) -> "PackedStep":
+        """The same on a device, where it arrives in one copy."""
+        moved = iter(_moved(list(self._tensors()), device))
+        ids, positions, slots, sampled, opened = (next(moved) for _ in range(5))
+        decodes = tuple(
+            replace(
+                group,
+                rows=next(moved) if isinstance(group.rows, torch.Tensor) else group.rows,
+                pages=replace(group.pages, numbers=next(moved)),
+                lengths=next(moved),
+            )
+            for group in self.decodes
+        )
+        prefills = tuple(replace(span, pages=replace(span.pages, numbers=next(moved))) for span in self.prefills)
+        return PackedStep(ids, positions, slots, sampled, opened, decodes, prefills)
 
-def pack(chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_bytes: int) -> PackedStep:
-    """Chunks of one token attend in groups, whatever they are; longer ones each for itself."""
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        yield from (self.input_ids, self.positions, self.slots, self.sampled, self.opened)
+        for group in self.decodes:
+            if isinstance(group.rows, torch.Tensor):
+                yield group.rows
+            yield from (group.pages.numbers, group.lengths)
+        for span in self.prefills:
+            yield span.pages.numbers
+
+
+def _moved(tensors: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Index tensors `[n]` int64, all in one copy that nobody waits for."""
+    together = torch.cat(tensors)
+    if device.type == "cuda":
+        together = together.pin_memory()
+    return torch.split(together.to(device, non_blocking=True), [len(each) for each in tensors])
+
+
+def pack(
+    chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_bytes: int, group_bytes: int = CACHE_BYTES
+) -> PackedStep:
+    """Chunks of one token attend in groups, whatever they are, whose KV of a layer takes `group_bytes` at most; longer
+    ones each for itself."""
     positions, slots, sampled, opened = [], [], [], []
     decodes: list[_Decode] = []
     prefills: list[PrefillSpan] = []
@@ -128,7 +165,7 @@ def pack(chunks: Sequence[Chunk], page_tokens: int, zero_page: int, layer_page_b
         torch.from_numpy(np.concatenate(slots)),
         torch.tensor(sampled, dtype=torch.int64),
         torch.tensor(opened, dtype=torch.int64),
-        tuple(_group(decodes, zero_page, layer_page_bytes)),
+        tuple(_group(decodes, zero_page, max(1, group_bytes // layer_page_bytes))),
         tuple(prefills),
     )
 
@@ -140,12 +177,12 @@ class _Decode:
     table: npt.NDArray[np.int64]
 
 
-def _group(decodes: list[_Decode], zero_page: int, layer_page_bytes: int) -> Iterator[DecodeGroup]:
+def _group(decodes: list[_Decode], zero_page: int, most_pages: int) -> Iterator[DecodeGroup]:
     """Longest first, so that rows of similar length share a group and little is padded."""
     ordered = sorted(decodes, key=lambda decode: -decode.length)
     while ordered:
         width = len(ordered[0].table)
-        count = max(1, _GROUP_BYTES // (width * layer_page_bytes))
+        count = max(1, most_pages // width)
         longest, ordered = ordered[:count], ordered[count:]
         members = sorted(longest, key=lambda decode: decode.row)
         pages = np.full((len(members), width), zero_page, np.int64)
@@ -166,4 +203,4 @@ def _rows(ascending: list[int]) -> torch.Tensor | slice:
 
 
 def _minus_infinity(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)

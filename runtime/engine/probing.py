@@ -89,8 +89,8 @@ def _record(model: PreTrainedModel, tokens: Sequence[int], first: int, longest: 
     recorder = _Recorder(longest)
     with attending(recorder):
         output = model.base_model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=torch.arange(first, first + len(tokens))[None],
+            input_ids=torch.tensor([tokens], device=model.device),
+            position_ids=torch.arange(first, first + len(tokens), device=model.device)[None],
             use_cache=False,
         )
     recorder.ends = output.last_hidden_state[0]

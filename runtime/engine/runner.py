@@ -10,10 +10,13 @@ from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import StepAttention, attending
 from runtime.engine.kv_tensors import KVTensors
-from runtime.engine.paging import pack
+from runtime.engine.paging import CACHE_BYTES, pack
 from runtime.engine.probing import probe
 from runtime.errors import ModelError
 from runtime.ids import SequenceId
+
+# What an accelerator may gather for the decode rows of one layer: launches cost more than memory.
+_DEVICE_BYTES = 1 << 30
 
 
 class PoolPages(Protocol):
@@ -36,18 +39,22 @@ class Runner(Protocol):
         """Write the chunks' KV; the logits `[n, vocab]` in float32 of the last token of each that samples, in order."""
 
 
-class CpuRunner:
-    """`model` must have been loaded with the attention implementation `ATTENTION`."""
+class TorchRunner:
+    """Operation by operation, on the device of the model and of its `kv`. `model` must have been loaded with the
+    attention implementation `ATTENTION`."""
 
     def __init__(self, model: PreTrainedModel, kv: KVTensors) -> None:
         self.kv = kv
         self._model = model
+        self._group_bytes = CACHE_BYTES if kv.device.type == "cpu" else _DEVICE_BYTES
         self._vocab: int = model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
     def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
         kv = self.kv
-        step = pack(chunks, kv.page_tokens, kv.zero_page, kv.layer_page_bytes)
+        step = pack(chunks, kv.page_tokens, kv.zero_page, kv.layer_page_bytes, self._group_bytes)
+        if kv.device.type != "cpu":
+            step = step.on(kv.device)
         kv.clear(step.opened)
         inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
         with attending(StepAttention(step, kv)):
@@ -55,7 +62,7 @@ class CpuRunner:
                 logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits
                 return logits[0].float()
             self._model.base_model(**inputs, use_cache=False)
-        return torch.empty(0, self._vocab)
+        return torch.empty(0, self._vocab, device=kv.device)
 
     @torch.inference_mode()
     def probe(self) -> None:
@@ -72,7 +79,7 @@ class CpuRunner:
                 raise ModelError(
                     "the model's logits are not finite: its weights are damaged, or overflow in this dtype"
                 )
-        self.kv.clear(torch.tensor(table))
+        self.kv.clear(torch.tensor(table, device=self.kv.device))
 
     def _check_sizes(self) -> None:
         """Whether the spec, which was read without transformers, is what transformers made of the configuration."""

@@ -59,6 +59,7 @@ class SimulatedTokenizer:
     """Bytes in; bytes and whole words out. Chat messages become `role: content` lines."""
 
     eos_ids = frozenset({EOS})
+    vocabulary = "simulated"
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -72,6 +73,12 @@ class SimulatedTokenizer:
             raise InvalidArgument("messages must not be empty", field="messages")
         lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return self.encode(f"{lines}assistant:")
+
+    def no_deltas(self) -> str | None:
+        return None
+
+    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+        return self.encode("\n") + self.render_chat(messages)
 
     def decoder(self) -> "SimulatedDecoder":
         return SimulatedDecoder()

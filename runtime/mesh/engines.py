@@ -10,6 +10,7 @@ from runtime.clock import Clock
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.domain.batching import Limits
 from runtime.engine.core import EngineCore
+from runtime.engine.cuda.preflight import check_gpu
 from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
@@ -31,7 +32,8 @@ async def running_engine(config: Config, worker: WorkerConfig, clock: Clock) -> 
     if config.model.simulated is not None:
         yield _simulated(config, clock)
         return
-    engine = ThreadedEngine(_on_neuron(config, worker) if worker.on_neuron else _native(config, worker))
+    builds = {"cpu": _native, "neuron": _on_neuron, "cuda": _on_gpu}
+    engine = ThreadedEngine(builds[worker.device](config, worker))
     try:
         await engine.start()
         yield engine
@@ -44,6 +46,8 @@ def check_devices(config: Config) -> None:
     for worker in config.workers:
         if worker.neuron_cores and worker.on_neuron:
             check_neuron(worker.on_neuron.api, worker.on_neuron.logical_nc, Surroundings())
+        if worker.gpus:
+            check_gpu(Surroundings())
 
 
 def _limits(engine: EngineConfig) -> Limits:
@@ -79,6 +83,17 @@ def _native(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
         from runtime.engine.native import build_native  # imports torch, on the engine's thread
 
         return build_native(_native_settings(config, worker), _limits(config.engine), partial(_pages, config.engine))
+
+    return build
+
+
+def _on_gpu(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]:
+    def build() -> EngineCore:
+        from runtime.engine.cuda.build import build_on_device, free_on_gpu, open_gpu
+
+        device = open_gpu()
+        settings, pages = _native_settings(config, worker), partial(_pages, config.engine)
+        return build_on_device(settings, _limits(config.engine), pages, device, free_on_gpu(device))
 
     return build
 

@@ -17,8 +17,10 @@ from runtime.domain.routing import Placement, Router
 from runtime.errors import StartError
 from runtime.ids import Ids
 from runtime.mesh.models import served_model
+from runtime.mesh.sessions import session_settings, session_store
 from runtime.mesh.tenants import DEFAULT
 from runtime.roles.gateway import GatewayRole, GatewaySettings
+from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
 from runtime.scope import Scope
 from runtime.services.inference import InferenceService, InferenceSettings
@@ -27,6 +29,7 @@ from runtime.services.openai.app import openai_app
 from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
 from runtime.services.server import GrpcServer
+from runtime.services.sessions import SessionService, SessionServiceSettings
 
 _MIB = 1 << 20
 
@@ -67,12 +70,18 @@ async def gateway_process(
         http = OpenAiSettings(tenant=DEFAULT, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
         pool = TokenizingPool(http.tokenize_threads, http.tokenize_waiting)
         stack.callback(pool.close)
+        store = await stack.enter_async_context(session_store(config))
         server = _server(config, port, shared)
         server.add(InferenceService(role, pool, InferenceSettings(DEFAULT, gateway.deadline_s)))
         server.add(MeshService(role.view))
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
+        if store is not None:
+            sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
+            server.add(SessionService(sessions, ids, SessionServiceSettings(DEFAULT, gateway.deadline_s)))
+            keeping = group.create_task(sessions.run())
+            stack.callback(keeping.cancel)
         await stack.enter_async_context(server)
         yield RunningGateway(role, openai_app(role, http), server.port)
 

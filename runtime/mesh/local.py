@@ -27,6 +27,7 @@ class LocalMesh:
         self.workers: dict[WorkerId, RunningWorker] = {}
         self.gateway: RunningGateway
         self.grpc = ""
+        self._gateway: Resident[RunningGateway]
         self.http = ""
         self._tenants = tenants
         self._ids = Ids(random.SystemRandom())
@@ -50,6 +51,15 @@ class LocalMesh:
         """Let a worker leave; raises what broke it, if anything did."""
         del self.workers[worker]
         await self._residents.pop(worker).stop()
+
+    async def start_gateway(self, port: int = 0) -> None:
+        """Start a gateway where none runs, up to its listening."""
+        self._gateway = Resident(gateway_process(self.config, self.controller.address, port=port))
+        self.gateway = await self._gateway.start()
+        self.grpc = f"{_HOST}:{self.gateway.port}"
+
+    async def stop_gateway(self) -> None:
+        await self._gateway.stop()
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the pages of every living worker add up. Only while idle."""
@@ -83,11 +93,10 @@ async def local_mesh(config: Config, *, grpc_port: int = 0, http_port: int | Non
         stack.push_async_callback(mesh.stop_all)
         await mesh.start_all()
         # Last, so that the first view it sees has all of them.
-        process = gateway_process(config, controller.address, port=grpc_port)
-        mesh.gateway = await stack.enter_async_context(process)
-        mesh.grpc = f"{_HOST}:{mesh.gateway.port}"
+        await mesh.start_gateway(grpc_port)
+        stack.push_async_callback(mesh.stop_gateway)
+        await mesh.gateway.role.wait_ready()
         if http_port is not None:
             port = await stack.enter_async_context(http_server(mesh.gateway.app, _HOST, http_port))
             mesh.http = f"http://{_HOST}:{port}"
-        await mesh.gateway.role.wait_ready()
         yield mesh

@@ -1,7 +1,9 @@
 """Text to token ids and back, as a checkpoint's own tokenizer files say. Never loads weights or imports torch."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from runtime.errors import InvalidArgument, ModelError
+from runtime.model.delta import DeltaRenderer
 from runtime.model.detokenizer import Detokenizer
 from runtime.ports import TextDecoder
 
@@ -35,6 +38,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._fast.chat_template is not None
 
+    @cached_property
+    def vocabulary(self) -> str:
+        """32 hexadecimal digits, of the whole tokenizer as it is used."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the model wants around a prompt."""
         return self._encode(text, special=True, field="prompt")
@@ -52,11 +60,13 @@ class Tokenizer:
             raise InvalidArgument("messages: this model has no chat template, send a prompt instead", field="messages")
         if not messages:
             raise InvalidArgument("messages must not be empty", field="messages")
-        try:
-            text = self._render(messages, add_generation_prompt)
-        except _TEMPLATE_ERRORS as error:
-            raise InvalidArgument(f"messages: the chat template refused them: {error}", field="messages") from error
-        return self._encode(text, special=False, field="messages")
+        return self._encode(self._render(messages, add_generation_prompt), special=False, field="messages")
+
+    def no_deltas(self) -> str | None:
+        return self._deltas.why_not if self.has_chat_template else "it has no chat template"
+
+    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+        return self._encode(self._deltas.render(preamble, messages), special=False, field="messages")
 
     def to_json(self) -> str:
         """The whole tokenizer, as tokenizer.json has it."""
@@ -68,10 +78,19 @@ class Tokenizer:
     def decoder(self) -> TextDecoder:
         return self._detokenizer.decoder()
 
-    def _render(self, messages: Sequence[dict[str, object]], add_generation_prompt: bool) -> str:
+    @cached_property
+    def _deltas(self) -> DeltaRenderer:
+        return DeltaRenderer(self._render)
+
+    def _render(self, messages: Sequence[dict[str, object]], add_generation_prompt: bool = True) -> str:
         # Content may be more than text (tool calls, parts): what a message may hold is the template's to say.
         conversation = cast("list[dict[str, str]]", list(messages))
-        text = self._fast.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            text = self._fast.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise InvalidArgument(f"messages: the chat template refused them: {error}", field="messages") from error
         assert isinstance(text, str)
         return text
 

@@ -169,8 +169,9 @@ class GatewayRole:
 
         Raises the `InvalidArgument` of the first field at fault; iterating raises how the turn failed.
         """
-        self._validate(generation)
-        turn = t.Turn(self._ids.turn())
+        self.check(generation)
+        claim = generation.claim
+        turn = t.Turn(self._ids.turn()) if claim is None else t.Turn(claim.turn, claim.epoch, claim.given)
         live = _Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
         self._live[turn.ref.turn] = live
         self._after(live, generation.deadline_s, t.DeadlinePassed())
@@ -179,9 +180,12 @@ class GatewayRole:
             yield Deltas(live.queue)
         finally:
             self._feed(live, t.ClientGone())
-            del self._live[turn.ref.turn]
+            # A turn of a session that was left and taken up again is there anew.
+            if self._live.get(turn.ref.turn) is live:
+                del self._live[turn.ref.turn]
 
-    def _validate(self, generation: Generation) -> None:
+    def check(self, generation: Generation) -> None:
+        """Raise the `InvalidArgument` of the first field at fault."""
         spec = self.served(generation.model).spec
         generation.sampling.validate()
         prompt, limit = len(generation.prompt), spec.max_tokens
@@ -253,7 +257,8 @@ class GatewayRole:
     def _place(self, live: _Live) -> None:
         assert live.exclude is not None
         in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
-        worker = self._router.choose(self._view, in_flight, live.exclude)
+        claim = live.generation.claim
+        worker = self._router.choose(self._view, in_flight, live.exclude, claim.near if claim else None)
         if worker is None:
             return
         live.exclude = None

@@ -92,6 +92,16 @@ def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Samp
     return sampling
 
 
+def sampling_bytes(sampling: Sampling) -> bytes:
+    """As a store keeps it."""
+    return pack_sampling(sampling).SerializeToString()
+
+
+def sampling_from(packed: bytes) -> Sampling:
+    message = pb.Sampling.FromString(packed)
+    return unpack_sampling(message, max_tokens=message.max_tokens, seed=message.seed)
+
+
 def _unpack_penalties(message: pb.Sampling) -> Penalties:
     """The very object of those without, whom every engine step meets."""
     repetition = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0

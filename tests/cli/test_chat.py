@@ -1,7 +1,7 @@
-"""`baton chat` keeps the conversation, and lets go of an answer that is no longer wanted."""
+"""`baton chat` talks on a session: the mesh keeps it, and lets go of an answer that is no longer wanted."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from batonmesh import Client, Options
 from runtime.cli.app import app
 from runtime.cli.talk.chat import Conversation
-from runtime.domain.sequence import Sampling
-from runtime.engine.simulated import SimulatedTokenizer, continuation
+from runtime.engine.simulated import SimulatedTokenizer
 from tests.cli.conftest import Served
+from tests.services.session_mesh import expected
 
 RUNNER = CliRunner()
 LONG: Options = {"max_tokens": 2000, "temperature": 0.0}
@@ -42,15 +42,18 @@ def wait_idle(served: Served) -> None:
         assert time.monotonic() < ends, "the answer was never cancelled"
 
 
-def expected(messages: Sequence[dict[str, str]]) -> str:
-    tokenizer = SimulatedTokenizer()
-    prompt = tokenizer.render_chat([{**message} for message in messages])
-    decoder = tokenizer.decoder()
-    return "".join(decoder.push(token) for token in continuation(prompt, Sampling(max_tokens=3, temperature=0.0)))
+def text(tokens: list[int]) -> str:
+    decoder = SimulatedTokenizer().decoder()
+    return "".join(decoder.push(token) for token in tokens)
 
 
-def talk(client: Client, options: Options, console: Console) -> Conversation:
-    return Conversation(client, "simulated", None, options, console, quiet=True)
+def talk(client: Client, options: Options, console: Console, system: str | None = None) -> Conversation:
+    return Conversation(client, "simulated", system, options, console, quiet=True)
+
+
+def said(client: Client, conversation: Conversation) -> list[tuple[str, str]]:
+    items = client.sessions.items(conversation.session)
+    return [(item.message.role, item.message.content) for item in items]
 
 
 def test_lines_are_answered_until_the_input_ends(target: str) -> None:
@@ -58,15 +61,23 @@ def test_lines_are_answered_until_the_input_ends(target: str) -> None:
     result = RUNNER.invoke(app, asked, input="Hello.\n\nAnd again.\n")
     assert result.exit_code == 0
     assert result.stdout.count("TTFT") == 2
+    assert "Go on with: baton chat --session sess-" in result.stdout
 
 
-def test_every_turn_sends_all_that_was_said_before(client: Client) -> None:
+def test_every_turn_stands_on_all_that_was_said_before(client: Client) -> None:
     conversation = talk(client, SHORT, Console())
-    conversation.say("My dog is called Rex.")
-    conversation.say("What is my dog called?")
-    *before, answer = conversation.messages
-    assert [message["role"] for message in before] == ["user", "assistant", "user"]
-    assert answer["content"] == expected(before)
+    texts = ["My dog is called Rex.", "What is my dog called?"]
+    for line in texts:
+        conversation.say(line)
+    answers = [content for role, content in said(client, conversation) if role == "assistant"]
+    assert answers == [text(tokens) for tokens in expected(*texts, tokens=3)]
+
+
+def test_the_system_is_told_once(client: Client) -> None:
+    conversation = talk(client, SHORT, Console(), "Be brief.")
+    conversation.say("Hello.")
+    conversation.say("And again.")
+    assert [role for role, _ in said(client, conversation)] == ["system", "user", "assistant", "user", "assistant"]
 
 
 def test_a_conversation_that_starts_over_knows_nothing(target: str) -> None:
@@ -77,21 +88,28 @@ def test_a_conversation_that_starts_over_knows_nothing(target: str) -> None:
     assert told == "A new conversation.\n"
 
 
-def test_an_answer_that_was_stopped_is_cancelled_and_stays_as_far_as_it_came(served: Served, client: Client) -> None:
+def test_a_conversation_is_gone_on_with_where_it_was_left(target: str) -> None:
+    asked = ["chat", "--target", target, "--max-tokens", "3", "--quiet"]
+    RUNNER.invoke(app, asked, input="My dog is called Rex.\n")
+    gone_on = RUNNER.invoke(app, [*asked, "--last"], input="What is my dog called?\n").stdout
+    first, second = map(text, expected("My dog is called Rex.", "What is my dog called?", tokens=3))
+    assert gone_on.splitlines()[1:] == ["> My dog is called Rex.", first, f"> {second}", "> "]
+
+
+def test_an_answer_that_was_stopped_is_over_and_stays_as_far_as_it_came(served: Served, client: Client) -> None:
     conversation = talk(client, LONG, InterruptedConsole())
     conversation.say("Tell me everything.")
-    asked, answer = conversation.messages
-    assert asked["content"] == "Tell me everything."
-    assert len(answer["content"].split()) == 3
+    (_, asked), (_, answer) = said(client, conversation)
+    assert asked == "Tell me everything."
+    assert 3 <= len(answer.split()) < 2000
     wait_idle(served)
 
 
 def test_a_question_that_was_refused_is_forgotten(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     conversation = talk(client, SHORT, Console())
     conversation.say("Hello.")
-    before = [*conversation.messages]
     conversation.say("x" * 5000)
-    assert conversation.messages == before
+    assert len(said(client, conversation)) == 2
     assert "4096 tokens" in capsys.readouterr().err
     conversation.say("Still there?")
-    assert len(conversation.messages) == 4
+    assert len(said(client, conversation)) == 4

@@ -66,6 +66,8 @@ def test_every_shipped_configuration_loads() -> None:
             "model.simulated has no tensors: its workers must have device cpu",
         ),
         ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
+        ("gateway: {replicas: 2}", "sessions.store is sqlite, which serves one gateway, and gateway.replicas is 2"),
+        ("sessions: {store: redis}", "sessions.store: String should match pattern"),
         ("- a\n- b", "must be a mapping of sections, got list"),
         ("a: [", "is not YAML"),
         ("a: &a {b: *a}", "Circular reference"),
@@ -155,6 +157,12 @@ def test_a_pool_of_workers_may_have_more_ranks_than_the_others(tmp_path: Path) -
 def test_ranks_that_cannot_be_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("store", ["none", "postgresql://baton@db/sessions"])
+def test_more_gateways_need_a_store_that_serves_them_or_none(tmp_path: Path, store: str) -> None:
+    config = load(tmp_path, f"{{gateway: {{replicas: 2}}, sessions: {{store: '{store}'}}}}")
+    assert (config.gateway.replicas, config.sessions.store) == (2, store)
 
 
 def test_an_empty_file_is_the_local_mesh(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ async def test_a_hand_over_between_ranks_and_one_is_token_exact(
     async with local_mesh(config) as mesh, grpc.aio.insecure_channel(mesh.grpc) as channel:
         devices = {name: running.worker.device for name, running in mesh.workers.items()}
         assert sorted(devices.values()) == ["cpu x2", "cpu x2 in 2 ranks"]
+        assert len(psutil.Process().children()) == len(before) + 1
         asked = request("tested", prompt, temperature=0.0, max_tokens=NEW, ignore_eos=True)
         cold, warm = await ask(channel, asked), await ask(channel, asked)
         assert cold.tokens == warm.tokens == generated(reference, prompt, NEW)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore
 from runtime.engine.kv_tensors import KVTensors
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.spec import checkpoint_spec
@@ -34,7 +34,7 @@ def test_the_logits_are_those_of_transformers(
 ) -> None:
     opened = open_checkpoint(checkpoint(kind))
     spec = checkpoint_spec(opened, name=kind, dtype="float32", page_tokens=PAGE)
-    runner = CpuRunner(load_model(opened, torch.float32, ATTENTION), KVTensors(spec, PAGES))
+    runner = TorchRunner(load_model(opened, torch.float32, ATTENTION), KVTensors(spec, PAGES))
     tokens = prompt(WINDOW * 5)
     with torch.inference_mode():
         expected = reference(kind)(torch.tensor([tokens]), use_cache=False).logits[0]

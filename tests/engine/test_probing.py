@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore
 from runtime.engine.kv_tensors import DTYPES, KVTensors
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.errors import ModelError
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_model
@@ -20,14 +20,14 @@ from runtime.model.spec import checkpoint_spec
 from tests.engine.architectures import REFUSED
 
 
-def of_llama(path: Path, dtype: str = "float32") -> CpuRunner:
+def of_llama(path: Path, dtype: str = "float32") -> TorchRunner:
     opened = open_checkpoint(path)
     spec = checkpoint_spec(opened, name="tiny", dtype=dtype, page_tokens=32)
-    return CpuRunner(load_model(opened, DTYPES[dtype], ATTENTION), KVTensors(spec, 4))
+    return TorchRunner(load_model(opened, DTYPES[dtype], ATTENTION), KVTensors(spec, 4))
 
 
 @pytest.fixture
-def runner(checkpoint: Callable[[str], Path]) -> CpuRunner:
+def runner(checkpoint: Callable[[str], Path]) -> TorchRunner:
     return of_llama(checkpoint("llama"))
 
 
@@ -37,7 +37,7 @@ def test_a_model_that_attends_as_no_page_can_tell_is_refused(kind: str, engine: 
         engine(kind)
 
 
-def test_a_model_is_left_as_it_was(runner: CpuRunner) -> None:
+def test_a_model_is_left_as_it_was(runner: TorchRunner) -> None:
     runner.probe()
     assert runner._model.config._attn_implementation == ATTENTION
 
@@ -56,7 +56,7 @@ def test_tokens_that_reach_each_other_beside_attention_are_refused(
         runner.probe()
 
 
-def test_positions_that_are_counted_instead_of_taken_are_refused(runner: CpuRunner) -> None:
+def test_positions_that_are_counted_instead_of_taken_are_refused(runner: TorchRunner) -> None:
     rotary = runner._model.model.rotary_emb
     original = rotary.forward
     rotary.forward = lambda hidden, position_ids: original(hidden, torch.arange(hidden.shape[1])[None])
@@ -72,7 +72,7 @@ def test_positions_that_are_counted_instead_of_taken_are_refused(runner: CpuRunn
     ],
 )
 def test_a_mask_that_is_not_what_attention_is_told_is_refused(
-    runner: CpuRunner,
+    runner: TorchRunner,
     mask: Callable[..., Any],
     setting: dict[str, int],
     message: str,

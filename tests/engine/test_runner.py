@@ -20,7 +20,7 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.kv_tensors import KVTensors
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.errors import ModelError
 from runtime.ids import SequenceId
 from runtime.model.checkpoint import open_checkpoint
@@ -44,15 +44,15 @@ def side_by_side(count: int, lanes: int) -> list[list[int]]:
 
 
 @pytest.fixture
-def runner(checkpoint: Callable[[str], Path]) -> Callable[[str], CpuRunner]:
-    def make(kind: str, dtype: str = "float32") -> CpuRunner:
+def runner(checkpoint: Callable[[str], Path]) -> Callable[[str], TorchRunner]:
+    def make(kind: str, dtype: str = "float32") -> TorchRunner:
         model = load_model(open_checkpoint(checkpoint(kind)), getattr(torch, dtype), ATTENTION)
-        return CpuRunner(model, KVTensors(replace(SPEC, dtype=dtype), PAGES))
+        return TorchRunner(model, KVTensors(replace(SPEC, dtype=dtype), PAGES))
 
     return make
 
 
-def greedy(runner: CpuRunner, lane: Lane, chunk_tokens: int, count: int) -> list[int]:
+def greedy(runner: TorchRunner, lane: Lane, chunk_tokens: int, count: int) -> list[int]:
     answer: list[int] = []
     while len(answer) < count:
         logits = runner.forward((lane.chunk(chunk_tokens),))
@@ -68,7 +68,7 @@ def test_greedy_is_what_transformers_generates(
     kind: str,
     size: int,
     chunk_tokens: int,
-    runner: Callable[[str], CpuRunner],
+    runner: Callable[[str], TorchRunner],
     reference: Callable[[str], PreTrainedModel],
 ) -> None:
     tokens = prompt(size)
@@ -83,7 +83,7 @@ def test_greedy_is_what_transformers_generates(
 def test_a_mixed_step_gives_each_sequence_its_own_logits(
     kind: str,
     place_pages: Callable[[int, int], list[list[int]]],
-    runner: Callable[[str], CpuRunner],
+    runner: Callable[[str], TorchRunner],
     reference: Callable[[str], PreTrainedModel],
 ) -> None:
     """Decodes of different lengths, a chunk in the middle of a prompt, a whole prompt, a prompt of one token."""
@@ -102,7 +102,7 @@ def test_a_mixed_step_gives_each_sequence_its_own_logits(
             torch.testing.assert_close(row, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_bfloat16_is_close_to_float32(runner: Callable[..., CpuRunner]) -> None:
+def test_bfloat16_is_close_to_float32(runner: Callable[..., TorchRunner]) -> None:
     (pages,) = scattered(8, 1)
     rows = []
     for dtype in ("float32", "bfloat16"):
@@ -115,7 +115,7 @@ def test_bfloat16_is_close_to_float32(runner: Callable[..., CpuRunner]) -> None:
 
 
 def test_what_a_page_held_before_reaches_nobody(
-    runner: Callable[[str], CpuRunner], reference: Callable[[str], PreTrainedModel]
+    runner: Callable[[str], TorchRunner], reference: Callable[[str], PreTrainedModel]
 ) -> None:
     engine = runner("llama")
     poison = np.full(SPEC.page_bytes // 4, np.nan, np.float32).tobytes()
@@ -135,11 +135,11 @@ def test_what_a_page_held_before_reaches_nobody(
 def test_many_long_sequences_decode_in_groups(
     group_pages: int,
     place_pages: Callable[[int, int], list[list[int]]],
-    runner: Callable[[str], CpuRunner],
+    runner: Callable[[str], TorchRunner],
     reference: Callable[[str], PreTrainedModel],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtime.engine.paging._GROUP_BYTES", group_pages * SPEC.page_bytes // SPEC.layers)
+    monkeypatch.setattr("runtime.engine.runner.CACHE_BYTES", group_pages * SPEC.page_bytes // SPEC.layers)
     engine = runner("llama")
     sizes = (3, 100, 65, 130, 64, 7)
     lanes = [Lane(str(size), prompt(size, size), pages) for size, pages in zip(sizes, place_pages(5, 6), strict=True)]
@@ -188,7 +188,7 @@ def test_windows_and_softcaps_are_taken_from_what_the_model_passes(
         model.set_attn_implementation("eager")
         expected = model(torch.tensor([tokens])).logits[0]
         model.set_attn_implementation(ATTENTION)
-    engine = CpuRunner(model, KVTensors(SPEC, PAGES))
+    engine = TorchRunner(model, KVTensors(SPEC, PAGES))
     (pages,) = scattered(3, 1)
     lane = Lane("a", tokens, pages)
     for size in (15, 30, 43, 1, 1):
@@ -197,7 +197,7 @@ def test_windows_and_softcaps_are_taken_from_what_the_model_passes(
         torch.testing.assert_close(engine.forward((chunk,))[0], row, atol=1e-3 * float(row.std()), rtol=0)
 
 
-def test_a_compiled_model_has_one_graph_for_many_steps(runner: Callable[[str], CpuRunner]) -> None:
+def test_a_compiled_model_has_one_graph_for_many_steps(runner: Callable[[str], TorchRunner]) -> None:
     """Attention is opaque to the compiler: neither the chunks nor their pages make it compile anew."""
     graphs = 0
 
@@ -219,20 +219,20 @@ def test_a_compiled_model_has_one_graph_for_many_steps(runner: Callable[[str], C
     assert graphs == 1
 
 
-def test_the_probe_leaves_the_pool_as_it_was(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_leaves_the_pool_as_it_was(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("qwen3")
     engine.probe()
     assert not any(engine.kv.read_page(page, SPEC.page_tokens).strip(b"\0") for page in range(PAGES))
 
 
-def test_the_probe_refuses_attention_in_both_directions(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_refuses_attention_in_both_directions(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     engine._model.model.layers[1].self_attn.is_causal = False
     with pytest.raises(ModelError, match="LlamaAttention attends in both directions"):
         engine.probe()
 
 
-def test_the_probe_names_an_argument_that_it_does_not_know(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_names_an_argument_that_it_does_not_know(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     engine._model.model.layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: (args, kwargs | {"attention_sinks": 4}), with_kwargs=True
@@ -241,7 +241,7 @@ def test_the_probe_names_an_argument_that_it_does_not_know(runner: Callable[[str
         engine.probe()
 
 
-def test_the_probe_refuses_a_model_in_training_mode(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_refuses_a_model_in_training_mode(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     attention = engine._model.model.layers[0].self_attn
     attention.attention_dropout = 0.1
@@ -250,7 +250,7 @@ def test_the_probe_refuses_a_model_in_training_mode(runner: Callable[[str], CpuR
         engine.probe()
 
 
-def test_the_probe_refuses_a_model_that_brings_masks(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_refuses_a_model_that_brings_masks(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     engine._model.model.layers[0].self_attn.register_forward_pre_hook(
         lambda module, args, kwargs: (args, kwargs | {"attention_mask": torch.ones(1)}), with_kwargs=True
@@ -259,7 +259,7 @@ def test_the_probe_refuses_a_model_that_brings_masks(runner: Callable[[str], Cpu
         engine.probe()
 
 
-def test_the_probe_names_the_layers_that_do_not_attend_here(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_names_the_layers_that_do_not_attend_here(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     attention = engine._model.model.layers[1].self_attn
     attention.forward = lambda hidden_states, **_: (hidden_states, None)
@@ -267,13 +267,13 @@ def test_the_probe_names_the_layers_that_do_not_attend_here(runner: Callable[[st
         engine.probe()
 
 
-def test_the_probe_refuses_weights_that_overflow(runner: Callable[[str], CpuRunner]) -> None:
+def test_the_probe_refuses_weights_that_overflow(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("llama")
     engine._model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="logits are not finite"):
         engine.probe()
 
 
-def test_a_block_table_that_is_too_short_is_our_bug(runner: Callable[[str], CpuRunner]) -> None:
+def test_a_block_table_that_is_too_short_is_our_bug(runner: Callable[[str], TorchRunner]) -> None:
     with pytest.raises(AssertionError, match="block table of a is too short"):
         runner("llama").forward((Chunk(SequenceId("a"), (1, 2), 31, (0,), sample=True),))

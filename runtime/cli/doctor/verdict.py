@@ -2,6 +2,7 @@
 
 from runtime.cli.doctor.node import Finding, Level, Node
 from runtime.config import Config, WorkerConfig
+from runtime.engine.cuda.preflight import check_gpu, gpus
 from runtime.engine.neuron.preflight import check_neuron
 from runtime.errors import ConfigError, ModelError, SetupError
 from runtime.mesh.models import check_model, model_name
@@ -41,7 +42,7 @@ def _kv_memory(config: Config, node: Node) -> Finding:
     """What the host's memory must hold; a worker's pages on a device of its own are not there."""
     if config.engine.pages is not None or config.model.simulated is not None:
         return Finding(AREA, "KV memory", Level.GOOD, "as many pages as engine.pages says")
-    workers = sum(worker.count for worker in config.workers if not worker.neuron_cores)
+    workers = sum(worker.count for worker in config.workers if worker.on_host)
     needed, free = workers * config.engine.kv_mib, node.memory_bytes("MemAvailable") // _MIB
     found = f"{needed} MiB for {workers} workers, {free} MiB are available"
     if needed > free:
@@ -53,6 +54,8 @@ def _pool(config: Config, worker: WorkerConfig, node: Node) -> Finding:
     what = f"{worker.count} x {config.described(worker)}"
     if config.model.simulated is None and node.around.version("torch") is None:
         return Finding(AREA, _name(worker), Level.FAULT, "torch is not installed", "pip install torch")
+    if worker.gpus:
+        return _gpu_pool(worker, what, node)
     neuron = worker.on_neuron
     if neuron is not None and not neuron.stand_in:
         try:
@@ -67,5 +70,18 @@ def _pool(config: Config, worker: WorkerConfig, node: Node) -> Finding:
             Level.LOW,
             f"{what}, more threads than the {node.processors()} processors",
             "it runs, and slowly: make threads smaller",
+        )
+    return Finding(AREA, _name(worker), Level.GOOD, what)
+
+
+def _gpu_pool(worker: WorkerConfig, what: str, node: Node) -> Finding:
+    try:
+        check_gpu(node.around)
+    except SetupError as error:
+        found, _, remedy = str(error).removeprefix("device cuda: ").partition(": ")
+        return Finding(AREA, _name(worker), Level.FAULT, f"{what}: {found}", remedy)
+    if worker.count > len(gpus(node.around)):
+        return Finding(
+            AREA, _name(worker), Level.FAULT, f"{what}, and {len(gpus(node.around))} GPUs", "make count smaller"
         )
     return Finding(AREA, _name(worker), Level.GOOD, what)

@@ -60,8 +60,12 @@ class Write:
     payload: bytes = field(repr=False)
 
 
+class Gone(Exception):
+    """The other end is closed, or takes or brings nothing in time."""
+
+
 class Channel:
-    """One end; every method raises `OSError` when the other is gone, or brings nothing within `deadline_s`."""
+    """One end; methods raise `Gone`, also when the other end is there and nothing moves for `deadline_s`."""
 
     def __init__(self, connected: socket.socket, deadline_s: float | None = None) -> None:
         self._socket = connected
@@ -70,8 +74,11 @@ class Channel:
     def send(self, message: object) -> None:
         content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         self._socket.settimeout(self._deadline_s)
-        self._socket.sendall(_LENGTH.pack(len(content)))
-        self._socket.sendall(content)
+        try:
+            self._socket.sendall(_LENGTH.pack(len(content)))
+            self._socket.sendall(content)
+        except OSError as error:
+            raise Gone(f"it takes nothing: {error}") from error
 
     def receive(self, *, patient: bool = False) -> object:
         """`patient`: however long it takes."""
@@ -89,8 +96,11 @@ class Channel:
         content = bytearray(count)
         view = memoryview(content)
         while view:
-            received = self._socket.recv_into(view)
+            try:
+                received = self._socket.recv_into(view)
+            except OSError as error:
+                raise Gone(f"it brings nothing: {error}") from error
             if not received:
-                raise ConnectionResetError("the other end is closed")
+                raise Gone("it has closed its end")
             view = view[received:]
         return content

@@ -1,22 +1,12 @@
-"""A rank that follows: it has no schedule of its own and runs what the leader tells it, in the order it is told.
-
-`python -m runtime.engine.parallel.follower FD NAME`: a process that ends when the other end of the socket FD is closed,
-whatever it is doing, so that no rank outlives its leader; NAME is what its log calls it.
-"""
+"""A rank that follows: it has no schedule of its own and runs what the leader tells it, in the order it is told."""
 
 import logging
-import os
-import select
-import socket
-import sys
-import threading
 import time
 
-from runtime.engine.parallel.channel import Channel, Failed, Join, Joined, Loaded, Read, Step, Write
+from runtime.engine.parallel.channel import Channel, Failed, Gone, Join, Joined, Loaded, Read, Step, Write
 from runtime.engine.parallel.rank import RankPlan, join_rank, load_rank, meet
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.errors import EngineFailed, SetupError
-from runtime.telemetry import log_to_stderr
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +17,7 @@ def follow(channel: Channel) -> None:
         plan = channel.receive()
         assert isinstance(plan, RankPlan)
         _serve(channel, _start(channel, plan))
-    except OSError:
+    except Gone:
         return
     except SetupError as error:
         _tell_last(channel, Failed(str(error), setup=True))
@@ -38,7 +28,7 @@ def follow(channel: Channel) -> None:
         _tell_last(channel, Failed(f"{type(error).__name__}: {error}"))
 
 
-def _start(channel: Channel, plan: RankPlan) -> CpuRunner:
+def _start(channel: Channel, plan: RankPlan) -> TorchRunner:
     began = time.monotonic()
     model = load_rank(plan)
     channel.send(Loaded(time.monotonic() - began))
@@ -48,7 +38,7 @@ def _start(channel: Channel, plan: RankPlan) -> CpuRunner:
     return runner
 
 
-def _serve(channel: Channel, runner: CpuRunner) -> None:
+def _serve(channel: Channel, runner: TorchRunner) -> None:
     while True:
         match channel.receive():
             case Step(chunks):
@@ -62,27 +52,5 @@ def _serve(channel: Channel, runner: CpuRunner) -> None:
 def _tell_last(channel: Channel, word: Failed) -> None:
     try:
         channel.send(word)
-    except OSError:
+    except Gone:
         _log.warning("failed, and its leader is gone: %s", word.reason)
-
-
-def _end_with(leader: socket.socket) -> None:
-    """Wait until the other end is closed: by its process, or by the kernel when that was killed."""
-    poll = select.poll()
-    poll.register(leader, select.POLLRDHUP)
-    poll.poll()
-    os._exit(0)
-
-
-def main() -> None:
-    leader = socket.socket(fileno=int(sys.argv[1]))
-    log_to_stderr(sys.argv[2])
-    threading.Thread(target=_end_with, args=(leader,), name="leader", daemon=True).start()
-    follow(Channel(leader))
-    sys.stderr.flush()
-    # Threads of torch may still wait for a rank that is gone.
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from runtime.engine.parallel.channel import Channel, Failed
+from runtime.engine.parallel.channel import Channel, Failed, Gone
 from runtime.engine.parallel.rank import RankPlan
 from runtime.errors import EngineFailed, ModelError, StartError
 
@@ -43,7 +43,7 @@ def start_process(theirs: socket.socket, name: str) -> Process:
     """A follower at that end of a socket, out of reach of the terminal's signals; `name` is for its log."""
     descriptor = theirs.fileno()
     return subprocess.Popen(
-        [sys.executable, "-m", "runtime.engine.parallel.follower", str(descriptor), name],
+        [sys.executable, "-m", "runtime.engine.parallel.process", str(descriptor), name],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -52,16 +52,17 @@ def start_process(theirs: socket.socket, name: str) -> Process:
 
 
 class Follower:
-    """One of them. Methods that talk raise `OSError` when it is gone, or silent for as long as a collective may be."""
+    """One of them. Gone to its leader is also who is silent for as long as a collective may take."""
 
     def __init__(self, plan: RankPlan, start: Start) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = start(theirs, plan.described)
         self.plan = plan
+        self._last: Failed | None = None
         self.channel = Channel(ours, plan.deadline_s)
         # One that is gone already is found out when it is listened to.
-        with suppress(OSError):
+        with suppress(Gone):
             self.channel.send(plan)
 
     def __str__(self) -> str:
@@ -72,9 +73,9 @@ class Follower:
 
     def cause(self) -> str | None:
         """How it ended, in words that follow its name; None while it lives, or when another rank's end ended it."""
-        word = self._last_word()
-        if word is not None:
-            return None if word.apart else f"failed: {word.reason}"
+        self._last = self._last or self._last_word()
+        if self._last is not None:
+            return None if self._last.apart else f"failed: {self._last.reason}"
         status = self.process.poll()
         if status is None:
             return None
@@ -90,13 +91,11 @@ class Follower:
 
     def _last_word(self) -> Failed | None:
         """Whatever it told before is of no use any more."""
-        try:
+        with suppress(Gone):
             while select.select([self], [], [], 0)[0]:
                 word = self.channel.receive()
                 if isinstance(word, Failed):
                     return word
-        except OSError:
-            pass
         return None
 
 
@@ -129,8 +128,8 @@ class Followers:
         follower = self._all[rank - 1]
         try:
             follower.channel.send(message)
-        except OSError as error:
-            raise self.blame(f"{follower} takes nothing: {error}") from error
+        except Gone as error:
+            raise self.blame(f"{follower}: {error}") from error
 
     def tell_all(self, message: object) -> None:
         for follower in self._all:
@@ -141,8 +140,8 @@ class Followers:
         follower = self._all[rank - 1]
         try:
             word = follower.channel.receive()
-        except OSError as error:
-            raise self.blame(f"{follower} answers nothing: {error}") from error
+        except Gone as error:
+            raise self.blame(f"{follower}: {error}") from error
         if isinstance(word, Failed):
             raise EngineFailed(f"{follower} failed: {word.reason}")
         assert isinstance(word, kind), word
@@ -175,7 +174,7 @@ class Followers:
     def _first(self, follower: Follower, kind: type[object]) -> object:
         try:
             word = follower.channel.receive(patient=True)
-        except OSError:
+        except Gone:
             raise StartError(self.blame(f"{follower} ended").message) from None
         if isinstance(word, Failed):
             raise ModelError(f"{follower}: {word.reason}") if word.setup else StartError(f"{follower} {word.reason}")

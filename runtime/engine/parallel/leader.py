@@ -6,6 +6,7 @@ nobody else's business.
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from runtime.engine.parallel.channel import Join, Joined, Loaded, Read, Step, Wr
 from runtime.engine.parallel.followers import Followers, Start, start_process
 from runtime.engine.parallel.rank import RankPlan, join_rank, load_rank, meet
 from runtime.engine.parallel.summing import Group
-from runtime.engine.runner import CpuRunner, PoolPages
+from runtime.engine.runner import PoolPages, TorchRunner
 from runtime.errors import EngineFailed, StartError
 from runtime.model.share import HeadSplit, Share
 
@@ -59,7 +60,7 @@ class GroupPages:
 class GroupRunner:
     """Runs the chunks on all ranks at once."""
 
-    def __init__(self, own: CpuRunner, group: Group, followers: Followers, plan: RankPlan) -> None:
+    def __init__(self, own: TorchRunner, group: Group, followers: Followers, plan: RankPlan) -> None:
         self.kv = GroupPages(own.kv, followers, plan.share.kv, plan.spec)
         self._own = own
         self._group = group
@@ -104,7 +105,7 @@ def start_group(
     Raises `SetupError` by the name of a rank that cannot start; nothing is left of the others then.
     """
     ranks = len(shares)
-    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
+    with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder, ExitStack() as stack:
         plans = [
             RankPlan(
                 path=path,
@@ -118,19 +119,15 @@ def start_group(
             )
             for share in shares
         ]
-        followers = Followers(plans[1:], start)
+        followers = stack.enter_context(closing(Followers(plans[1:], start)))
+        model = load_rank(plans[0])
+        followers.wait_started(Loaded)
         try:
-            model = load_rank(plans[0])
-            followers.wait_started(Loaded)
             followers.tell_all(Join())
-            group = meet(plans[0])
+            group = stack.enter_context(closing(meet(plans[0])))
             own = join_rank(plans[0], model, group)
-            followers.wait_started(Joined)
         except EngineFailed as error:
-            told = followers.blame(error.message)
-            followers.close()
-            raise StartError(told.message) from error
-        except BaseException:
-            followers.close()
-            raise
+            raise StartError(followers.blame(error.message).message) from error
+        followers.wait_started(Joined)
+        stack.pop_all()
     return GroupRunner(own, group, followers, plans[0])

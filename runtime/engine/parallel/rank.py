@@ -11,7 +11,7 @@ from runtime.engine.attention import ATTENTION
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.summing import Group, sum_over
-from runtime.engine.runner import CpuRunner
+from runtime.engine.runner import TorchRunner
 from runtime.errors import ModelError
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.loading import load_share
@@ -49,14 +49,14 @@ def meet(plan: RankPlan) -> Group:
     return Group(plan.store, plan.share.rank, plan.share.ranks, plan.deadline_s, torch.device("cpu"))
 
 
-def join_rank(plan: RankPlan, model: PreTrainedModel, group: Group) -> CpuRunner:
+def join_rank(plan: RankPlan, model: PreTrainedModel, group: Group) -> TorchRunner:
     """Make the rank's part of the model one with those of the others, and run a few tokens together.
 
     Raises `EngineFailed` when one is gone, and `ModelError` when they do not agree on what comes out.
     """
     sum_over(model, group)
     pack_linears(model, plan.spare)
-    runner = CpuRunner(model, KVTensors(replace(plan.spec, kv_heads=plan.share.kv.held), plan.pages))
+    runner = TorchRunner(model, KVTensors(replace(plan.spec, kv_heads=plan.share.kv.held), plan.pages))
     ends: list[torch.Tensor] = []
     watching = model.base_model.register_forward_hook(lambda _, __, output: ends.append(output.last_hidden_state))
     try:

@@ -7,9 +7,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
+from typing import TypeVar
 
 from runtime.errors import ResourceExhausted
 
+T = TypeVar("T")
 _BUSY = "too many long prompts are being tokenized now"
 
 
@@ -18,7 +20,7 @@ class TokenizingPool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
         self._room = BoundedSemaphore(threads + waiting)
 
-    async def run(self, work: Callable[[], list[int]]) -> list[int]:
+    async def run(self, work: Callable[[], T]) -> T:
         """Raises `ResourceExhausted` when there is no room; a caller that leaves early leaves `work` to end itself."""
         if not self._room.acquire(blocking=False):
             raise ResourceExhausted(_BUSY, retry_after_ms=1000)
@@ -29,5 +31,5 @@ class TokenizingPool:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _release(self, _done: Future[list[int]]) -> None:
+    def _release(self, _done: Future[T]) -> None:
         self._room.release()

@@ -71,6 +71,19 @@ def test_what_keeps_every_pool_from_running_is_named(
     assert message in found[name].found
 
 
+def test_workers_on_gpus_need_one_each(tmp_path: Path) -> None:
+    config = changed(workers=[{"name": "d", "role": "decode", "device": "cuda", "count": 2}])
+    runs, found = judged(config, machine(tmp_path / "none"))
+    assert not runs
+    assert "there is no /dev/nvidia0" in found["decode pool d"].found
+    runs, found = judged(config, machine(tmp_path / "one", {"dev/nvidia0": ""}))
+    assert not runs
+    assert found["decode pool d"].found == "2 x cuda x1, and 1 GPUs"
+    runs, found = judged(config, machine(tmp_path / "two", {"dev/nvidia0": "", "dev/nvidia1": ""}))
+    assert runs
+    assert found["decode pool d"].found == "2 x cuda x1"
+
+
 def test_torch_is_needed_unless_the_model_is_simulated(tmp_path: Path) -> None:
     bare = machine(tmp_path, packages={name: version for name, version in PACKAGES.items() if name != "torch"})
     assert not judged(load_config(None), bare)[0]

@@ -52,6 +52,18 @@ while True:
 """
 
 
+STUCK = """
+import socket
+import sys
+import time
+from runtime.engine.parallel.process import end_with
+
+end_with(socket.socket(fileno=int(sys.argv[1])))
+print("stuck", flush=True)
+time.sleep(60)
+"""
+
+
 @contextmanager
 def core_of_processes(path: Path, *, deadline_s: float = 60.0) -> Iterator[tuple[EngineCore, int]]:
     """An engine core of two, and the process of the one that follows."""
@@ -124,7 +136,7 @@ async def test_an_engine_that_has_nothing_to_do_learns_that_a_rank_was_killed(
 
 
 def test_a_rank_that_hangs_ends_the_group_at_the_deadline(checkpoint: Callable[[str], Path]) -> None:
-    with core_of_processes(checkpoint("llama"), deadline_s=5.0) as (core, rank):
+    with core_of_processes(checkpoint("llama"), deadline_s=3.0) as (core, rank):
         core.apply(Submit(sequence("a", PROMPT, GREEDY), DecodeLocal()))
         core.step()
         os.kill(rank, signal.SIGSTOP)
@@ -147,6 +159,20 @@ def test_a_rank_ends_with_its_killed_parent(doing: str, checkpoint: Callable[[st
     while not gone(rank):
         assert time.monotonic() < until, "it outlived its parent"
         time.sleep(0.05)
+
+
+def test_a_rank_that_listens_to_nobody_ends_with_its_leader() -> None:
+    """As one does that loads its weights, or waits in a sum."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            command = [sys.executable, "-c", STUCK, str(theirs.fileno())]
+            rank = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE)
+        assert rank.stdout is not None
+        rank.stdout.readline()
+        assert rank.poll() is None
+    with rank:
+        assert rank.wait(QUICKLY_S) == 0
 
 
 def start_and_die(theirs: socket.socket, _: str) -> Process:

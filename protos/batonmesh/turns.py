@@ -1,0 +1,109 @@
+"""What both clients say to sessions and understand of them. Never calls anybody."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from batonmesh.errors import InvalidArgument
+from batonmesh.messages import Options, sampling_of
+from batonmesh.v1 import inference_pb2, session_pb2
+
+Items = str | Sequence[Mapping[str, str]]
+"""What is said: one text of the user, or messages of {"role": ..., "content": ...}."""
+
+TurnMessage = session_pb2.TurnMessage
+"""One message of a turn's stream: `opened`, `tokens`, or `ended`."""
+
+PATIENCE_S = 30.0
+RETRY_S = 0.2
+
+
+class TurnOptions(TypedDict, total=False):
+    """How a turn is run. `expected_head` is the turn that must be the branch's head, "" its beginning; `deadline`
+    seconds bound its generating. `key` makes the same request under it the same turn; by default every call is a turn
+    of its own, and only its own retries are not."""
+
+    branch: str
+    expected_head: str
+    on_conflict: Literal["reject", "enqueue", "interrupt", "rollback"]
+    on_disconnect: Literal["continue", "cancel"]
+    deadline: float
+    key: str
+
+
+def run_request(session: str, items: Items, options: Options, turn: TurnOptions) -> session_pb2.RunTurnRequest:
+    """Raises `InvalidArgument` for what no request can hold."""
+    said = [{"role": "user", "content": items}] if isinstance(items, str) else items
+    try:
+        request = session_pb2.RunTurnRequest(
+            session=session,
+            branch=turn.get("branch", ""),
+            items=[inference_pb2.ChatMessage(**message) for message in said],
+            sampling=sampling_of(options),
+            idempotency_key=turn.get("key") or fresh_key(),
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"items cannot be sent: {error}", code="invalid", field="items") from error
+    if "expected_head" in turn:
+        request.expected_head = turn["expected_head"]
+    if "deadline" in turn:
+        request.deadline_ms = max(round(turn["deadline"] * 1000), 1)
+    request.on_conflict = _number(session_pb2.OnConflict, "on_conflict", turn.get("on_conflict"))
+    request.on_disconnect = _number(session_pb2.OnDisconnect, "on_disconnect", turn.get("on_disconnect"))
+    return request
+
+
+def fresh_key() -> str:
+    return uuid.uuid4().hex
+
+
+class Place:
+    """How far a turn was read, and so what to ask when its stream breaks."""
+
+    def __init__(self, run: session_pb2.RunTurnRequest | None, session: str, turn: str, after: int | None) -> None:
+        self.session = session
+        self.turn = turn
+        self.after = after
+        self.ended = False
+        self._run = run
+
+    def request(self) -> session_pb2.RunTurnRequest | session_pb2.ResumeTurnRequest:
+        """Until the turn's name is known the same request under the same key; from then on the rest of it."""
+        if self._run is not None and not self.turn:
+            return self._run
+        return session_pb2.ResumeTurnRequest(session=self.session, turn=self.turn, after_seq=self.after)
+
+    def read(self, message: session_pb2.TurnMessage) -> None:
+        if message.HasField("opened"):
+            self.turn = message.opened.id
+        self.after = message.seq
+        self.ended = message.HasField("ended")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAnswer:
+    """A whole turn."""
+
+    text: str
+    tokens: tuple[int, ...]
+    turn: session_pb2.Turn
+
+
+def whole_turn(messages: Iterable[session_pb2.TurnMessage]) -> TurnAnswer:
+    """The answer that these messages are; the last of them tells how it ended."""
+    text: list[str] = []
+    tokens: list[int] = []
+    for message in messages:
+        text.append(message.tokens.text)
+        tokens.extend(message.tokens.ids)
+    assert message.HasField("ended"), "a turn's stream that ends well ends with its ending"
+    return TurnAnswer("".join(text), tuple(tokens), message.ended)
+
+
+def _number(kind: Any, name: str, word: str | None) -> Any:  # noqa: ANN401 - one of protobuf's enums
+    label = f"{name}_{word or 'unspecified'}".upper()
+    try:
+        return kind.Value(label)
+    except ValueError as error:
+        raise InvalidArgument(f"{name} has no value {word!r}", code="invalid", field=name) from error

@@ -1,0 +1,132 @@
+"""`baton session`: the conversations that a mesh keeps."""
+
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from batonmesh import Client
+from runtime.cli.talk.asking import follow
+from runtime.cli.talk.connecting import DEFAULT_TARGET, Target, connected
+from runtime.cli.talk.wording import kv_in_words, speed_in_words
+
+app = typer.Typer(no_args_is_help=True)
+
+_Session = Annotated[str, typer.Argument(metavar="ID", help="The session's id, as `baton session list` shows it.")]
+_Branch = Annotated[str, typer.Option(help="Which branch of it.")]
+_PAGE = 1000
+
+
+@app.command("list")
+def list_sessions(
+    target: Target = DEFAULT_TARGET,
+    limit: Annotated[int, typer.Option(min=1, max=_PAGE, help="So many at most.")] = 20,
+) -> None:
+    """The sessions that the mesh keeps, the newest first."""
+    with connected(target) as (client, _):
+        table = Table("session", "model", "created", "metadata", box=None)
+        for session in client.sessions.newest(limit=limit):
+            about = ", ".join(f"{key}={value}" for key, value in sorted(session.metadata.items()))
+            table.add_row(session.id, session.model, _when(session.created_ms), about)
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+@app.command()
+def show(session: _Session, target: Target = DEFAULT_TARGET, branch: _Branch = "main") -> None:
+    """A session's branches, and what was said on one of them."""
+    console = Console(soft_wrap=True, highlight=False)
+    with connected(target) as (client, _):
+        state = client.sessions.get(session)
+        console.print(Text(f"{state.id}, {state.model}, {_when(state.created_ms)}"))
+        table = Table("branch", "turns", "tokens", "head", "running", box=None)
+        for each in state.branches:
+            table.add_row(each.name, f"{each.turns:,}", f"{each.tokens:,}", each.head, each.running)
+        console.print(table)
+        after = 0
+        while page := client.sessions.items(session, branch=branch, after=after, limit=_PAGE):
+            for item in page:
+                role = Text(f"{item.message.role}  ", "bold cyan" if item.message.role == "user" else "bold green")
+                console.print(role + Text(item.message.content.strip(), style="default"))
+            after = page[-1].number
+
+
+@app.command()
+def tail(session: _Session, target: Target = DEFAULT_TARGET, branch: _Branch = "main") -> None:
+    """Show the turn that runs now, from its beginning to its end."""
+    console = Console(soft_wrap=True, highlight=False)
+    with connected(target) as (client, _):
+        running = [each.running for each in client.sessions.get(session).branches if each.name == branch]
+        if not any(running):
+            console.print(Text(f"No turn runs on branch {branch}.", style="dim"))
+            return
+        reply = follow(client.sessions.resume(session, running[0]), _write)
+        _write("\n")
+        console.print(Text("; ".join((speed_in_words(reply), *kv_in_words(reply.handoff))), style="dim"))
+
+
+@app.command()
+def fork(
+    session: _Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the new branch is called.")],
+    target: Target = DEFAULT_TARGET,
+    branch: _Branch = "main",
+    turn: Annotated[str | None, typer.Option(help="The last turn that both have; by default the head.")] = None,
+) -> None:
+    """Begin a new branch where another one is, or was."""
+    with connected(target) as (client, _):
+        made = client.sessions.fork(session, name, branch=branch, turn=turn)
+    typer.echo(f"Branch {made.name} begins after {made.turns} turns, with {made.tokens:,} tokens.")
+
+
+@app.command()
+def rollback(
+    session: _Session,
+    turns: Annotated[int, typer.Argument(min=1, metavar="TURNS", help="How many turns to take back.")],
+    target: Target = DEFAULT_TARGET,
+    branch: _Branch = "main",
+) -> None:
+    """Take the last turns of a branch back."""
+    with connected(target) as (client, _):
+        back = client.sessions.rollback(session, _turn_before(client, session, branch, turns), branch=branch)
+    typer.echo(f"Branch {back.name} has {back.turns} turns and {back.tokens:,} tokens now.")
+
+
+@app.command()
+def delete(
+    session: _Session,
+    target: Target = DEFAULT_TARGET,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+) -> None:
+    """Forget a session and all that was said in it."""
+    with connected(target) as (client, _):
+        client.sessions.get(session)
+        if yes or typer.confirm(f"Forget {session} for ever?", abort=True):
+            client.sessions.delete(session)
+    typer.echo(f"{session} is deleted.")
+
+
+def _turn_before(client: Client, session: str, branch: str, turns: int) -> str:
+    """The turn that is the head once so many are taken back; "" for the beginning."""
+    found = next((each for each in client.sessions.get(session).branches if each.name == branch), None)
+    if found is None or turns > found.turns:
+        had = 0 if found is None else found.turns
+        raise typer.BadParameter(f"branch {branch} has {had} turns, {turns} cannot be taken back")
+    order: dict[str, None] = {}
+    after = 0
+    while page := client.sessions.items(session, branch=branch, after=after, limit=_PAGE):
+        order |= dict.fromkeys(item.turn for item in page)
+        after = page[-1].number
+    return [*order][-turns - 1] if turns < found.turns else ""
+
+
+def _write(text: str) -> None:
+    typer.echo(text, nl=False)
+    sys.stdout.flush()
+
+
+def _when(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

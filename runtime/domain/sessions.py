@@ -1,0 +1,258 @@
+"""What a session is made of: branches, turns, what they gave out and how they ended. Values; a store keeps them.
+
+A session is a tree of committed turns. A *line* is a run of turns after one another; a fork or a rollback begins a new
+line at a turn of an older one, so either costs a row or two whatever the history. A branch is a name for a place on a
+line; its epoch grows with every owner of a turn on it, and fences what an older owner still wants to write.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runtime.domain.messages import Handoff
+from runtime.domain.sequence import Sampling
+from runtime.errors import BatonError, InvalidArgument, TooLarge
+from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
+
+MAIN = "main"
+MAX_ITEMS = 1024
+MAX_ITEM_BYTES = 1 << 20
+MAX_ROLE = 64
+MAX_METADATA = 16
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
+MAX_QUEUED = 256
+
+
+class TurnStatus(enum.StrEnum):
+    """`queued` waits for the branch; of `queued` and `running` a turn is unfinished, the others are for ever."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMMITTED = "committed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+UNFINISHED = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
+
+
+class StopReason(enum.StrEnum):
+    """Why a committed turn ended. `interrupted`: somebody stopped it and kept what there was."""
+
+    END_TURN = "end_turn"
+    LENGTH = "length"
+    INTERRUPTED = "interrupted"
+
+
+class OnConflict(enum.StrEnum):
+    """What becomes of a turn whose branch is busy; `interrupt` and `rollback` stop the one that runs, keeping or
+    discarding what it has, and go before all that wait."""
+
+    REJECT = "reject"
+    ENQUEUE = "enqueue"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+
+
+class Halt(enum.StrEnum):
+    """How a turn is to be stopped: its partial answer committed, or thrown away."""
+
+    INTERRUPT = "interrupt"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One message of a conversation, as the chat template takes it."""
+
+    role: str
+    content: str = field(repr=False)
+
+    @property
+    def message(self) -> dict[str, object]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """`created_ms` is the store's clock, milliseconds since 1970. `rerender`: every turn renders the whole conversation
+    anew, for a model whose chat template has no rendering of what is new alone. `vocabulary` says what its token ids
+    mean."""
+
+    id: SessionId
+    tenant: TenantId
+    model: str
+    created_ms: int
+    rerender: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """After `depth` committed turns, the last of them on `line` or before it."""
+
+    line: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """`head` is the last committed turn, None at the beginning; `tokens` its context with that turn; `live` the turn
+    that runs now."""
+
+    name: str
+    place: Place
+    head: TurnId | None
+    tokens: int
+    epoch: int
+    live: TurnId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client wants of a turn. `max_tokens_given`: the sampling's own bound is the client's; else the answer may
+    fill the context. `deadline_s` counts anew for whoever takes the turn over. `cancel_unwatched`: when the last who
+    watches it leaves, it is cancelled."""
+
+    items: tuple[Item, ...]
+    sampling: Sampling
+    max_tokens_given: bool
+    deadline_s: float
+    expected_head: TurnId | None = None
+    head_is_expected: bool = False
+    on_conflict: OnConflict = OnConflict.REJECT
+    cancel_unwatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A turn ready to run after `base`: `prompt` are the token ids that it adds to the context (with `rerender`: all of
+    it), `drift` how many committed tokens a rendering anew did not repeat."""
+
+    base: Place
+    prompt: tuple[int, ...] = field(repr=False)
+    context: int = 0
+    max_tokens: int = 0
+    drift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEvent:
+    """What was persisted together, and may be given out: `seq` counts a turn's events from 1, without gap and across
+    its owners; `index` the output tokens before `tokens`; `text` is what they complete."""
+
+    seq: int
+    index: int
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens of a turn: of its prompt, of these the leading ones that nobody had to compute, and of its answer."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta."""
+
+    status: TurnStatus
+    stop: StopReason | None = None
+    error: BatonError | None = None
+    kept: int = 0
+    spent: Spent = Spent()
+    attempts: int = 0
+    boot: BootId | None = None
+    handoff: Handoff | None = None
+    drift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """A turn as the store has it. `prepared` is None while it is queued, `ending` until it has one. `halt`: somebody
+    asked its owner to stop it."""
+
+    id: TurnId
+    session: SessionId
+    tenant: TenantId
+    branch: str
+    model: str
+    status: TurnStatus
+    epoch: int
+    owner: GatewayId
+    asked: Asked
+    prepared: Prepared | None = None
+    halt: Halt | None = None
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`events` after the sequence number that was asked for, and the end, if it has ended."""
+
+    turn: TurnRecord
+    events: tuple[TurnEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a branch has said so far. `preamble` are the leading system messages of its first turn; `boot` the decode
+    worker that ran its last one; `items` all of it, only where a session renders anew."""
+
+    session: Session
+    branch: Branch
+    tokens: tuple[int, ...] = field(repr=False)
+    preamble: tuple[Item, ...] = ()
+    boot: BootId | None = None
+    items: tuple[Item, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An idempotency key with the digest of the request that came under it."""
+
+    name: str
+    digest: bytes
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Raise `InvalidArgument` or `TooLarge` naming the field at fault."""
+    if not items:
+        raise InvalidArgument("items must not be empty", field="items")
+    if len(items) > MAX_ITEMS:
+        raise InvalidArgument(f"items has {len(items)} entries, at most {MAX_ITEMS} are allowed", field="items")
+    for number, item in enumerate(items):
+        field_name = f"items[{number}]"
+        if not 1 <= len(item.role) <= MAX_ROLE:
+            raise InvalidArgument(f"{field_name}.role must have 1 to {MAX_ROLE} characters", field=f"{field_name}.role")
+        try:
+            size = len(item.content.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(
+                f"{field_name}.content is not valid Unicode", field=f"{field_name}.content"
+            ) from error
+        if size > MAX_ITEM_BYTES:
+            told = f"{field_name}.content has {size} bytes, the limit is {MAX_ITEM_BYTES}"
+            raise TooLarge(told, field=f"{field_name}.content")
+        if "\0" in item.content or "\0" in item.role:
+            raise InvalidArgument(f"{field_name} holds a NUL character", field=field_name)
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise `InvalidArgument` naming `metadata`."""
+    if len(metadata) > MAX_METADATA:
+        raise InvalidArgument(
+            f"metadata has {len(metadata)} keys, at most {MAX_METADATA} are allowed", field="metadata"
+        )
+    for key, value in metadata.items():
+        if not 1 <= len(key) <= MAX_METADATA_KEY or len(value) > MAX_METADATA_VALUE:
+            rule = f"keys of 1 to {MAX_METADATA_KEY} and values of at most {MAX_METADATA_VALUE} characters"
+            raise InvalidArgument(f"metadata takes {rule}", field="metadata")
+        if "\0" in key + value:
+            raise InvalidArgument("metadata holds a NUL character", field="metadata")

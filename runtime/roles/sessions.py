@@ -1,0 +1,338 @@
+"""A gateway's sessions: opens turns in the store, runs them, shows them to whoever watches, adopts what others left.
+
+Owns the turns that run here; whether that is still so is the store's to say, by the epoch of every write.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+from runtime.clock import Clock
+from runtime.domain import session_turn as st
+from runtime.domain.generation import Claim, Generation
+from runtime.domain.routing import DECODE
+from runtime.domain.sessions import (
+    Asked,
+    Context,
+    Ending,
+    Halt,
+    Key,
+    OnConflict,
+    Prepared,
+    Progress,
+    Session,
+    TurnEvent,
+    TurnRecord,
+    TurnStatus,
+)
+from runtime.errors import BatonError, FailedPrecondition, Unavailable
+from runtime.ids import Ids, SessionId, TenantId, TurnId
+from runtime.ports import Observe, SessionStore, unobserved
+from runtime.roles.committing import kept_tokens
+from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.session_turn import RunningTurn
+
+_log = logging.getLogger(__name__)
+_TRIES = 64
+Offload = Callable[[Callable[[], Prepared]], Awaitable[Prepared]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """`lease_s`: an owner that is silent for so long has lost its turns; it beats every `beat_s`, and takes over up to
+    `adopt_at_once` turns at a time. `retry_s`: a write that the store did not answer is tried again; after
+    `store_grace_s` of that the turn is left to a later owner. `poll_s`: how often a turn that runs elsewhere is looked
+    at. Texts above `inline_chars` are rendered off the event loop."""
+
+    lease_s: float = 5.0
+    beat_s: float = 1.0
+    adopt_at_once: int = 64
+    retry_s: float = 0.2
+    store_grace_s: float = 30.0
+    poll_s: float = 0.1
+    inline_chars: int = 16_384
+
+
+class SessionRole:
+    def __init__(
+        self,
+        gateway: GatewayRole,
+        store: SessionStore,
+        ids: Ids,
+        clock: Clock,
+        settings: SessionSettings,
+        offload: Offload,
+        observe: Observe = unobserved,
+    ) -> None:
+        self.gateway = gateway
+        self.store = store
+        self.clock = clock
+        self.settings = settings
+        self.observe = observe
+        self.group: asyncio.TaskGroup
+        self._ids = ids
+        self._offload = offload
+        self._running: dict[TurnId, RunningTurn] = {}
+        self._waiting: dict[TurnId, TurnRecord] = {}
+        self._opening: set[TurnId] = set()
+        self._watchers: Counter[TurnId] = Counter()
+
+    async def run(self) -> None:
+        """Serve until cancelled. What runs then is left to the next owner, who need not wait for the lease's end."""
+        try:
+            async with asyncio.TaskGroup() as self.group:
+                while True:
+                    await self._look_after()
+                    await self.clock.sleep(self.settings.beat_s)
+        finally:
+            for running in self._running.values():
+                running.stop()
+            await self._leave()
+
+    def running(self) -> int:
+        return len(self._running)
+
+    async def open(
+        self, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+    ) -> tuple[TurnRecord, bool]:
+        """Open a turn, or find the one that was opened under this key; says whether it is new."""
+        if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
+            return known, False
+        ident = self._ids.turn()
+        # Until it is known here, it looks in the store like one of ours that nobody runs.
+        self._opening.add(ident)
+        try:
+            return await self._open(ident, tenant, session, branch, asked, key)
+        finally:
+            self._opening.discard(ident)
+
+    async def _open(
+        self, ident: TurnId, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+    ) -> tuple[TurnRecord, bool]:
+        for _ in range(_TRIES):
+            context = await self.store.context(tenant, session, branch)
+            prepared = await self._prepare(context, asked)
+            model, owner = context.session.model, self.gateway.gateway
+            record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
+            opened = await self.store.open(record, key)
+            if opened is not None:
+                break
+        else:
+            raise FailedPrecondition(f"branch {branch!r} moves on faster than a turn can be prepared", field="branch")
+        turn, fresh = opened
+        if fresh and turn.status is TurnStatus.RUNNING:
+            self._run(turn, (), context)
+        elif fresh:
+            self._waiting[turn.id] = turn
+            if asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
+                await self._beat()
+            await self._begin_next(session, branch)
+        return turn, fresh
+
+    async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, how: Halt) -> TurnRecord:
+        """Ask for a turn's end, wherever it runs; it has not ended yet when this returns."""
+        record = await self.store.halt(tenant, session, turn, how)
+        if record.halt is not None:
+            await self._stop(turn, record.halt)
+        return record
+
+    @contextmanager
+    def watching(self, turn: TurnRecord) -> Iterator[None]:
+        """Somebody watches a turn; the last to leave one that is not to go on alone ends it."""
+        self._watchers[turn.id] += 1
+        try:
+            yield
+        finally:
+            self._watchers[turn.id] -= 1
+            if not self._watchers[turn.id]:
+                del self._watchers[turn.id]
+                if turn.asked.cancel_unwatched and (turn.id in self._running or turn.id in self._waiting):
+                    self.group.create_task(self._cancel_unwatched(turn))
+
+    async def watch(self, record: TurnRecord, after: int) -> AsyncIterator[Progress]:
+        """Its events above `after` as they become durable, whoever its owner is; the last has its ending."""
+        tenant, session, turn = record.tenant, record.session, record.id
+        running: RunningTurn | None = None
+        while True:
+            running = running or self._running.get(turn)
+            if running is not None and running.left is None:
+                progress = _progress(running, after)
+            else:
+                running = None
+                progress = await self.store.progress(tenant, session, turn, after)
+            after += len(progress.events)
+            ended = progress.turn.ending is not None
+            if progress.events or ended:
+                yield progress
+            if ended:
+                return
+            if running is not None:
+                await running.wait_news(after)
+            elif not progress.events:
+                await self.clock.sleep(self.settings.poll_s)
+
+    def over(self, running: RunningTurn) -> None:
+        """A turn ended here, or left."""
+        record = running.turn.record
+        if self._running.pop(record.id, None) is not None:
+            self.group.create_task(self._begin_next(record.session, record.branch))
+
+    async def _cancel_unwatched(self, turn: TurnRecord) -> None:
+        try:
+            await self.halt(turn.tenant, turn.session, turn.id, Halt.DISCARD)
+        except BatonError:
+            _log.warning("a turn that nobody watches could not be cancelled", extra={"turn": turn.id})
+
+    async def _leave(self) -> None:
+        try:
+            await self.store.beat(self.gateway.gateway, 0.0)
+        except BatonError:
+            _log.warning("the lease could not be given up: another owner will wait for its end")
+
+    async def _look_after(self) -> None:
+        """Beat, take over what was left, and begin what waits."""
+        try:
+            await self._beat()
+            if not any(worker.role == DECODE for worker in self.gateway.view().workers):
+                return
+            mine = frozenset(self._running) | frozenset(self._waiting) | frozenset(self._opening)
+            left = await self.store.adopt(self.gateway.gateway, mine, self.settings.adopt_at_once)
+        except BatonError as error:
+            _log.warning("the session store does not answer: %s", error.message)
+            return
+        for record in left:
+            try:
+                await self._adopt(record)
+            except BatonError as error:
+                _log.warning("a turn is not taken over yet: %s", error.message, extra={"turn": record.id})
+        for place in {(record.session, record.branch) for record in self._waiting.values()}:
+            await self._begin_next(*place)
+
+    async def _beat(self) -> None:
+        halted = await self.store.beat(self.gateway.gateway, self.settings.lease_s)
+        for turn, how in halted.items():
+            await self._stop(turn, how)
+
+    async def _stop(self, turn: TurnId, how: Halt) -> None:
+        running = self._running.get(turn)
+        if running is not None:
+            running.feed(st.Halted(how))
+        waiting = self._waiting.pop(turn, None)
+        if waiting is not None:
+            await self.store.drop(waiting, Ending(TurnStatus.CANCELLED))
+
+    async def _adopt(self, record: TurnRecord) -> None:
+        if record.status is TurnStatus.QUEUED:
+            self._waiting[record.id] = record
+            return
+        progress = await self.store.progress(record.tenant, record.session, record.id, 0)
+        try:
+            context = await self.store.context(record.tenant, record.session, record.branch)
+            self._run(record, progress.events, context)
+        except Unavailable:
+            raise
+        except BatonError as error:
+            tokens = [token for event in progress.events for token in event.tokens]
+            await self.store.finish(record, Ending(TurnStatus.FAILED, error=error), tokens, progress.events)
+            return
+        if record.halt is not None:
+            await self._stop(record.id, record.halt)
+
+    async def _begin_next(self, session: SessionId, branch: str) -> None:
+        """Run what is next on a branch, if it waits here."""
+        try:
+            record = await self.store.waiting(session, branch)
+            if record is None or record.id not in self._waiting:
+                return
+            context = await self.store.context(record.tenant, session, branch)
+            try:
+                prepared = await self._prepare(context, record.asked)
+            except Unavailable:
+                raise
+            except BatonError as error:
+                if await self.store.drop(record, Ending(TurnStatus.FAILED, error=error)):
+                    self._waiting.pop(record.id, None)
+                    self.group.create_task(self._begin_next(session, branch))
+                return
+            begun = await self.store.begin(replace(record, prepared=prepared, owner=self.gateway.gateway))
+        except BatonError as error:
+            _log.warning("a turn that waits could not begin: %s", error.message, extra={"session": session})
+            return
+        if begun is not None:
+            self._waiting.pop(begun.id, None)
+            self._run(begun, (), context)
+
+    def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
+        prepared = record.prepared
+        assert prepared is not None, "a running turn was prepared"
+        served = self._served(context.session)
+        past = () if context.session.rerender else context.tokens
+        given = tuple(token for event in persisted for token in event.tokens)
+        generation = Generation(
+            record.model,
+            (*past, *prepared.prompt),
+            replace(record.asked.sampling, max_tokens=prepared.max_tokens),
+            record.tenant,
+            record.asked.deadline_s,
+            Claim(record.id, record.epoch, given, context.boot),
+        )
+        sampling = generation.sampling
+        enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)
+
+        def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
+            return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
+
+        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
+
+    def _served(self, session: Session) -> ServedModel:
+        """Raises `NotFound`, and `FailedPrecondition` when the session's tokens mean something else to it."""
+        served = self.gateway.served(session.model)
+        if not session.rerender and session.vocabulary != served.tokenizer.vocabulary:
+            told = f"model {session.model!r} has another tokenizer than when the session was made"
+            raise FailedPrecondition(f"{told}, so its tokens mean something else", field="session")
+        return served
+
+    async def _prepare(self, context: Context, asked: Asked) -> Prepared:
+        """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
+        work = partial(self._render, context, asked)
+        size = sum(len(item.content) for item in (*asked.items, *context.items))
+        prepared = work() if size <= self.settings.inline_chars else await self._offload(work)
+        past = () if context.session.rerender else context.tokens
+        sampling = replace(asked.sampling, max_tokens=prepared.max_tokens)
+        tokens = (*past, *prepared.prompt)
+        self.gateway.check(
+            Generation(context.session.model, tokens, sampling, context.session.tenant, asked.deadline_s)
+        )
+        return prepared
+
+    def _render(self, context: Context, asked: Asked) -> Prepared:
+        served = self._served(context.session)
+        messages = [item.message for item in asked.items]
+        past, drift = len(context.tokens), 0
+        if context.session.rerender:
+            prompt = served.tokenizer.render_chat([*(item.message for item in context.items), *messages])
+            past, drift = 0, past - _common(context.tokens, prompt)
+        elif context.tokens:
+            prompt = served.tokenizer.render_delta([item.message for item in context.preamble], messages)
+        else:
+            prompt = served.tokenizer.render_chat(messages)
+        room = served.spec.max_tokens - past - len(prompt)
+        # At least 1, so that a conversation that fills the context is refused as that.
+        max_tokens = asked.sampling.max_tokens if asked.max_tokens_given else max(room, 1)
+        return Prepared(context.branch.place, tuple(prompt), past, max_tokens, drift)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of the first tokens are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _progress(running: RunningTurn, after: int) -> Progress:
+    turn = running.turn
+    record = replace(turn.record, ending=turn.ending)
+    return Progress(record, tuple(turn.published[after:]))

@@ -1,0 +1,228 @@
+"""What the transactions read: sessions, branches, turns and the history that a branch stands on."""
+
+from runtime.domain.sessions import (
+    Branch,
+    Context,
+    Halt,
+    Item,
+    Key,
+    Place,
+    Prepared,
+    Progress,
+    Session,
+    TurnEvent,
+    TurnRecord,
+    TurnStatus,
+)
+from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
+from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
+from runtime.store.packing import (
+    ROOT_CHAIN,
+    chained,
+    unpack,
+    unpack_asked,
+    unpack_ending,
+    unpack_events,
+    unpack_item,
+    unpack_tokens,
+)
+from runtime.store.transaction import Row, Transaction
+
+_SESSION = "SELECT id, tenant, model, created, rerender, about FROM sessions"
+_BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
+_TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending FROM turns t JOIN sessions s ON s.id = t.session"""
+# The lines that a place stands on, each up to the depth where the next one leaves it.
+PATH = """WITH RECURSIVE path (line, base, upto) AS (
+    SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
+    UNION ALL
+    SELECT l.line, l.base, p.base
+    FROM path p JOIN lines own ON own.session = $1 AND own.line = p.line
+    JOIN lines l ON l.session = $1 AND l.line = own.parent)"""
+
+
+def _no_session() -> NotFound:
+    return NotFound("there is no such session", field="session")
+
+
+async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, lock: bool = False) -> Session:
+    suffix = " FOR UPDATE" if lock else ""
+    row = await tx.row(f"{_SESSION} WHERE id = $1 AND tenant = $2{suffix}", session, tenant)
+    if row is None:
+        raise _no_session()
+    return _session(row)
+
+
+async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
+    if after is None:
+        rows = await tx.rows(f"{_SESSION} WHERE tenant = $1 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit)
+    else:
+        rows = await tx.rows(
+            f"{_SESSION} WHERE tenant = $1 AND (created, id) < (SELECT created, id FROM sessions WHERE id = $2"
+            " AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
+            tenant,
+            after,
+            limit,
+        )
+    return tuple(_session(row) for row in rows)
+
+
+async def branches_of(tx: Transaction, session: SessionId) -> tuple[Branch, ...]:
+    return tuple(_branch(row) for row in await tx.rows(f"{_BRANCH} ORDER BY name", session))
+
+
+async def branch_of(tx: Transaction, session: SessionId, name: str, *, lock: bool = False) -> Branch:
+    suffix = " FOR UPDATE" if lock else ""
+    row = await tx.row(f"{_BRANCH} AND name = $2{suffix}", session, name)
+    if row is None:
+        raise NotFound(f"the session has no branch {name!r}", field="branch")
+    return _branch(row)
+
+
+async def turn_of(tx: Transaction, turn: TurnId) -> TurnRecord | None:
+    row = await tx.row(f"{_TURN} WHERE t.id = $1", turn)
+    return None if row is None else await turn_from(tx, row)
+
+
+async def turn_in(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId) -> TurnRecord:
+    """Raises `NotFound`, the same for a turn of another session."""
+    await session_of(tx, tenant, session)
+    found = await turn_of(tx, turn)
+    if found is None or found.session != session:
+        raise NotFound("the session has no such turn", field="turn")
+    return found
+
+
+async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> TurnRecord | None:
+    row = await tx.row(
+        f"{_TURN} JOIN branches b ON b.session = t.session AND b.name = t.branch WHERE t.session = $1 AND t.branch = $2"
+        " AND t.status = 'queued' AND b.live IS NULL ORDER BY t.place LIMIT 1",
+        session,
+        branch,
+    )
+    return None if row is None else await turn_from(tx, row)
+
+
+async def turns_where(tx: Transaction, condition: str, *arguments: object) -> list[TurnRecord]:
+    return [await turn_from(tx, row) for row in await tx.rows(f"{_TURN} WHERE {condition}", *arguments)]
+
+
+async def known_turn(tx: Transaction, session: SessionId, key: Key) -> TurnRecord | None:
+    result = await known_result(tx, session, key)
+    return None if result is None else await turn_of(tx, TurnId(result))
+
+
+async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
+    """What this key brought before; raises `FailedPrecondition` when it was another request's (invariant 4)."""
+    row = await tx.row("SELECT digest, result FROM keys WHERE scope = $1 AND name = $2", scope, key.name)
+    if row is None:
+        return None
+    if bytes(row[0]) != key.digest:
+        told = "the idempotency key was used before, for another request"
+        raise FailedPrecondition(told, field="idempotency_key")
+    return str(row[1])
+
+
+async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> Context:
+    found = await session_of(tx, tenant, session)
+    branch = await branch_of(tx, session, name)
+    rows = await tx.rows(
+        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot FROM path p JOIN segments s ON s.session = $1"
+        " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
+        session,
+        branch.place.line,
+        branch.place.depth,
+    )
+    tokens: list[int] = []
+    chain = ROOT_CHAIN
+    for row in rows:
+        segment = unpack_tokens(row[1])
+        if found.rerender:
+            tokens, chain = [], ROOT_CHAIN  # each of them is the whole context
+        chain = chained(chain, segment)
+        if chain != bytes(row[0]):
+            raise DataCorrupt(f"the committed tokens of turn {row[2]} are not those that were committed")
+        tokens.extend(segment)
+    if len(rows) != branch.place.depth:
+        raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
+    preamble = await _preamble(tx, rows[0][2]) if rows else ()
+    items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
+    boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
+    return Context(found, branch, tuple(tokens), preamble, boot, items)
+
+
+async def items_at(
+    tx: Transaction, session: SessionId, place: Place, after: int = 0, limit: int = 1 << 30
+) -> tuple[tuple[int, TurnId, Item], ...]:
+    rows = await tx.rows(
+        f"{PATH} SELECT i.turn, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
+        " AND s.depth > p.base AND s.depth <= p.upto JOIN items i ON i.turn = s.turn"
+        " ORDER BY s.depth, i.number LIMIT $4 OFFSET $5",
+        session,
+        place.line,
+        place.depth,
+        limit,
+        after,
+    )
+    return tuple((number, TurnId(row[0]), unpack_item(row[1])) for number, row in enumerate(rows, start=after + 1))
+
+
+async def events_of(tx: Transaction, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+    rows = await tx.rows(
+        "SELECT seq, first, tokens, text FROM events WHERE turn = $1 AND seq > $2 ORDER BY seq", turn, after
+    )
+    return tuple(TurnEvent(row[0], row[1], tuple(unpack_tokens(row[2])), bytes(row[3]).decode()) for row in rows)
+
+
+async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId, after: int) -> Progress:
+    found = await turn_in(tx, tenant, session, turn)
+    if found.ending is None:
+        return Progress(found, await events_of(tx, turn, after))
+    row = await tx.row("SELECT ending FROM turns WHERE id = $1", turn)
+    assert row is not None
+    return Progress(found, unpack_events(row[0], after))
+
+
+async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
+    leading = []
+    for row in await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", turn):
+        item = unpack_item(row[0])
+        if item.role not in ("system", "developer"):
+            break
+        leading.append(item)
+    return tuple(leading)
+
+
+def _session(row: Row) -> Session:
+    ident, tenant, model, created, rerender, packed = row
+    about = unpack(packed)
+    return Session(
+        SessionId(ident), TenantId(tenant), model, created, bool(rerender), about["metadata"], about["vocabulary"]
+    )
+
+
+def _branch(row: Row) -> Branch:
+    name, line, depth, head, tokens, epoch, live = row
+    return Branch(name, Place(line, depth), head and TurnId(head), tokens, epoch, live and TurnId(live))
+
+
+async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
+    payloads = await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", row[0])
+    items = tuple(unpack_item(payload[0]) for payload in payloads)
+    prepared = None
+    if row[11] is not None:
+        prepared = Prepared(Place(row[9], row[10]), tuple(unpack_tokens(row[11])), row[12], row[13], row[14])
+    return TurnRecord(
+        TurnId(row[0]),
+        SessionId(row[1]),
+        TenantId(row[2]),
+        row[3],
+        row[4],
+        TurnStatus(row[5]),
+        row[6],
+        GatewayId(row[7]),
+        unpack_asked(row[8], items),
+        prepared,
+        row[15] and Halt(row[15]),
+        row[16] and unpack_ending(row[16]),
+    )

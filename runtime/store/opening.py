@@ -1,0 +1,164 @@
+"""Transactions that begin something: a session, a turn, a turn that waited."""
+
+from dataclasses import replace
+
+from runtime.domain.sessions import MAIN, MAX_QUEUED, Branch, Halt, Key, OnConflict, Session, TurnRecord, TurnStatus
+from runtime.errors import FailedPrecondition, ResourceExhausted
+from runtime.ids import SessionId, TenantId
+from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
+from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
+from runtime.store.transaction import Transaction
+
+
+async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
+    if key is not None:
+        known = await known_result(tx, of_tenant(session.tenant), key)
+        if known is not None:
+            return await session_of(tx, session.tenant, SessionId(known))
+    await tx.run(
+        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about)"
+        " VALUES ($1, $2, $3, now_ms(), 1, $4, $5)",
+        session.id,
+        session.tenant,
+        session.model,
+        int(session.rerender),
+        pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary}),
+    )
+    await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
+    await tx.run(
+        "INSERT INTO branches (session, name, line, depth, tokens, epoch) VALUES ($1, $2, 0, 0, 0, 0)",
+        session.id,
+        MAIN,
+    )
+    await remember(tx, of_tenant(session.tenant), key, session.id)
+    return await session_of(tx, session.tenant, session.id)
+
+
+async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
+    await session_of(tx, turn.tenant, turn.session)
+    branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+    if key is not None:
+        known = await known_turn(tx, turn.session, key)
+        if known is not None:
+            return known, False
+    asked, prepared = turn.asked, turn.prepared
+    if asked.head_is_expected and asked.expected_head != branch.head:
+        told = f"the head of branch {branch.name!r} is {branch.head or 'its beginning'}, not what was expected"
+        raise FailedPrecondition(told, field="expected_head")
+    waiting = await tx.row(
+        "SELECT COUNT(*), MIN(place), MAX(place) FROM turns WHERE session = $1 AND branch = $2 AND status = 'queued'",
+        turn.session,
+        branch.name,
+    )
+    assert waiting is not None
+    if branch.live is not None or waiting[0]:
+        place = await _queue_place(tx, turn, branch, *waiting)
+        opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0)
+    elif prepared is None or prepared.base != branch.place:
+        return None
+    else:
+        place = 0
+        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+        await _occupy(tx, opened)
+    await _insert(tx, opened, place)
+    await remember(tx, turn.session, key, turn.id)
+    return opened, True
+
+
+async def _queue_place(
+    tx: Transaction, turn: TurnRecord, branch: Branch, count: int, first: int | None, last: int | None
+) -> int:
+    """Where it waits; stops the running turn where its policy says so."""
+    policy = turn.asked.on_conflict
+    if policy is OnConflict.REJECT:
+        told = f"branch {branch.name!r} is busy with turn {branch.live or 'that waits'}"
+        raise FailedPrecondition(told, field="on_conflict")
+    if count >= MAX_QUEUED:
+        raise ResourceExhausted(f"{count} turns wait for branch {branch.name!r} already", retry_after_ms=1000)
+    if policy is OnConflict.ENQUEUE:
+        return 0 if last is None else last + 1
+    halt = Halt.INTERRUPT if policy is OnConflict.INTERRUPT else Halt.DISCARD
+    await tx.run("UPDATE turns SET halt = $1 WHERE id = $2 AND halt IS NULL", halt.value, branch.live)
+    return 0 if first is None else first - 1
+
+
+async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
+    branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+    first = await tx.row(
+        "SELECT id FROM turns WHERE session = $1 AND branch = $2 AND status = 'queued' ORDER BY place LIMIT 1",
+        turn.session,
+        branch.name,
+    )
+    prepared = turn.prepared
+    assert prepared is not None, "a turn is prepared before it begins"
+    if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
+        return None
+    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+    await _occupy(tx, begun)
+    await tx.run(
+        "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
+        " max_tokens = $8, drift = $9 WHERE id = $1",
+        turn.id,
+        begun.epoch,
+        turn.owner,
+        prepared.base.line,
+        prepared.base.depth,
+        pack_tokens(prepared.prompt),
+        prepared.context,
+        prepared.max_tokens,
+        prepared.drift,
+    )
+    return await turn_of(tx, turn.id)
+
+
+async def _occupy(tx: Transaction, turn: TurnRecord) -> None:
+    await tx.run(
+        "UPDATE branches SET live = $3, epoch = $4 WHERE session = $1 AND name = $2",
+        turn.session,
+        turn.branch,
+        turn.id,
+        turn.epoch,
+    )
+
+
+async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
+    prepared = turn.prepared
+    base = prepared and prepared.base
+    await tx.run(
+        "INSERT INTO turns (id, session, branch, status, epoch, owner, place, asked, line, depth, prompt, context,"
+        " max_tokens, drift) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        turn.id,
+        turn.session,
+        turn.branch,
+        turn.status.value,
+        turn.epoch,
+        turn.owner,
+        place,
+        pack_asked(turn.asked),
+        base and base.line,
+        base and base.depth,
+        prepared and pack_tokens(prepared.prompt),
+        prepared and prepared.context,
+        prepared and prepared.max_tokens,
+        prepared and prepared.drift,
+    )
+    rows: list[tuple[object, ...]] = [
+        (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)
+    ]
+    await tx.run_many("INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)", rows)
+
+
+def of_tenant(tenant: TenantId) -> str:
+    """The scope of keys that belong to no session."""
+    return f"tenant/{tenant}"
+
+
+async def remember(tx: Transaction, scope: str, key: Key | None, result: str) -> None:
+    if key is not None:
+        await tx.run(
+            "INSERT INTO keys (scope, name, digest, result) VALUES ($1, $2, $3, $4)",
+            scope,
+            key.name,
+            key.digest,
+            result,
+        )

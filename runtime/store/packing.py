@@ -1,0 +1,150 @@
+"""Values as the stores' columns hold them: token ids packed and compressed, everything else as msgpack.
+
+A field that an older Baton did not write reads as its default. Never touches a database.
+"""
+
+import hashlib
+import sys
+import zlib
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgpack
+
+from runtime.domain.messages import Handoff
+from runtime.domain.sessions import Asked, Ending, Item, OnConflict, Spent, StopReason, TurnEvent, TurnStatus
+from runtime.errors import DataCorrupt, from_code
+from runtime.ids import BootId, TurnId, WorkerId
+from runtime.wire.sequence import sampling_bytes, sampling_from
+
+_PLAIN, _DEFLATED = b"\0", b"\1"
+_WORTH_IT = 64
+_CHAIN_BYTES = 16
+ROOT_CHAIN = bytes(_CHAIN_BYTES)
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Four bytes each, little endian; many of them deflated."""
+    words = array("I", tokens)
+    if sys.byteorder == "big":
+        words.byteswap()
+    packed = words.tobytes()
+    return _PLAIN + packed if len(packed) < _WORTH_IT else _DEFLATED + zlib.compress(packed, 1)
+
+
+def unpack_tokens(packed: bytes) -> "array[int]":
+    """Raises `DataCorrupt`."""
+    words = array("I")
+    try:
+        words.frombytes(packed[1:] if packed[:1] == _PLAIN else zlib.decompress(packed[1:]))
+    except (zlib.error, ValueError) as error:
+        raise DataCorrupt(f"stored tokens cannot be read: {error}") from error
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def chained(chain: bytes, tokens: Iterable[int]) -> bytes:
+    """What names all committed tokens up to and with these (invariant 5)."""
+    return hashlib.blake2b(array("I", tokens).tobytes(), digest_size=_CHAIN_BYTES, key=chain).digest()
+
+
+def pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
+    return msgpack.unpackb(packed)
+
+
+def pack_item(item: Item) -> bytes:
+    return pack([item.role, item.content])
+
+
+def unpack_item(packed: bytes) -> Item:
+    role, content, *_ = unpack(packed)
+    return Item(role, content)
+
+
+def pack_asked(asked: Asked) -> bytes:
+    """All but its items, which have rows of their own, before those of the answer."""
+    return pack(
+        {
+            "sampling": sampling_bytes(asked.sampling),
+            "max_tokens_given": asked.max_tokens_given,
+            "deadline_s": asked.deadline_s,
+            "expected_head": asked.expected_head,
+            "head_is_expected": asked.head_is_expected,
+            "on_conflict": asked.on_conflict.value,
+            "cancel_unwatched": asked.cancel_unwatched,
+            "items": len(asked.items),
+        }
+    )
+
+
+def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
+    told = unpack(packed)
+    return Asked(
+        items[: told["items"]],
+        sampling_from(told["sampling"]),
+        told["max_tokens_given"],
+        told["deadline_s"],
+        None if told["expected_head"] is None else TurnId(told["expected_head"]),
+        told["head_is_expected"],
+        OnConflict(told["on_conflict"]),
+        told["cancel_unwatched"],
+    )
+
+
+def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]) -> bytes:
+    """With all that the turn gave out, so that its events need no rows any more."""
+    error, handoff = ending.error, ending.handoff
+    return pack(
+        {
+            "status": ending.status.value,
+            "stop": ending.stop and ending.stop.value,
+            "error": error and [error.status.code, error.message, error.field],
+            "kept": ending.kept,
+            "spent": [ending.spent.prompt, ending.spent.cached, ending.spent.completion],
+            "attempts": ending.attempts,
+            "boot": ending.boot,
+            "handoff": handoff and asdict(handoff),
+            "drift": ending.drift,
+            "tokens": pack_tokens(tokens),
+            "text": "".join(event.text for event in events),
+            "bounds": [[len(event.tokens), len(event.text)] for event in events],
+        }
+    )
+
+
+def unpack_ending(packed: bytes) -> Ending:
+    told = unpack(packed)
+    error, handoff, boot = told["error"], told["handoff"], told["boot"]
+    if handoff and handoff["prefill_worker"] is not None:
+        handoff["prefill_worker"] = WorkerId(handoff["prefill_worker"])
+    return Ending(
+        TurnStatus(told["status"]),
+        told["stop"] and StopReason(told["stop"]),
+        error and from_code(error[0], error[1], field=error[2]),
+        told["kept"],
+        Spent(*told["spent"]),
+        told["attempts"],
+        None if boot is None else BootId(boot),
+        handoff and Handoff(**handoff),
+        told["drift"],
+    )
+
+
+def unpack_events(packed: bytes, after: int) -> tuple[TurnEvent, ...]:
+    """The events of a turn that has ended, those whose `seq` is above `after`."""
+    told = unpack(packed)
+    tokens, text = tuple(unpack_tokens(told["tokens"])), told["text"]
+    events, index, place = [], 0, 0
+    for seq, (count, characters) in enumerate(told["bounds"], start=1):
+        if seq > after:
+            events.append(TurnEvent(seq, index, tokens[index : index + count], text[place : place + characters]))
+        index, place = index + count, place + characters
+    return tuple(events)

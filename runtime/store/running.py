@@ -1,0 +1,141 @@
+"""Transactions of a turn that is under way: what it gave out, its end, and that somebody wants it stopped.
+
+Each write locks the branch and checks that its epoch is still this owner's (invariant 1).
+"""
+
+from collections.abc import Sequence
+
+from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
+from runtime.errors import Internal, StaleAttempt
+from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.looking import session_of, turn_in
+from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
+from runtime.store.transaction import Transaction
+
+
+async def append_event(tx: Transaction, turn: TurnRecord, event: TurnEvent) -> None:
+    await _fence(tx, turn)
+    tokens, text = pack_tokens(event.tokens), event.text.encode()
+    added = await tx.run(
+        "INSERT INTO events (turn, seq, session, first, tokens, text) VALUES ($1, $2, $3, $4, $5, $6)"
+        " ON CONFLICT (turn, seq) DO NOTHING",
+        turn.id,
+        event.seq,
+        turn.session,
+        event.index,
+        tokens,
+        text,
+    )
+    if not added:
+        row = await tx.row("SELECT first, tokens, text FROM events WHERE turn = $1 AND seq = $2", turn.id, event.seq)
+        assert row is not None
+        if (row[0], bytes(row[1]), bytes(row[2])) != (event.index, tokens, text):
+            raise Internal(f"event {event.seq} of turn {turn.id} was stored before with another content")
+
+
+async def finish_turn(
+    tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
+) -> None:
+    packed = pack_ending(ending, tokens, events)
+    if await _finished_before(tx, turn, packed):
+        return
+    if ending.status is TurnStatus.COMMITTED:
+        await _commit(tx, turn, ending, tokens, "".join(event.text for event in events))
+    await tx.run("DELETE FROM events WHERE turn = $1", turn.id)
+    await tx.run(
+        "UPDATE turns SET status = $2, ending = $3, prompt = NULL WHERE id = $1", turn.id, ending.status.value, packed
+    )
+    await tx.run("UPDATE branches SET live = NULL WHERE session = $1 AND name = $2", turn.session, turn.branch)
+
+
+async def _finished_before(tx: Transaction, turn: TurnRecord, packed: bytes) -> bool:
+    """Whether this very end was stored already and only its acknowledgement was lost."""
+    try:
+        await _fence(tx, turn)
+    except StaleAttempt:
+        row = await tx.row("SELECT epoch, ending FROM turns WHERE id = $1", turn.id)
+        if row is not None and row[0] == turn.epoch and row[1] is not None and bytes(row[1]) == packed:
+            return True
+        raise
+    return False
+
+
+async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Sequence[int], text: str) -> None:
+    prepared = turn.prepared
+    assert prepared is not None, "a turn is prepared before it runs"
+    session = await session_of(tx, turn.tenant, turn.session)
+    place = Place(prepared.base.line, prepared.base.depth + 1)
+    segment = (*prepared.prompt, *tokens[: ending.kept])
+    total = len(segment) if session.rerender else prepared.context + len(segment)
+    before = ROOT_CHAIN if session.rerender else await _chain_at(tx, turn.session, prepared.base)
+    await tx.run(
+        "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        turn.session,
+        place.line,
+        place.depth,
+        turn.id,
+        total,
+        chained(before, segment),
+        ending.boot,
+        pack_tokens(segment),
+    )
+    await tx.run(
+        "INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)",
+        turn.id,
+        len(turn.asked.items),
+        turn.session,
+        pack_item(Item("assistant", text)),
+    )
+    await tx.run(
+        "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
+        turn.session,
+        turn.branch,
+        place.depth,
+        turn.id,
+        total,
+    )
+
+
+async def _chain_at(tx: Transaction, session: SessionId, place: Place) -> bytes:
+    """The chain hash of all committed tokens up to a place."""
+    line: int | None = place.line
+    while line is not None:
+        row = await tx.row(
+            "SELECT chain FROM segments WHERE session = $1 AND line = $2 AND depth = $3", session, line, place.depth
+        )
+        if row is not None:
+            return bytes(row[0])
+        parent = await tx.row("SELECT parent FROM lines WHERE session = $1 AND line = $2", session, line)
+        assert parent is not None, "every line has its row"
+        line = parent[0]
+    return ROOT_CHAIN
+
+
+async def drop_turn(tx: Transaction, turn: TurnRecord, ending: Ending) -> bool:
+    packed = pack_ending(ending, (), ())
+    changed = await tx.run(
+        "UPDATE turns SET status = $2, ending = $3 WHERE id = $1 AND status = 'queued'",
+        turn.id,
+        ending.status.value,
+        packed,
+    )
+    return bool(changed)
+
+
+async def halt_turn(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId, halt: Halt) -> TurnRecord:
+    await turn_in(tx, tenant, session, turn)
+    await tx.run(
+        "UPDATE turns SET halt = $2 WHERE id = $1 AND halt IS NULL AND status IN ('queued', 'running')",
+        turn,
+        halt.value,
+    )
+    return await turn_in(tx, tenant, session, turn)
+
+
+async def _fence(tx: Transaction, turn: TurnRecord) -> None:
+    row = await tx.row(
+        "SELECT live, epoch FROM branches WHERE session = $1 AND name = $2 FOR UPDATE", turn.session, turn.branch
+    )
+    if row is None or (row[0], row[1]) != (turn.id, turn.epoch):
+        raise StaleAttempt(f"turn {turn.id} is not under epoch {turn.epoch} any more", field="turn")

@@ -1,0 +1,66 @@
+"""`baton session`: what the mesh keeps, shown and changed by name."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from batonmesh import Client
+from runtime.cli.app import app
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def session(target: str) -> str:
+    with Client(target) as client:
+        made = client.sessions.create("simulated", metadata={"who": "tester"}).id
+        for line in ("One.", "Two.", "Three."):
+            client.sessions.complete(made, line, max_tokens=3, temperature=0.0)
+        return made
+
+
+def baton(target: str, *words: str, ends: int = 0) -> str:
+    result = RUNNER.invoke(app, ["session", words[0], "--target", target, *words[1:]])
+    assert result.exit_code == ends, result.output
+    return result.output
+
+
+def test_sessions_are_listed_with_what_is_known_of_them(target: str, session: str) -> None:
+    listed = baton(target, "list")
+    assert re.search(rf"{session} +simulated +\d{{4}}-\d\d-\d\d .* UTC +who=tester", listed)
+
+
+def test_a_session_shows_its_branches_and_what_was_said(target: str, session: str) -> None:
+    shown = baton(target, "show", session)
+    assert re.search(r"main +3 +\d+ +turn-\w+", shown)
+    assert [line for line in shown.splitlines() if line.startswith("user")] == [
+        "user  One.", "user  Two.", "user  Three.",
+    ]  # fmt: skip
+
+
+def test_a_fork_and_a_rollback(target: str, session: str) -> None:
+    assert baton(target, "fork", session, "other").startswith("Branch other begins after 3 turns, ")
+    assert baton(target, "rollback", session, "2").startswith("Branch main has 1 turns ")
+    shown = baton(target, "show", session, "--branch", "main")
+    assert "Two." not in shown
+    assert "Three." in baton(target, "show", session, "--branch", "other")
+    assert baton(target, "rollback", session, "1").startswith("Branch main has 0 turns and 0 tokens")
+    assert "cannot be taken back" in baton(target, "rollback", session, "1", ends=2)
+
+
+def test_the_turn_that_runs_is_shown_to_its_end(target: str, session: str) -> None:
+    assert baton(target, "tail", session) == "No turn runs on branch main.\n"
+    with Client(target) as client:
+        stream = client.sessions.run(session, "Go on.", max_tokens=400, temperature=0.0)
+        for _ in range(3):
+            next(stream)
+        shown = baton(target, "tail", session)
+        answer = client.sessions.items(session)[-1].message.content
+    assert shown.startswith(answer)
+    assert "400 tokens" in shown
+
+
+def test_a_deleted_session_is_gone(target: str, session: str) -> None:
+    assert baton(target, "delete", session, "--yes") == f"{session} is deleted.\n"
+    assert "no such session" in baton(target, "show", session, ends=1)

@@ -1,0 +1,20 @@
+"""Gateways in processes of their own, to be killed and frozen."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runtime.mesh.local import LocalMesh
+
+
+@contextmanager
+def gateway(mesh: LocalMesh, port: int, point: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Starts one of a mesh, that dies at a point of `tests.mesh.crashing_gateway`, if any; killed in the end."""
+    arguments = [mesh.config.model_dump_json(), mesh.controller.address, str(port), point]
+    process = subprocess.Popen([sys.executable, "-m", "tests.mesh.crashing_gateway", *arguments])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()

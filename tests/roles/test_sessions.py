@@ -1,0 +1,162 @@
+"""A gateway's sessions over a real store that somebody meddles with, and decode workers in the hands of the test."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.clock import LoopClock
+from runtime.domain.messages import Start
+from runtime.domain.sequence import FinishReason, Ref, Sampling
+from runtime.domain.sessions import Asked, Item, Progress, Session, TurnRecord, TurnStatus
+from runtime.errors import Unavailable
+from runtime.ids import Ids, SessionId, TenantId
+from runtime.ports import SessionStore
+from runtime.roles.sessions import SessionRole, SessionSettings
+from runtime.store.sessions import SqlSessionStore
+from runtime.store.sqlite import SqliteDatabase
+from tests.roles.one_gateway import Held, gateway, member, out
+from tests.roles.virtual import settle
+
+TENANT = TenantId("tenant")
+ASKED = Asked((Item("user", "Hi"),), Sampling(max_tokens=9), True, 60.0)
+SETTINGS = SessionSettings(lease_s=30.0, beat_s=0.05, retry_s=0.01, store_grace_s=0.2, poll_s=0.01)
+Meddling = Callable[[str], Awaitable[None]]
+
+
+class MeddledStore:
+    """Calls the test after each call of the real one, and does not tell of it if that raises."""
+
+    def __init__(self, store: SessionStore) -> None:
+        self._store = store
+        self.after: Meddling = _nothing
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def called(*arguments: object) -> object:
+            result = await getattr(self._store, name)(*arguments)
+            await self.after(name)
+            return result
+
+        return called
+
+
+async def _nothing(name: str) -> None:
+    pass
+
+
+@dataclass
+class Kept:
+    role: SessionRole
+    store: MeddledStore
+    held: Held
+    session: SessionId
+
+    async def start(self) -> Start:
+        """The newest start that the decode worker got."""
+        async with asyncio.timeout(10):
+            while not self.held.starts("a"):  # noqa: ASYNC110 - it comes from another thread in the end
+                await asyncio.sleep(0.01)
+        return self.held.starts("a")[-1]
+
+    async def bring(self, ref: Ref, index: int, finish: FinishReason | None = None) -> None:
+        self.held.mesh.workers["a"].say(out(ref, index, finish=finish))
+        await settle()
+
+    async def open(self) -> TurnRecord:
+        turn, fresh = await self.role.open(TENANT, self.session, "main", ASKED, None)
+        assert fresh
+        return turn
+
+    async def watched(self, turn: TurnRecord) -> list[Progress]:
+        async with asyncio.timeout(20):
+            return [progress async for progress in self.role.watch(turn, 0)]
+
+
+@asynccontextmanager
+async def keeping(tmp_path: Path) -> AsyncIterator[Kept]:
+    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    await database.open()
+    store = MeddledStore(SqlSessionStore(database))
+    async with gateway(member("a")) as held, asyncio.TaskGroup() as group:
+        role = SessionRole(held.role, store, Ids(random.Random(2)), LoopClock(), SETTINGS, _inline)  # type: ignore[arg-type]
+        made = await store.create(Session(SessionId("sess-1"), TENANT, "model", 0, vocabulary="simulated"), None)
+        running = group.create_task(role.run())
+        await settle()
+        yield Kept(role, store, held, made.id)
+        running.cancel()
+    await database.close()
+
+
+async def _inline(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the work makes
+    return work()
+
+
+async def test_a_turn_that_is_just_being_opened_is_not_taken_for_one_that_was_left(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+
+        async def look_after(name: str) -> None:
+            if name == "open":
+                kept.store.after = _nothing
+                await kept.role._look_after()
+
+        kept.store.after = look_after
+        turn = await kept.open()
+        await kept.bring((await kept.start()).ref, 0, FinishReason.STOP)
+        (*_, last) = await kept.watched(turn)
+        assert (last.turn.epoch, kept.role.running()) == (1, 0)
+        assert last.turn.ending is not None
+        assert last.turn.ending.status is TurnStatus.COMMITTED
+
+
+@pytest.mark.parametrize("name", ["append", "finish"])
+async def test_an_acknowledgement_that_is_lost_costs_nothing(tmp_path: Path, name: str) -> None:
+    """What was written is written again as it was, and is there once."""
+    async with keeping(tmp_path) as kept:
+        lost = 3
+
+        async def lose(called: str) -> None:
+            nonlocal lost
+            if called == name and lost:
+                lost -= 1
+                raise Unavailable("no answer")
+
+        kept.store.after = lose
+        turn = await kept.open()
+        ref = (await kept.start()).ref
+        for index in range(3):
+            await kept.bring(ref, index)
+        await kept.bring(ref, 3, FinishReason.STOP)
+        progress = await kept.watched(turn)
+        events = [event for each in progress for event in each.events]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert [token for event in events for token in event.tokens] == [60, 61, 62, 63]
+        assert lost == 0
+
+
+async def test_a_store_that_stays_silent_leaves_the_turn_to_be_taken_up_again(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        silent = True
+
+        async def say_nothing(called: str) -> None:
+            if called == "append" and silent:
+                raise Unavailable("no answer")
+
+        kept.store.after = say_nothing
+        turn = await kept.open()
+        first = (await kept.start()).ref
+        await kept.bring(first, 0)
+        async with asyncio.timeout(10):
+            while len(kept.held.starts("a")) < 2:  # noqa: ASYNC110 - the grace is the store's and the clock's
+                await asyncio.sleep(0.01)
+        silent = False
+        again = await kept.start()
+        assert (again.ref.epoch, again.forced) == (first.epoch + 1, (60,)), "what was written is forced"
+        await kept.bring(first, 1)
+        await kept.bring(again.ref, 1, FinishReason.STOP)
+        progress = await kept.watched(turn)
+        assert [token for each in progress for event in each.events for token in event.tokens] == [60, 61]
