@@ -69,8 +69,9 @@ class ModelConfig(_Section):
 class EngineConfig(_Section):
     """Each worker's engine. `kv_mib` is memory for KV pages, unless `pages` says how many; `step_tokens` bounds the
     tokens of one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is
-    how long these may wait for their next token when others are prefilled in chunks beside them; null lets them
-    wait. `tensor_parallel` processes share a worker's model, its pages and its threads: each has some of the heads."""
+    how long these may wait for their next token when others are prefilled in chunks beside them, and never more than
+    twice as long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its
+    threads: each has some of the heads."""
 
     kv_mib: int = Field(default=256, ge=1)
     pages: int | None = Field(default=None, ge=2)
@@ -192,10 +193,9 @@ class SessionsConfig(_Section):
 
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried. The default is the crossover that `baton bench handoff` measured. With `transport` auto
-    pages travel through shared memory to a worker on the same host, and by gRPC to others; grpc is always gRPC. Each
-    worker shares up to `staging_mib` of memory for what arrives; only what is used is taken. `wire` makes pages smaller
-    for the way, to a byte an element with a scale for each head: with losses, so answers may differ."""
+    `transfers` are tried. The default is the crossover that `baton bench handoff` measured. With `transport` auto pages
+    travel through memory that workers of one host share, of each worker up to `staging_mib`, and by gRPC between hosts.
+    `wire` makes pages smaller for the way: a byte an element, with losses, so that answers may differ."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
@@ -268,8 +268,6 @@ class Config(_Section):
             raise ValueError(f"workers must have names of their own, got {', '.join(names)}")
         if not any(worker.role == "decode" for worker in self.workers):
             raise ValueError("workers must have one of role decode: nobody else gives tokens")
-        if self.model.simulated is not None and self.handoff.wire != "plain":
-            raise ValueError(f"handoff.wire is {self.handoff.wire}, but a simulated model has no numbers to round")
         if self.gateway.http_port == self.gateway.grpc_port:
             raise ValueError(f"gateway.http_port and gateway.grpc_port are both {self.gateway.grpc_port}")
         if self.gateway.replicas > 1 and self.sessions.store == "sqlite":

@@ -26,7 +26,7 @@ from batonmesh.errors import (
     TooLarge,
     Unavailable,
 )
-from batonmesh.messages import Answer, Event, Options, Prompt
+from batonmesh.messages import Answer, Choice, Event, Options, Prompt
 from batonmesh.sessions import Sessions, TurnStream
 from batonmesh.turns import TurnAnswer, TurnOptions
 
@@ -36,6 +36,7 @@ __all__ = [
     "AsyncStream",
     "BatonError",
     "Cancelled",
+    "Choice",
     "Client",
     "ContextExceeded",
     "DataCorrupt",

@@ -3,14 +3,25 @@
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from batonmesh.errors import from_status
-from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
-from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
+from batonmesh.messages import (
+    Answer,
+    Event,
+    Options,
+    Prompt,
+    count_request,
+    events,
+    explained,
+    generate_request,
+    whole,
+)
+from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 T = TypeVar("T")
 
@@ -18,13 +29,15 @@ T = TypeVar("T")
 class AsyncStream(AsyncIterator[Event]):
     """An answer as it comes: its tokens, then its final. Closing it, or leaving its context, cancels the request.
 
-    Raises a `BatonError` when the request fails; what came before it is then not a complete answer.
+    Raises a `BatonError` when the request fails; what came before it is then not a complete answer. The prompt's
+    log-probabilities, where they were asked for, are in `prompt_logprobs` from the first token on.
     """
 
     def __init__(
         self, call: grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
     ) -> None:
         self._call = call
+        self.prompt_logprobs: common_pb2.PromptLogprobs | None = None
         self._ready: deque[Event] = deque()
 
     async def __anext__(self) -> Event:
@@ -32,6 +45,7 @@ class AsyncStream(AsyncIterator[Event]):
             message = await _told(self._call.read())
             if not isinstance(message, inference_pb2.GenerateResponse):
                 raise StopAsyncIteration
+            self.prompt_logprobs = explained(message) or self.prompt_logprobs
             self._ready.extend(events(message))
         return self._ready.popleft()
 
@@ -67,7 +81,8 @@ class AsyncClient:
     ) -> Answer:
         """The whole answer at once."""
         async with self.generate(model, prompt, timeout=timeout, **options) as stream:
-            return whole([event async for event in stream])
+            answer = whole([event async for event in stream])
+        return replace(answer, prompt_logprobs=stream.prompt_logprobs)
 
     async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
         response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))

@@ -2,29 +2,44 @@
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 
-from batonmesh.messages import Answer, Event, Options, Prompt, count_request, events, generate_request, whole
+from batonmesh.messages import (
+    Answer,
+    Event,
+    Options,
+    Prompt,
+    count_request,
+    events,
+    explained,
+    generate_request,
+    whole,
+)
 from batonmesh.sessions import Sessions, told
-from batonmesh.v1 import inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
+from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 
 class Stream(Iterator[Event]):
     """An answer as it comes: its tokens, then its final. Closing it, or leaving its context, cancels the request.
 
-    Raises a `BatonError` when the request fails; what came before it is then not a complete answer.
+    Raises a `BatonError` when the request fails; what came before it is then not a complete answer. The prompt's
+    log-probabilities, where they were asked for, are in `prompt_logprobs` from the first token on.
     """
 
     def __init__(self, call: Iterator[inference_pb2.GenerateResponse]) -> None:
         self._call = call
+        self.prompt_logprobs: common_pb2.PromptLogprobs | None = None
         self._ready: deque[Event] = deque()
 
     def __next__(self) -> Event:
         while not self._ready:
-            self._ready.extend(events(told(lambda: next(self._call))))
+            message = told(lambda: next(self._call))
+            self.prompt_logprobs = explained(message) or self.prompt_logprobs
+            self._ready.extend(events(message))
         return self._ready.popleft()
 
     def __enter__(self) -> Self:
@@ -66,7 +81,8 @@ class Client:
     ) -> Answer:
         """The whole answer at once."""
         with self.generate(model, prompt, timeout=timeout, **options) as stream:
-            return whole(stream)
+            answer = whole(stream)
+        return replace(answer, prompt_logprobs=stream.prompt_logprobs)
 
     def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
         request = count_request(model, prompt)

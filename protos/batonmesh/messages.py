@@ -18,6 +18,8 @@ Event = inference_pb2.TokenEvent | inference_pb2.Final
 
 # What gateways take unless configured. They would refuse more without a word about the field.
 MAX_REQUEST_BYTES = 16 << 20
+# Of the whole request, not of how each token is chosen.
+_OF_THE_REQUEST = frozenset({"n", "best_of", "priority"})
 _GRAMMARS = frozenset({"json_schema", "regex", "choice", "lark"})
 M = TypeVar("M", bound=Message)
 
@@ -34,6 +36,7 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int
+    prompt_logprobs: int
     min_p: float
     typical_p: float
     repetition_penalty: float
@@ -43,6 +46,9 @@ class Options(TypedDict, total=False):
     min_tokens: int
     banned_tokens: Sequence[Sequence[int]]
     bad_words: Sequence[str]
+    n: int
+    best_of: int
+    priority: int
     # What the answer must match: one of these at most.
     json_schema: str | Mapping[str, object]
     regex: str
@@ -51,12 +57,23 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several answers."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: common_pb2.FinishReason.ValueType
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; of several the first, and `choices` are all of them."""
 
     text: str
     tokens: tuple[int, ...]
     final: inference_pb2.Final
+    choices: tuple[Choice, ...]
+    prompt_logprobs: common_pb2.PromptLogprobs | None = None
 
 
 def sampling_of(options: Options) -> common_pb2.Sampling:
@@ -76,7 +93,14 @@ def generate_request(
     model: str, prompt: Prompt, timeout: float | None, options: Options
 ) -> inference_pb2.GenerateRequest:
     """Raises `InvalidArgument` for what no request can hold, and `TooLarge`."""
-    request = inference_pb2.GenerateRequest(prompt=_prompt(prompt), sampling=sampling_of(options))
+    request = inference_pb2.GenerateRequest(prompt=_prompt(prompt))
+    sampling: Options = {}
+    for name, value in options.items():
+        if name in _OF_THE_REQUEST:
+            request.MergeFrom(_built(inference_pb2.GenerateRequest, name, value))
+        else:
+            sampling[name] = value  # type: ignore[literal-required]
+    request.sampling.CopyFrom(sampling_of(sampling))
     request.MergeFrom(_built(inference_pb2.GenerateRequest, "model", model))
     if timeout is not None:
         milliseconds = max(round(timeout * 1000), 1)
@@ -95,12 +119,22 @@ def events(message: inference_pb2.GenerateResponse) -> list[Event]:
     return [*message.events, message.final] if message.HasField("final") else [*message.events]
 
 
+def explained(message: inference_pb2.GenerateResponse) -> common_pb2.PromptLogprobs | None:
+    return message.prompt_logprobs if message.HasField("prompt_logprobs") else None
+
+
 def whole(answer: Iterable[Event]) -> Answer:
     """The answer that these events are; the last of them is its final."""
-    *tokens, final = answer
+    *events, final = answer
     assert isinstance(final, inference_pb2.Final), "a stream that ends well ends with its final"
-    ids = tuple(token.id for token in tokens if isinstance(token, inference_pb2.TokenEvent))
-    return Answer("".join(token.text for token in tokens) + final.text, ids, final)
+    tokens = [event for event in events if isinstance(event, inference_pb2.TokenEvent)]
+    alone = inference_pb2.Choice(finish_reason=final.finish_reason, text=final.text)
+    choices = []
+    for number, end in enumerate(final.choices or [alone]):
+        mine = [token for token in tokens if token.choice == number]
+        text = "".join(token.text for token in mine) + end.text
+        choices.append(Choice(text, tuple(token.id for token in mine), end.finish_reason))
+    return Answer(choices[0].text, choices[0].tokens, final, tuple(choices))
 
 
 def _prompt(prompt: Prompt) -> inference_pb2.Prompt:

@@ -7,17 +7,20 @@ Owns every sequence on the engine and the pool's pages they hold. Never computes
     LANDED     holds its pages until there is a place in the batch
     RUNNING    takes part in steps
 
-A step takes one token of every sequence that only has its newest to run, then gives what is left of the token budget
-to prefill chunks, in the order of admission; no more than lets the next tokens of the others come in time. Without a
-free page the sequence admitted last is preempted; it comes before all others then, and nothing new is reserved until it
-has its pages back.
+Who is admitted next is said in fairness.py. A step takes one token of every sequence that only has its newest to run,
+whatever its priority and its tenant, then gives what is left of the token budget to prefill chunks, the best priority
+and the least served tenant first; no more than lets the next tokens of the others come in time. Without a free page the
+sequence of the worst priority, of those the one admitted last, is preempted; it comes before all others then, and
+nothing new is reserved until it has its pages back. Reservations pass one that waits for room no more than `SHARE`
+times.
 """
 
-import enum
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from runtime.domain.batched import Entry, Phase, Ready
 from runtime.domain.budget import StepBudget
+from runtime.domain.fairness import SHARE, Line, Served
 from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.spec import ModelSpec
@@ -47,40 +50,8 @@ class Limits:
     itl_s: float | None = None
 
 
-class Phase(enum.Enum):
-    WAITING = "waiting"
-    AWAITING = "awaiting"
-    LANDED = "landed"
-    RUNNING = "running"
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A page of a `Prefill` that is complete: page `index` of the sequence, in pool page `page`."""
-
-    index: int
-    page: int
-    valid_tokens: int
-    id: PageId
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """`target`: how many tokens need KV before this sequence is done with what it knows so far."""
-
-    sequence: Sequence
-    work: Work
-    tokens: list[int]
-    target: int
-    phase: Phase = Phase.WAITING
-    computed: int = 0
-    published: int = 0
-    table: list[int] = field(default_factory=list)
-    chain: list[PageId] = field(default_factory=list)
-    local: int = 0
-    landed: dict[int, int] = field(default_factory=dict)
-    exported: int = 0
-    preempted: bool = False
+# Logits of a step for prompts that are scored: 64 MiB in float32, of whatever vocabulary.
+_SCORED_LOGITS = 1 << 24
 
 
 class Batcher:
@@ -90,11 +61,13 @@ class Batcher:
         self._limits = limits
         self._budget = StepBudget(limits.step_tokens, limits.itl_s, spec.page_tokens)
         self._planned = (0, 0)
-        self._entries: dict[SequenceId, _Entry] = {}
-        self._reserving: deque[_Entry] = deque()
-        self._waiting: deque[_Entry] = deque()
-        self._landed: deque[_Entry] = deque()
-        self._running: list[_Entry] = []
+        self._entries: dict[SequenceId, Entry] = {}
+        self._reserving: deque[Entry] = deque()
+        self._served = Served()
+        self._line = Line(self._served)
+        self._passed = 0
+        self._count = 0
+        self._running: list[Entry] = []
         self._full = False
 
     def __contains__(self, sequence: SequenceId) -> bool:
@@ -106,11 +79,13 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether a step now would do anything: those that await frames, or found no room, need none."""
-        return bool(self._running or self._landed or self._reserving or (self._waiting and not self._full))
+        line = self._line
+        admits = line.has(Phase.LANDED) or (line.has(Phase.WAITING) and not self._full)
+        return bool(self._running or self._reserving or admits)
 
     def load(self) -> Load:
         running = len(self._running)
-        waiting = len(self._waiting) + len(self._reserving) + len(self._landed)
+        waiting = len(self._line) + len(self._reserving)
         # More than the newest token is left to run; what is awaited is computed elsewhere.
         prefill = sum(
             left
@@ -125,36 +100,43 @@ class Batcher:
         first_page = work.first_page if isinstance(work, Prefill) else 0
         tokens = list(sequence.tokens)
         target = work.upto if isinstance(work, Prefill) else len(tokens)
-        entry = _Entry(sequence, work, tokens, target, exported=first_page)
+        entry = Entry(sequence, work, tokens, target, exported=first_page, number=self._count)
+        self._count += 1
+        if sequence.scored is not None and len(sequence.prompt) > 1 and not isinstance(work, Prefill):
+            entry.unscored = 0
         self._entries[sequence.id] = entry
         self._extend(entry)
-        (self._reserving if isinstance(work, DecodeAwaiting) else self._waiting).append(entry)
+        self._served.joins(entry)
+        if isinstance(work, DecodeAwaiting):
+            self._reserving.append(entry)
+        else:
+            self._line.add(entry)
 
     def admit(self) -> list[StepEvent]:
         """Admit those that landed and those that wait, in order, as far as there is room; reserve for the others."""
         events: list[StepEvent] = []
-        while self._landed and len(self._running) < self._limits.max_running:
-            entry = self._landed.popleft()
+        full = False
+        while len(self._running) < self._limits.max_running and (entry := self._line.next(landed=full)) is not None:
+            if entry.phase is Phase.WAITING:
+                full = self._full = not self._take_pages(entry)
+                if full:
+                    continue
+                self._passed = 0
+            self._line.take(entry)
             events.append(Admitted(entry.sequence.id, entry.local, entry.computed - entry.local))
             self._start(entry)
-        events += self._admit_waiting()
-        events += [self._reserve(self._reserving.popleft()) for _ in range(len(self._reserving))]
-        return events
+        reserving = sorted(self._reserving, key=lambda entry: entry.sequence.priority)
+        self._reserving.clear()
+        return events + [self._reserve(entry) for entry in reserving]
 
-    def _admit_waiting(self) -> list[StepEvent]:
-        events: list[StepEvent] = []
-        while self._waiting and len(self._running) < self._limits.max_running:
-            entry = self._waiting[0]
-            taken = self.pool.try_take(self._reusable(entry), pages_for(entry.target, self._spec.page_tokens))
-            self._full = taken is None
-            if taken is None:
-                break
-            self._waiting.popleft()
-            entry.table, hits = taken
-            entry.computed = min(hits * self._spec.page_tokens, entry.target)
-            events.append(Admitted(entry.sequence.id, entry.computed, 0))
-            self._start(entry)
-        return events
+    def _take_pages(self, entry: Entry) -> bool:
+        """Whether there is room for it; what of it the prefix cache has needs no computing."""
+        taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target))
+        if taken is None:
+            return False
+        entry.table, hits = taken
+        entry.local = entry.computed = min(hits * self._spec.page_tokens, entry.target)
+        return True
 
     def land(self, sequence: SequenceId, frame: Frame) -> int | None:
         """The pool page that `frame` belongs into, or None when nobody waits for it any more.
@@ -186,33 +168,30 @@ class Batcher:
                 self.pool.landed(entry.table[index])
         self._publish(entry)
         entry.phase = Phase.LANDED
-        self._landed.append(entry)
+        self._line.add(entry)
 
     def plan(self) -> tuple[Chunk, ...]:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
         size = self._spec.page_tokens
         chunks: dict[SequenceId, Chunk] = {}
-        decoding = [entry for entry in self._running if entry.target - entry.computed == 1]
-        prefilling = [entry for entry in self._running if entry.target - entry.computed > 1]
+        running = sorted(self._running, key=lambda entry: entry.sequence.priority)
+        decoding = [entry for entry in running if entry.target - entry.computed == 1]
+        prefilling = [entry for entry in running if entry.target - entry.computed > 1]
+        prefilling.sort(key=lambda entry: (entry.sequence.priority, self._served.tokens(entry)))
         budget = min(len(decoding), self._limits.step_tokens)
         budget += self._budget.prefill_tokens(budget)
+        scores = max(_SCORED_LOGITS // self._spec.vocab, 1)
         for entry in decoding + prefilling:
             if budget == 0:
                 break
-            start = entry.computed
-            if entry.phase is not Phase.RUNNING or start >= entry.target:
+            end = min(entry.computed + budget, entry.end(scores))
+            if entry.phase is not Phase.RUNNING or end <= entry.computed:
                 continue
-            end = min(entry.target, start + budget)
             if end > len(entry.table) * size and not self._grow(entry, end, chunks):
                 continue
-            chunks[entry.sequence.id] = Chunk(
-                entry.sequence.id,
-                tuple(entry.tokens[start:end]),
-                start,
-                tuple(entry.table[: pages_for(end, size)]),
-                end == len(entry.tokens) and not isinstance(entry.work, Prefill),
-            )
-            budget -= end - start
+            chunk = chunks[entry.sequence.id] = entry.chunk(end, size)
+            budget -= len(chunk.tokens)
+            scores -= len(chunk.score.targets) if chunk.score else 0
         run = sum(len(chunk.tokens) for chunk in chunks.values())
         decoded = sum(entry.sequence.id in chunks for entry in decoding)
         self._planned = (run - decoded, decoded)
@@ -225,7 +204,8 @@ class Batcher:
     def computed(self, chunk: Chunk) -> None:
         """The step ran: the chunk's tokens have KV."""
         entry = self._entries[chunk.sequence]
-        entry.computed = chunk.start + len(chunk.tokens)
+        entry.advance(chunk.start + len(chunk.tokens))
+        self._served.ran(entry, entry.computed)
         self._publish(entry)
 
     def append(self, sequence: SequenceId, token: int) -> None:
@@ -252,9 +232,11 @@ class Batcher:
             return False
         if entry.phase is Phase.AWAITING:
             self._publish(entry, upto=self._landed_tokens(entry))
-        for queue in (self._waiting, self._reserving, self._landed, self._running):
+        for queue in (self._reserving, self._running):
             if entry in queue:
                 queue.remove(entry)
+        self._line.remove(entry)
+        self._served.leaves(entry)
         self.pool.release(entry.table)
         self._full = False
         return True
@@ -267,22 +249,21 @@ class Batcher:
         if len(held) != total.owned + total.landing:
             raise InvariantViolation(16, f"{len(held)} pages are in block tables, the pool says {total}")
         phases = Counter(entry.phase for entry in self._entries.values())
-        queues = (len(self._running), len(self._landed), len(self._waiting) + len(self._reserving))
-        if (phases[Phase.RUNNING], phases[Phase.LANDED], phases[Phase.WAITING]) != queues:
+        queues = (len(self._running), len(self._line) + len(self._reserving))
+        if (phases[Phase.RUNNING], phases[Phase.LANDED] + phases[Phase.WAITING]) != queues:
             raise InvariantViolation(16, f"the sequences are {phases}, the queues hold {queues}")
 
     def _pages(self, tokens: int) -> int:
         return pages_for(tokens, self._spec.page_tokens)
 
-    def _extend(self, entry: _Entry) -> None:
+    def _extend(self, entry: Entry) -> None:
         extend_chain(entry.chain, entry.sequence.salt, entry.tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
-    def _reusable(self, entry: _Entry) -> list[PageId]:
-        """The ids worth looking up: a decoding sequence always runs its last token itself, for the logits."""
-        tokens = entry.target if isinstance(entry.work, Prefill) else len(entry.tokens) - 1
-        return entry.chain[: tokens // self._spec.page_tokens]
+    def _reusable(self, entry: Entry) -> list[PageId]:
+        """The ids worth looking up."""
+        return entry.chain[: entry.reusable // self._spec.page_tokens]
 
-    def _expected(self, entry: _Entry, index: int, valid_tokens: int) -> PageId:
+    def _expected(self, entry: Entry, index: int, valid_tokens: int) -> PageId:
         if valid_tokens == self._spec.page_tokens:
             return entry.chain[index] if index < len(entry.chain) else ROOT
         start = index * self._spec.page_tokens
@@ -290,33 +271,36 @@ class Batcher:
         tokens = entry.tokens[start : start + valid_tokens]
         return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
-    def _reserve(self, entry: _Entry) -> StepEvent:
+    def _reserve(self, entry: Entry) -> StepEvent:
+        waits = self._full and self._line.has(Phase.WAITING)
         taken = None
-        if not (self._waiting and self._waiting[0].preempted):
+        if not (self._line.preempted or (waits and self._passed >= SHARE)):
             taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
         if taken is None:
             del self._entries[entry.sequence.id]
+            self._served.leaves(entry)
             return NoRoom(entry.sequence.id)
+        self._passed += waits
         entry.table, hits = taken
         entry.local = hits * self._spec.page_tokens
         entry.phase = Phase.AWAITING
         return Reserved(entry.sequence.id, entry.local)
 
-    def _landed_tokens(self, entry: _Entry) -> int:
-        """Tokens with KV from the start without a gap, the last token of the sequence left out."""
+    def _landed_tokens(self, entry: Entry) -> int:
+        """Tokens with KV from the start without a gap, without those that must run here, as the last one must."""
         tokens = entry.local
         for index in range(entry.local // self._spec.page_tokens, len(entry.table)):
             valid = entry.landed.get(index, 0)
             tokens += valid
             if valid < self._spec.page_tokens:
                 break
-        return min(tokens, len(entry.tokens) - 1)
+        return min(tokens, entry.reusable)
 
-    def _start(self, entry: _Entry) -> None:
-        entry.phase, entry.preempted = Phase.RUNNING, False
+    def _start(self, entry: Entry) -> None:
+        entry.phase = Phase.RUNNING
         self._running.append(entry)
 
-    def _publish(self, entry: _Entry, upto: int | None = None) -> None:
+    def _publish(self, entry: Entry, upto: int | None = None) -> None:
         """Give every page that is now full its id, so that others may share it."""
         full = (entry.computed if upto is None else upto) // self._spec.page_tokens
         if full <= entry.published:
@@ -326,28 +310,29 @@ class Batcher:
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
         entry.published = full
 
-    def _grow(self, entry: _Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
+    def _grow(self, entry: Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:
         """Make the block table cover `tokens`, preempting others if need be; False when this one was preempted."""
         while (missing := self._pages(tokens) - len(entry.table)) > 0:
             taken = self.pool.try_take((), missing)
             if taken is not None:
                 entry.table.extend(taken[0])
                 return True
-            victim = next(other for other in reversed(self._running) if other.sequence.id not in planned)
+            spared = [other for other in reversed(self._running) if other.sequence.id not in planned]
+            victim = max(spared, key=lambda other: other.sequence.priority)
             self._preempt(victim)
             if victim is entry:
                 return False
         return True
 
-    def _preempt(self, entry: _Entry) -> None:
+    def _preempt(self, entry: Entry) -> None:
         self._running.remove(entry)
         self.pool.release(entry.table)
         entry.table, entry.computed, entry.published = [], 0, 0
-        entry.phase, entry.preempted = Phase.WAITING, True
-        self._waiting.appendleft(entry)
+        entry.phase = Phase.WAITING
+        self._line.add_preempted(entry)
         self._full = False
 
-    def _ready(self, entry: _Entry) -> list[Ready]:
+    def _ready(self, entry: Entry) -> list[Ready]:
         assert isinstance(entry.work, Prefill)
         size = self._spec.page_tokens
         ready = [

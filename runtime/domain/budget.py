@@ -3,12 +3,16 @@
 Learns from the steps that ran what decoding and prefilling take here; is told the seconds, never measures them.
 """
 
+# A step with prefill takes no longer than so many without: a bound in seconds alone would let the tokens of a fast
+# engine come ten times as late beside a long prompt.
+_SLOWDOWN = 2.0
 _NEWEST = 0.2
 _CAUTION = 8
 
 
 class StepBudget:
-    """`step_tokens` bounds every step; `itl_s` the seconds of one in which sequences decode, None for no such bound.
+    """`step_tokens` bounds every step; `itl_s`, and twice what decoding takes alone, the seconds of one in which
+    sequences decode; None for neither.
 
     A prefill always goes on, by `least_tokens` a step at the least, however late the decoding ones are for it.
     """
@@ -25,9 +29,9 @@ class StepBudget:
         left = max(self._most - decoding, 0)
         if self._itl_s is None or not decoding:
             return left
-        if self._token_s is None:
+        if self._token_s is None or self._decode_s is None:
             return min(left, max(self._most // _CAUTION, self._least))
-        room_s = self._itl_s - (self._decode_s or 0.0)
+        room_s = min(self._itl_s, _SLOWDOWN * self._decode_s) - self._decode_s
         # An engine that takes no time at all has room for everything.
         room = int(room_s / self._token_s) if self._token_s else left
         return min(left, max(room, self._least))

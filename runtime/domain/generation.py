@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.ids import BootId, TenantId, TurnId
 
@@ -21,13 +22,14 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One request, already tokenized; stateless without a `claim`. `deadline_s` bounds it from its arrival to its last
-    token."""
+    token; of those that wait the lower `priority` comes first."""
 
     model: str
     prompt: tuple[int, ...] = field(repr=False)
     sampling: Sampling
     tenant: TenantId
     deadline_s: float
+    priority: int = 0
     claim: Claim | None = None
 
 
@@ -37,7 +39,8 @@ class Delta:
 
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
-    after a failover, and `boot` the decode worker that it runs on.
+    after a failover, and `boot` the decode worker that it runs on. `scores` of the prompt come with the first token,
+    where they were asked for.
     """
 
     index: int
@@ -47,6 +50,7 @@ class Delta:
     handoff: Handoff | None = None
     attempt: int = 1
     boot: BootId | None = field(default=None, compare=False)
+    scores: PromptScores | None = None
 
 
 class Handoffs:

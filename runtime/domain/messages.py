@@ -6,6 +6,7 @@ are never compared. Every command to a decode worker and every output from it ca
 
 from dataclasses import dataclass, field, replace
 
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
@@ -32,6 +33,12 @@ class Start:
     forced: tuple[int, ...] = ()
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
+    priority: int = 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's log-probabilities are owed, for which prefill workers have no head."""
+        return self.sampling.prompt_logprobs is not None and not self.forced
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,8 @@ class Handoff:
 class Output:
     """New output tokens of one attempt. `index` counts the turn's output tokens before the first of `tokens`.
 
-    `text` is what these tokens complete; `finish` ends the attempt. `handoff` comes with the first
+    `text` is what these tokens complete; `finish` ends the attempt; `scores` of the prompt come with the turn's first
+    token, where they were asked for. `handoff` comes with the first
     tokens, and again with the last when it changed meanwhile.
     """
 
@@ -104,6 +112,7 @@ class Output:
     text: str
     finish: FinishReason | None = None
     handoff: Handoff | None = None
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +176,7 @@ class PrefillCall:
     tenant: TenantId
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

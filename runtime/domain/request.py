@@ -3,7 +3,7 @@
 Owns where one attempt stands and what has to happen next; never waits, computes or sends. Events in, commands out:
 
     state         event -> next                                                        commands
-    NEW           Begin, suffix short or nobody to prefill -> RUNNING                  SubmitWork(local)
+    NEW           Begin, suffix short, prompt scored, nobody to prefill -> RUNNING     SubmitWork(local)
                   Begin -> RESERVING                                                   SubmitWork(awaiting)
     RESERVING     Reserved -> LANDING                                                  OpenLanding
                   NoRoom -> WAITING_ROOM
@@ -30,6 +30,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandidate, PrefillDone, Start
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, Frame, Work
 from runtime.errors import BatonError, Cancelled, DeadlineExceeded, IllegalTransition, StaleAttempt
@@ -133,6 +134,7 @@ class NewTokens:
     tokens: tuple[Sampled, ...]
     text: str
     finish: FinishReason | None
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +304,7 @@ class Request:
 
     def _begin(self, event: Begin) -> list[RequestCommand]:
         suffix = len(self.start.prompt) + len(self.start.forced) - 1 - event.cached_tokens
-        if self._candidates and suffix >= max(self._policy.remote_min_tokens, 1):
+        if self._candidates and not self.start.scored and suffix >= max(self._policy.remote_min_tokens, 1):
             return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]
         return [*self._to(RequestState.RUNNING), SubmitWork(DecodeLocal())]
 
@@ -350,7 +352,7 @@ class Request:
         # A prefill worker's report may come after the first tokens.
         told = self._log[0].handoff if self._log else None
         handoff = self._handoff if told is None or (event.finish and told != self._handoff) else None
-        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff)
+        output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff, event.scores)
         self._log.append(output)
         commands: list[RequestCommand] = [] if self.detached else [Emit(output)]
         if event.finish is not None:

@@ -14,6 +14,7 @@ from runtime.domain.sampling import (
     logit_bias_rules,
     share,
 )
+from runtime.domain.scoring import check_scores
 from runtime.errors import InvalidArgument
 from runtime.ids import SequenceId, TurnId
 
@@ -37,10 +38,10 @@ class Sampling:
     """How tokens are chosen and when generation ends. What each does to logits: runtime/domain/sampling.py.
 
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `typical_p` 1 are off; `logprobs` None is off, n
-    asks for the n most likely tokens beside the chosen one. Before `min_tokens` nothing ends the answer. The last
-    token of a sequence of `banned_tokens` is never chosen where the output ends with those before it. An answer that is
-    not cut short matches its `grammar`, and ends where nothing can follow. Randomness is a pure function of (seed,
-    absolute position).
+    asks for the n most likely tokens beside the chosen one, `prompt_logprobs` for those beside each of the prompt's.
+    Before `min_tokens` nothing ends the answer. The last token of a sequence of `banned_tokens` is never chosen where
+    the output ends with those before it. An answer that is not cut short matches its `grammar`, and ends where nothing
+    can follow. Randomness is a pure function of (seed, absolute position).
     """
 
     max_tokens: int
@@ -59,6 +60,7 @@ class Sampling:
     min_tokens: int = 0
     banned_tokens: tuple[tuple[int, ...], ...] = ()
     grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
     def validate(self) -> None:
         """Raise `InvalidArgument` naming the first field out of its range."""
@@ -79,8 +81,15 @@ class Sampling:
         )
         if self.logprobs is not None:
             enforce((between("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS),))
+        if self.prompt_logprobs is not None:
+            enforce((between("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS),))
         if self.grammar is not None:
             enforce(self.grammar.rules())
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raise `InvalidArgument` when a prompt of so many tokens is too long for what is asked of it."""
+        if self.prompt_logprobs is not None:
+            check_scores(self.prompt_logprobs, tokens)
 
     def check_vocabulary(self, vocab: int) -> None:
         """Raise `InvalidArgument` naming the first field with a token id that a model of `vocab` tokens has not."""
@@ -125,7 +134,7 @@ class Sequence:
     """One sequence as an engine gets it.
 
     `prompt` are the request's token ids; `forced` the tokens that this turn already gave out, replayed without
-    sampling. `salt` is the tenant's secret that keys its page ids.
+    sampling. `salt` is the tenant's secret that keys its page ids. The lower `priority` comes first.
     """
 
     id: SequenceId
@@ -133,10 +142,16 @@ class Sequence:
     sampling: Sampling
     salt: bytes = field(repr=False)
     forced: tuple[int, ...] = ()
+    priority: int = 0
 
     @property
     def tokens(self) -> tuple[int, ...]:
         return self.prompt + self.forced
+
+    @property
+    def scored(self) -> int | None:
+        """The `prompt_logprobs` that it is owed: those of a turn come with its first token."""
+        return None if self.forced else self.sampling.prompt_logprobs
 
 
 @dataclass(frozen=True, slots=True)

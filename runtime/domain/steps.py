@@ -8,6 +8,7 @@ import enum
 from dataclasses import dataclass, field
 
 from runtime.domain.pages import Occupancy
+from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
 from runtime.ids import PageId, SequenceId
@@ -39,7 +40,8 @@ class Chunk:
     """One sequence's share of an engine step.
 
     `tokens` are the new tokens to run, the first at absolute position `start`; `table` are pool page numbers that
-    cover `start + len(tokens)` tokens; `sample` asks for the logits of the last token.
+    cover `start + len(tokens)` tokens; `sample` asks for a token after the last one, `score` for what the prompt's own
+    are worth.
     """
 
     sequence: SequenceId
@@ -47,6 +49,12 @@ class Chunk:
     start: int
     table: tuple[int, ...]
     sample: bool
+    score: Score | None = None
+
+    @property
+    def logits(self) -> int:
+        """Of how many of the tokens, the last ones, logits are wanted: those that are scored, then the sampled one."""
+        return self.sample if self.score is None else len(self.score.targets) + self.sample
 
 
 class Encoding(enum.Enum):
@@ -99,13 +107,15 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """New tokens. `index` counts the output tokens before the first of `tokens`; `text` is what they complete."""
+    """New tokens. `index` counts the output tokens before the first of `tokens`; `text` is what they complete. `scores`
+    are of the prompt, with the first token, where they were asked for."""
 
     sequence: SequenceId
     index: int
     tokens: tuple[Sampled, ...]
     text: str
     finish: FinishReason | None
+    scores: PromptScores | None = None
 
 
 @dataclass(frozen=True, slots=True)

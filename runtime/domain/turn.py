@@ -251,8 +251,11 @@ class Turn:
         self._given.extend(sampled.token for sampled in fresh)
         self._attaches = 0
         # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
+        scores = None if known else output.scores
         attempt = output.ref.attempt
-        delta = Delta(output.index + known, fresh, output.text, output.finish, output.handoff, attempt, self.boot)
+        delta = Delta(
+            output.index + known, fresh, output.text, output.finish, output.handoff, attempt, self.boot, scores
+        )
         if output.finish is None:
             self._to(TurnState.STREAMING)
             return [Give(delta)]

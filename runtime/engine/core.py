@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from runtime.domain.batching import Batcher, Limits
 from runtime.domain.grammar import Grammar
 from runtime.domain.pages import PagePool
+from runtime.domain.scoring import PromptScores, joined
 from runtime.domain.sequence import FinishReason, Sampled, Sampling, Sequence
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import (
@@ -59,8 +60,9 @@ class SampleRow:
 class Compute(Protocol):
     """A model on a device: what differs between the native and the simulated engine."""
 
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
-        """Write the chunks' KV and sample one token for each chunk that asks for it, in order (as many as `rows`)."""
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
+        """Write the chunks' KV; sample one token for each chunk that asks for it (as many as `rows`), and score each
+        that asks for that, both in order."""
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         """Of each pool page and number of tokens, the canonical payload of that many tokens from its first on."""
@@ -84,6 +86,7 @@ class _Live:
     history: History | None = None
     generated: int = 0
     cached: int = 0
+    scores: list[PromptScores] | None = None
 
     def push(self, token: int) -> str:
         """One more token of the output, forced or sampled; the text that it completes.
@@ -106,6 +109,11 @@ class _Live:
     def finish(self) -> FinishReason | None:
         return None if self.output is None else self.output.finish
 
+    def scored(self) -> PromptScores | None:
+        """All scores of the prompt, to be told once."""
+        scores, self.scores = self.scores, None
+        return None if scores is None else joined(self.sequence.scored or 0, scores)
+
 
 class EngineCore:
     def __init__(
@@ -117,8 +125,11 @@ class EngineCore:
         eos_ids: frozenset[int],
         decoder: Callable[[], TextDecoder],
         grammars: Grammars | None = None,
+        *,
+        scores: bool = True,
     ) -> None:
-        """Without `grammars`, sequences that ask for one are refused."""
+        """Without `grammars`, sequences that ask for one are refused; without `scores` those that ask for
+        log-probabilities of their prompt."""
         # A context is no longer than the pool: a sequence that outgrew it would wait for ever.
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, pages * spec.page_tokens))
         self._batcher = Batcher(spec, PagePool(pages), limits)
@@ -126,6 +137,7 @@ class EngineCore:
         self._eos_ids = eos_ids
         self._decoder = decoder
         self._grammars = grammars
+        self._scores = scores
         self._live: dict[SequenceId, _Live] = {}
         self._early: list[StepEvent] = []
         self._step = 0
@@ -191,6 +203,7 @@ class EngineCore:
 
     def _submit(self, sequence: Sequence, work: Work) -> None:
         live = _Live(sequence, work, generated=len(sequence.forced))
+        live.scores = None if sequence.scored is None else []
         try:
             self._check(sequence)
             if not isinstance(work, Prefill):
@@ -232,6 +245,9 @@ class EngineCore:
                 f"this worker has room for",
                 field="max_tokens" if prompt < room else "prompt",
             )
+        sequence.sampling.check_prompt(prompt)
+        if sequence.scored is not None and not self._scores:
+            raise NotSupported("prompt_logprobs is not supported by this engine", field="prompt_logprobs")
         if max(sequence.tokens, default=0) >= self.spec.vocab:
             raise InvalidArgument(f"a token id is outside the vocabulary of {self.spec.vocab}", field="prompt")
         sequence.sampling.check_vocabulary(self.spec.vocab)
@@ -253,10 +269,17 @@ class EngineCore:
     def _run(self, chunks: tuple[Chunk, ...]) -> list[StepEvent]:
         sampling = [chunk for chunk in chunks if chunk.sample]
         rows = tuple(self._row(chunk) for chunk in sampling)
-        sampled = self._compute.run(chunks, rows)
+        sampled, scored = self._compute.run(chunks, rows)
+        for chunk, scores in zip([chunk for chunk in chunks if chunk.score], scored, strict=True):
+            self._keep(chunk.sequence, scores)
         for chunk in chunks:
             self._batcher.computed(chunk)
         return [self._generated(chunk.sequence, token) for chunk, token in zip(sampling, sampled, strict=True)]
+
+    def _keep(self, sequence: SequenceId, scores: PromptScores) -> None:
+        kept = self._live[sequence].scores
+        assert kept is not None, "only those that ask are scored"
+        kept.append(scores)
 
     def _row(self, chunk: Chunk) -> SampleRow:
         live = self._live[chunk.sequence]
@@ -269,7 +292,7 @@ class EngineCore:
         except InvalidArgument as error:
             self._remove(sequence)
             return SequenceFailed(sequence, error)
-        event = Generated(sequence, live.generated, (sampled,), text, live.finish)
+        event = Generated(sequence, live.generated, (sampled,), text, live.finish, live.scored())
         live.generated += 1
         if live.finish is None:
             self._batcher.append(sequence, sampled.token)

@@ -8,6 +8,7 @@ import torch
 from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import Sampled
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
@@ -21,6 +22,7 @@ from runtime.engine.parallel.leader import GroupRunner, start_group
 from runtime.engine.quantizing import quantize_linears
 from runtime.engine.runner import Runner, TorchRunner
 from runtime.engine.sampler import sample
+from runtime.engine.scoring import score
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.loading import load_model
 from runtime.model.share import shares_of
@@ -64,8 +66,9 @@ class NativeCompute:
         self._runner = runner
         self._group = group
 
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
-        return sample(self._runner.forward(chunks), rows)
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
+        logits, scored = score(self._runner.forward(chunks), chunks)
+        return sample(logits, rows), scored
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         return self._runner.kv.read_pages(pages)
@@ -119,8 +122,10 @@ def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, q
 
 
 def engine_core(
-    spec: ModelSpec, pages: int, limits: Limits, compute: NativeCompute, tokenizer: Tokenizer
+    spec: ModelSpec, pages: int, limits: Limits, compute: NativeCompute, tokenizer: Tokenizer, *, scores: bool = True
 ) -> EngineCore:
-    """The engine core of a compute, whose pool has `pages` pages."""
+    """The engine core of a compute, whose pool has `pages` pages. `scores`: it has the logits of any token, not just of
+    the last of a chunk."""
     grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
-    return EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, grammars)
+    eos_ids, decoder = tokenizer.eos_ids, tokenizer.decoder
+    return EngineCore(spec, pages, limits, compute, eos_ids, decoder, grammars, scores=scores)

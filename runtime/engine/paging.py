@@ -139,7 +139,8 @@ def pack(
 ) -> PackedStep:
     """Chunks of one token attend in groups, whatever they are, whose KV of a layer takes `group_bytes` at most; longer
     ones each for itself."""
-    positions, slots, sampled, opened = [], [], [], []
+    positions, slots, opened = [], [], []
+    sampled: list[int] = []
     decodes: list[_Decode] = []
     prefills: list[PrefillSpan] = []
     row = 0
@@ -152,8 +153,7 @@ def pack(
         slots.append(table[position // page_tokens] * page_tokens + position % page_tokens)
         if length % page_tokens and (len(table) - 1) * page_tokens >= chunk.start:
             opened.append(int(table[-1]))
-        if chunk.sample:
-            sampled.append(end - 1)
+        sampled.extend(range(end - chunk.logits, end))
         if len(chunk.tokens) == 1:
             decodes.append(_Decode(row, length, table))
         else:

@@ -36,7 +36,7 @@ class Runner(Protocol):
     def kv(self) -> PoolPages: ...
 
     def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
-        """Write the chunks' KV; the logits `[n, vocab]` in float32 of the last token of each that samples, in order."""
+        """Write the chunks' KV; the logits `[n, vocab]` in float32 of the last `logits` tokens of each, in order."""
 
 
 class TorchRunner:

@@ -12,11 +12,13 @@ from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from runtime.clock import Clock
 from runtime.domain.batching import Limits
+from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import Sampled, Sampling
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk, EngineCommand, Load, StepOutput
@@ -139,6 +141,24 @@ def _choose(digest: int, row: SampleRow) -> Sampled:
     return Sampled(left[draw % len(left)])
 
 
+def _scores(values: Sequence[int], wanted: Score) -> PromptScores:
+    """Nothing that the choices above are made by, but a function of the whole prefix all the same."""
+    digests = [_mix(value, token) for value, token in zip(values, wanted.targets, strict=True)]
+    return PromptScores(
+        wanted.top,
+        tuple([-float(digest >> 40) / (1 << 20) for digest in digests]),
+        tuple([digest % VOCAB + 1 for digest in digests]),
+        tuple([(digest + place) % VOCAB for digest in digests for place in range(wanted.top)]),
+        tuple([-float(place) for _ in digests for place in range(wanted.top)]),
+    )
+
+
+def prompt_scores(prompt: Sequence[int], top: int) -> PromptScores:
+    """What an unharmed engine says of a prompt: the oracle of tests and simulations."""
+    values = list(accumulate(prompt, _mix, initial=0))[1:-1]
+    return _scores(values, Score(tuple(prompt[1:]), top))
+
+
 def _allowed(history: History) -> list[int]:
     """The tokens that may come next; bans that would leave none are void."""
     forbidden = set(history.forbidden())
@@ -174,8 +194,8 @@ class SimulatedCompute:
         self._values = [array("Q", bytes(8 * page_tokens)) for _ in range(pages)]
         self._sums = [0] * pages
 
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
-        sampled = []
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
+        sampled, scored = [], []
         pending = iter(rows)
         for chunk in chunks:
             value = self._write(chunk)
@@ -183,7 +203,9 @@ class SimulatedCompute:
                 row = next(pending)
                 digest = (self._reach(chunk) + value) & _MASK
                 sampled.append(_choose(digest, row))
-        return sampled
+            if chunk.score is not None:
+                scored.append(_scores(self._wanted(chunk), chunk.score))
+        return sampled, scored
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         return [self._read_page(page, tokens) for page, tokens in pages]
@@ -220,6 +242,12 @@ class SimulatedCompute:
             values[position % size] = value
             position += 1
         return value
+
+    def _wanted(self, chunk: Chunk) -> list[int]:
+        """The values of the tokens whose followers are scored."""
+        end = chunk.start + len(chunk.tokens) - chunk.sample
+        places = range(end - chunk.logits + chunk.sample, end)
+        return [self._values[chunk.table[place // self._size]][place % self._size] for place in places]
 
     def _reach(self, chunk: Chunk) -> int:
         """The sum of all values that the block table reaches, as attention reads all keys."""

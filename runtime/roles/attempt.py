@@ -31,7 +31,7 @@ class Attempt:
         self.request = r.Request(start, role.settings.policy)
         self.link: Link | None = link
         self._role = role
-        self._sequence = Sequence(start.ref.sequence, start.prompt, start.sampling, salt, start.forced)
+        self._sequence = Sequence(start.ref.sequence, start.prompt, start.sampling, salt, start.forced, start.priority)
         self._chain: list[PageId] = []
         self._timers: dict[str, Timer] = {}
         self._transfer: _Transfer | None = None
@@ -122,7 +122,8 @@ class Attempt:
         endpoint = role.transport.expect(
             landing.transfer, landing.epoch, pages, lambda event: self._landed(landing, event)
         )
-        call = PrefillCall(self.request.start.tenant, self._sequence.tokens, self._ticket(landing, pages, endpoint))
+        start, ticket = self.request.start, self._ticket(landing, pages, endpoint)
+        call = PrefillCall(start.tenant, self._sequence.tokens, ticket, start.priority)
         task = role.group.create_task(self._call(command.transfer, command.peer.address, call))
         self._transfer = _Transfer(landing, task)
         self._arm_progress()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.clock import Clock
 from runtime.domain import request as r
+from runtime.domain.fairness import SHARE
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -134,6 +135,7 @@ class DecodeRole:
         self._turns: dict[TurnId, Attempt] = {}
         self._ended: OrderedDict[TurnId, Ref] = OrderedDict()
         self._roomless: dict[SequenceId, Attempt] = {}
+        self._wakes = 0
         self._links: list[Link] = []
 
     async def run(self) -> None:
@@ -249,9 +251,14 @@ class DecodeRole:
             self._roomless.pop(event.sequence, None)
 
     def _wake(self, load: Load) -> None:
-        """Let as many try again as there may be room for: every try of a long prompt costs the engine."""
+        """Let as many try again as there may be room for: every try of a long prompt costs the engine. The best
+        priority first, but for one time in `SHARE`: then who has waited longest, so that nobody waits for ever."""
         room = load.pages.free + load.pages.cached
-        for attempt in self._roomless.values():
+        waiting = list(self._roomless.values())
+        self._wakes += 1
+        if self._wakes % SHARE:
+            waiting.sort(key=lambda attempt: attempt.request.start.priority)
+        for attempt in waiting:
             room -= attempt.lacks()
             if room < 0:
                 return
@@ -271,8 +278,8 @@ class DecodeRole:
 def _translate(event: StepEvent) -> r.RequestEvent | None:
     """An engine's event in the words of the request's table."""
     match event:
-        case Generated(index=index, tokens=tokens, text=text, finish=finish):
-            return r.NewTokens(index, tokens, text, finish)
+        case Generated(index=index, tokens=tokens, text=text, finish=finish, scores=scores):
+            return r.NewTokens(index, tokens, text, finish, scores)
         case Reserved(local_tokens=local):
             return r.RoomReserved(local)
         case NoRoom():

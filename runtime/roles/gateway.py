@@ -200,6 +200,7 @@ class GatewayRole:
         if not all(0 <= token < spec.vocab for token in generation.prompt):
             raise InvalidArgument(f"prompt holds a token id outside the vocabulary of {spec.vocab}", field="prompt")
         generation.sampling.check_vocabulary(spec.vocab)
+        generation.sampling.check_prompt(prompt)
         if generation.deadline_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived", field="deadline_ms")
 
@@ -294,9 +295,8 @@ class GatewayRole:
         asked = live.generation
         candidates = self._router.candidates(self._view)
         remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
-        stream.send(
-            Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
-        )
+        start = Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
+        stream.send(replace(start, priority=asked.priority))
 
     def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
         stream = self._streams.get(boot)

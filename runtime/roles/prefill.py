@@ -55,7 +55,9 @@ class PrefillRole:
             raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
         if not ticket.pages:
             raise InvalidArgument("the ticket names no page", field="ticket.pages")
-        sequence = Sequence(SequenceId(ticket.transfer), call.tokens, Sampling(max_tokens=1), salt)
+        sequence = Sequence(
+            SequenceId(ticket.transfer), call.tokens, Sampling(max_tokens=1), salt, priority=call.priority
+        )
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
         work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))

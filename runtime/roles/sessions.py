@@ -278,7 +278,7 @@ class SessionRole:
             replace(record.asked.sampling, max_tokens=prepared.max_tokens),
             record.tenant,
             record.asked.deadline_s,
-            Claim(record.id, record.epoch, given, context.boot),
+            claim=Claim(record.id, record.epoch, given, context.boot),
         )
         sampling = generation.sampling
         enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)

@@ -11,8 +11,9 @@ from runtime.domain.generation import Delta, Generation
 from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
-from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.banning import banned_spellings
+from runtime.services.choices import Arrivals, check_choices, give_choices
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
 from runtime.wire import fields
@@ -42,16 +43,22 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         inference_pb2_grpc.add_InferenceServicer_to_server(self, server)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        count = request.n if request.HasField("n") else 1
+        candidates = request.best_of if request.HasField("best_of") else count
+        check_choices(count, candidates)
         generation = await self._generation(request, context)
-        answer = Answer(len(generation.prompt), logprobs=generation.sampling.logprobs is not None)
-        async with self._role.open(generation) as deltas:
-            async for delta in deltas:
-                together, failed = await gather(delta, deltas)
-                await context.write(answer.pack(together))
+        answer = Answer(len(generation.prompt), count, logprobs=generation.sampling.logprobs is not None)
+
+        async def give(arrivals: Arrivals) -> None:
+            async for first in arrivals:
+                together, failed = await gather(first, arrivals)
+                await context.write(answer.pack(together, arrivals.withheld))
                 if failed is not None:
                     raise failed
-                if together[-1].finish is None:
+                if not answer.complete:
                     await let_others_run()
+
+        await give_choices(self._role, generation, count, candidates, give)
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
         return pb.CountTokensResponse(tokens=len(await self._tokens(self._model(request.model), request.prompt)))
@@ -72,7 +79,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
-        return Generation(model.spec.name, prompt, sampling, self._settings.tenant, ends - clock())
+        tenant = self._settings.tenant
+        return Generation(model.spec.name, prompt, sampling, tenant, ends - clock(), request.priority)
 
     def _model(self, name: str) -> ServedModel:
         return self._role.served(fields.name(name, "model", 256))
@@ -99,12 +107,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return tuple(await self._pool.run(tokenize))
 
 
-async def gather(first: Delta, deltas: Deltas) -> tuple[list[Delta], BatonError | None]:
+async def gather(first: tuple[int, Delta], arrivals: Arrivals) -> tuple[list[tuple[int, Delta]], BatonError | None]:
     """What is ready now, and the error that follows it, if that is ready too."""
     together = [first]
     try:
-        while deltas.ready():
-            together.append(await anext(deltas))
+        while arrivals.ready():
+            together.append(await anext(arrivals))
     except BatonError as error:
         return together, error
     return together, None

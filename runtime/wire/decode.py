@@ -26,12 +26,14 @@ from runtime.wire.sequence import (
     pack_load,
     pack_ref,
     pack_sampling,
+    pack_scores,
     pack_top,
     unpack_finish,
     unpack_load,
     unpack_logprobs,
     unpack_ref,
     unpack_sampling,
+    unpack_scores,
     unpack_top,
 )
 
@@ -109,6 +111,7 @@ def _pack_start(start: Start) -> pb.Start:
             pb.PrefillCandidate(worker=each.worker, boot=each.boot, address=each.address) for each in start.candidates
         ],
         remaining_ms=start.remaining_ms,
+        priority=start.priority,
     )
 
 
@@ -130,6 +133,7 @@ def _unpack_start(message: pb.Start) -> Start:
             for each in message.candidates
         ),
         remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
+        priority=message.priority,
     )
 
 
@@ -164,6 +168,8 @@ def _pack_output(output: Output | AttemptFailed) -> pb.Output:
         message.finish = TO_FINISH[output.finish]
     if output.handoff is not None:
         message.handoff.CopyFrom(pack_handoff(output.handoff))
+    if output.scores is not None:
+        message.prompt_logprobs.CopyFrom(pack_scores(output.scores))
     return message
 
 
@@ -178,6 +184,7 @@ def _unpack_output(message: pb.Output) -> Output | AttemptFailed:
         message.text,
         unpack_finish(message.finish, "finish") if message.HasField("finish") else None,
         unpack_handoff(message.handoff) if message.HasField("handoff") else None,
+        unpack_scores(message.prompt_logprobs, "prompt_logprobs") if message.HasField("prompt_logprobs") else None,
     )
 
 

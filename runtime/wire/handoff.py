@@ -16,7 +16,9 @@ _ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
-    return pb.PrefillRequest(tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket))
+    return pb.PrefillRequest(
+        tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket), priority=call.priority
+    )
 
 
 def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
@@ -24,6 +26,7 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
         tenant=TenantId(fields.name(message.tenant, "tenant")),
         tokens=fields.tokens(message.tokens, "tokens", least=2),
         ticket=unpack_ticket(message.ticket),
+        priority=message.priority,
     )
 
 

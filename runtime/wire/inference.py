@@ -1,6 +1,6 @@
 """What users ask and what they get: prompts and models, and the deltas of an answer as its messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from batonmesh.v1 import inference_pb2 as pb
 from runtime.domain.generation import Delta, Handoffs
@@ -9,7 +9,7 @@ from runtime.domain.spec import ModelSpec
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
-from runtime.wire.sequence import TO_FINISH, pack_top
+from runtime.wire.sequence import TO_FINISH, pack_scores, pack_top
 
 MAX_TEXT_BYTES = 4 << 20
 _MAX_MESSAGES = 16_384
@@ -54,49 +54,67 @@ def pack_model(spec: ModelSpec, created: int) -> pb.Model:
 
 
 class Answer:
-    """One answer on its way out; keeps what its final has to tell. `logprobs`: they were asked for."""
+    """`choices` answers to one prompt on their way out; keeps what their final has to tell. `logprobs`: they were asked
+    for."""
 
-    def __init__(self, prompt_tokens: int, *, logprobs: bool) -> None:
+    def __init__(self, prompt_tokens: int, choices: int = 1, *, logprobs: bool) -> None:
         self._prompt_tokens = prompt_tokens
         self._logprobs = logprobs
         self._completion_tokens = 0
         self._handoffs = Handoffs()
+        self._attempts = 1
+        self._ends: list[pb.Choice | None] = [None] * choices
 
-    def pack(self, deltas: Iterable[Delta]) -> pb.GenerateResponse:
-        """One message with all of `deltas`, which follow those of the message before."""
+    @property
+    def complete(self) -> bool:
+        """Whether the final was told."""
+        return None not in self._ends
+
+    def pack(self, arrivals: Iterable[tuple[int, Delta]], withheld: int = 0) -> pb.GenerateResponse:
+        """One message with all of `arrivals`, which follow those of the message before; `withheld` are tokens that were
+        made and are not given."""
         message = pb.GenerateResponse()
-        for delta in deltas:
-            self._handoffs.add(delta)
+        for choice, delta in arrivals:
+            if choice == 0:
+                self._handoffs.add(delta)
+                self._attempts = delta.attempt
             self._completion_tokens += len(delta.tokens)
-            message.events.extend(self._events(delta))
+            message.events.extend(self._events(choice, delta))
+            if delta.scores is not None:
+                message.prompt_logprobs.CopyFrom(pack_scores(delta.scores))
             if delta.finish is not None:
-                message.final.CopyFrom(self._final(delta))
+                text = "" if delta.tokens else delta.text
+                self._ends[choice] = pb.Choice(finish_reason=TO_FINISH[delta.finish], text=text)
             else:
                 assert delta.tokens or not delta.text, "only the end has text without a token"
+        if self.complete:
+            self._completion_tokens += withheld
+            message.final.CopyFrom(self._final([end for end in self._ends if end is not None]))
         return message
 
-    def _events(self, delta: Delta) -> list[pb.TokenEvent]:
-        events = [self._event(delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]
+    def _events(self, choice: int, delta: Delta) -> list[pb.TokenEvent]:
+        events = [self._event(choice, delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]
         if events:
             events[-1].text = delta.text
         return events
 
-    def _event(self, index: int, sampled: Sampled) -> pb.TokenEvent:
+    def _event(self, choice: int, index: int, sampled: Sampled) -> pb.TokenEvent:
         if not self._logprobs:
-            return pb.TokenEvent(index=index, id=sampled.token)
-        return pb.TokenEvent(index=index, id=sampled.token, logprob=sampled.logprob, top=pack_top(sampled.top))
+            return pb.TokenEvent(index=index, id=sampled.token, choice=choice)
+        top = pack_top(sampled.top)
+        return pb.TokenEvent(index=index, id=sampled.token, logprob=sampled.logprob, top=top, choice=choice)
 
-    def _final(self, delta: Delta) -> pb.Final:
-        assert delta.finish is not None
+    def _final(self, ends: Sequence[pb.Choice]) -> pb.Final:
         newest = self._handoffs.newest
         return pb.Final(
-            finish_reason=TO_FINISH[delta.finish],
-            text="" if delta.tokens else delta.text,
+            finish_reason=ends[0].finish_reason,
+            text=ends[0].text,
             usage=pb.Usage(
                 prompt_tokens=self._prompt_tokens,
                 cached_tokens=self._handoffs.cached_tokens(self._prompt_tokens),
                 completion_tokens=self._completion_tokens,
             ),
             handoff=None if newest is None else pack_handoff(newest),
-            attempts=delta.attempt,
+            attempts=self._attempts,
+            choices=ends if len(ends) > 1 else None,
         )

@@ -6,6 +6,7 @@ from batonmesh.v1 import common_pb2 as pb
 from runtime.domain.grammar import MAX_CHOICES, Grammar, GrammarKind, one_of
 from runtime.domain.pages import Occupancy
 from runtime.domain.sampling import MAX_BANNED, MAX_LOGIT_BIASES, NO_PENALTIES, Penalties
+from runtime.domain.scoring import MAX_PROMPT_LOGPROBS, PromptScores
 from runtime.domain.sequence import MAX_TOP_LOGPROBS, FinishReason, Ref, Sampling
 from runtime.domain.steps import Load
 from runtime.errors import InvalidArgument
@@ -60,6 +61,7 @@ def pack_sampling(sampling: Sampling) -> pb.Sampling:
         min_tokens=sampling.min_tokens,
         banned_tokens=[pb.TokenIds(ids=each) for each in sampling.banned_tokens],
         grammar=None if sampling.grammar is None else _pack_grammar(sampling.grammar),
+        prompt_logprobs=sampling.prompt_logprobs,
     )
 
 
@@ -87,6 +89,7 @@ def unpack_sampling(message: pb.Sampling, *, max_tokens: int, seed: int) -> Samp
         min_tokens=message.min_tokens,
         banned_tokens=tuple([fields.tokens(each.ids, "banned_tokens", least=1) for each in message.banned_tokens]),
         grammar=_unpack_grammar(message.grammar) if message.HasField("grammar") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
     )
     sampling.validate()
     return sampling
@@ -153,6 +156,37 @@ def unpack_logprobs(logprobs: Sequence[float], field: str) -> tuple[float, ...]:
         if not logprob < float("inf"):
             raise InvalidArgument(f"{field} holds {logprob}, which is no log-probability", field=field)
     return tuple(logprobs)
+
+
+def pack_scores(scores: PromptScores) -> pb.PromptLogprobs:
+    return pb.PromptLogprobs(
+        logprobs=scores.logprobs,
+        ranks=scores.ranks,
+        top=scores.top,
+        top_ids=scores.top_tokens,
+        top_logprobs=scores.top_logprobs,
+    )
+
+
+def unpack_scores(message: pb.PromptLogprobs, field: str) -> PromptScores:
+    fields.at_most(MAX_PROMPT_LOGPROBS, len(message.logprobs), field)
+    if message.top > MAX_TOP_LOGPROBS:
+        raise InvalidArgument(f"{field}.top is {message.top}, the limit is {MAX_TOP_LOGPROBS}", field=field)
+    count = len(message.logprobs)
+    for column, found, wanted in (
+        ("ranks", len(message.ranks), count),
+        ("top_ids", len(message.top_ids), count * message.top),
+        ("top_logprobs", len(message.top_logprobs), count * message.top),
+    ):
+        if found != wanted:
+            raise InvalidArgument(f"{field}.{column} has {found} entries, not {wanted}", field=field)
+    return PromptScores(
+        message.top,
+        unpack_logprobs(message.logprobs, field),
+        tuple(message.ranks),
+        fields.tokens(message.top_ids, field),
+        unpack_logprobs(message.top_logprobs, field),
+    )
 
 
 def pack_load(load: Load) -> pb.Load:

@@ -24,7 +24,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ratios_are_of_medians_and_of_the_better_of_the_others() -> None:
     times = {
-        "native": EngineTimes({"1024": [80.0, 70.0, 500.0]}, [20.0], [400.0]),
+        "native": EngineTimes({"1024": [80.0, 70.0, 500.0]}, [20.0], [400.0], [30.0, 10.0, 20.0], [30.0]),
         "transformers": EngineTimes({"1024": [200.0]}, [40.0], [200.0]),
         "vllm": EngineTimes({"1024": [100.0]}, [10.0], [100.0]),
     }
@@ -34,6 +34,7 @@ def test_ratios_are_of_medians_and_of_the_better_of_the_others() -> None:
         "itl_vs_transformers": 0.5,
         "itl_over_floor": 1.25,
         "ttft1024_vs_best": 0.8,
+        "mixed_itl_p99": 1.5,
     }
 
 
@@ -56,6 +57,7 @@ def test_it_times_the_native_engine_beside_transformers() -> None:
         "itl_vs_transformers",
         "itl_over_floor",
         "ttft1024_vs_best",
+        "mixed_itl_p99",
     }
 
 

@@ -110,11 +110,6 @@ def test_workers_hold_neuron_cores_only_where_they_use_them(tmp_path: Path) -> N
     assert config.workers[2].neuron.cache == tmp_path / "kept"
 
 
-def test_pages_without_numbers_are_not_compressed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"handoff\.wire is fp8"):
-        load(tmp_path, "model: {simulated: {}}\nhandoff: {wire: fp8}")
-
-
 def test_a_pool_of_workers_may_have_more_ranks_than_the_others(tmp_path: Path) -> None:
     config = load(
         tmp_path,

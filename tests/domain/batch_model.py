@@ -15,8 +15,8 @@ SALT = b"salt"
 SPEC = ModelSpec("m", 1, 1, 1, "float32", 1000, 1000, PAGE, "f" * 32, "e" * 32)
 
 
-def sequence(name: str, tokens: Many[int], salt: bytes = SALT) -> Sequence:
-    return Sequence(SequenceId(name), tuple(tokens), Sampling(max_tokens=8), salt)
+def sequence(name: str, tokens: Many[int], salt: bytes = SALT, priority: int = 0) -> Sequence:
+    return Sequence(SequenceId(name), tuple(tokens), Sampling(max_tokens=8), salt, priority=priority)
 
 
 def chain_of(tokens: Many[int]) -> list[PageId]:
@@ -44,10 +44,10 @@ class Model:
         self.tokens: dict[SequenceId, list[int]] = {}
         self._kv: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def submit(self, name: str, tokens: Many[int], work: Work) -> SequenceId:
+    def submit(self, name: str, tokens: Many[int], work: Work, *, salt: bytes = SALT, priority: int = 0) -> SequenceId:
         ident = SequenceId(name)
         self.tokens[ident] = list(tokens)
-        self.batcher.submit(sequence(name, tokens), work)
+        self.batcher.submit(sequence(name, tokens, salt, priority), work)
         return ident
 
     def land(self, ident: SequenceId, page: TicketPage) -> bool:

@@ -311,6 +311,6 @@ def test_check_finds_pages_that_no_sequence_holds() -> None:
 def test_check_finds_a_sequence_in_the_wrong_queue() -> None:
     model = Model()
     model.submit("a", TEN, LOCAL)
-    model.batcher._waiting.clear()
+    model.batcher._line._queues.clear()
     with pytest.raises(InvariantViolation, match="the queues hold"):
         model.batcher.check()

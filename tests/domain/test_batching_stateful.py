@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, NoRoom, Prefill, Reserved, Work
 from runtime.ids import SequenceId
-from tests.domain.batch_model import PAGE, Model, ticket_pages
+from tests.domain.batch_model import PAGE, SALT, Model, ticket_pages
 from tests.scale import scaled
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ class Batching(RuleBasedStateMachine):
         self.count = 0
 
     def submit(self, prompt: list[int], work: Work, length: int) -> SequenceId:
+        """One in three is of another priority, and of those that decode here one in five of another tenant."""
         self.count += 1
-        ident = self.model.submit(str(self.count), prompt, work)
+        salt = b"another" if self.count % 5 == 0 and isinstance(work, DecodeLocal) else SALT
+        ident = self.model.submit(str(self.count), prompt, work, salt=salt, priority=self.count % 3)
         self.left[ident] = length
         return ident
 

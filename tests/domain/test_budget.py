@@ -24,13 +24,17 @@ def test_without_a_bound_prefill_gets_all_that_decoding_leaves() -> None:
 
 
 def test_with_a_bound_the_step_ends_in_time() -> None:
-    budget = learnt(0.2, decode_s=0.05, token_s=0.001)
-    assert budget.prefill_tokens(4) == pytest.approx(150, abs=1)
+    budget = learnt(0.2, decode_s=0.12, token_s=0.001)
+    assert budget.prefill_tokens(4) == pytest.approx(80, abs=1)
     assert budget.prefill_tokens(0) == STEP
 
 
+def test_a_step_with_prefill_takes_no_longer_than_two_without() -> None:
+    assert learnt(10.0, decode_s=0.05, token_s=0.001).prefill_tokens(4) == pytest.approx(50, abs=1)
+
+
 def test_a_fast_engine_is_not_held_back() -> None:
-    assert learnt(0.2, decode_s=0.005, token_s=0.0001).prefill_tokens(4) == STEP - 4
+    assert learnt(0.2, decode_s=0.005, token_s=0.000005).prefill_tokens(4) == STEP - 4
 
 
 def test_an_engine_that_takes_no_time_is_not_held_back() -> None:
@@ -44,6 +48,9 @@ def test_prefill_goes_on_even_where_decoding_alone_is_late() -> None:
 def test_an_engine_that_was_never_seen_is_taken_for_slow() -> None:
     assert LEAST <= StepBudget(STEP, 0.2, LEAST).prefill_tokens(1) < STEP // 4
     assert StepBudget(8, 0.2, LEAST).prefill_tokens(1) == 7
+    never_alone = StepBudget(STEP, 0.2, LEAST)
+    never_alone.took(100, 4, 0.1)
+    assert never_alone.prefill_tokens(4) < STEP // 4
 
 
 def test_what_decoding_took_is_not_blamed_on_prefill() -> None:

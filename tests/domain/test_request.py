@@ -7,6 +7,7 @@ import pytest
 from runtime.domain import request as r
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandidate, PrefillDone, Start
 from runtime.domain.request import RequestState as S
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, Frame
 from runtime.errors import EngineFailed, IllegalTransition
@@ -19,6 +20,7 @@ PROMPT = tuple(range(10))
 START = Start(REF, TenantId("t"), PROMPT, Sampling(max_tokens=9), candidates=(P, Q, R), remaining_ms=1000)
 LOCAL, AWAITING = r.SubmitWork(DecodeLocal()), r.SubmitWork(DecodeAwaiting())
 FRAMES = tuple(Frame(PageId(bytes([index]) * 16), index, 4, b"12345678") for index in range(3))
+SCORES = PromptScores(0, (-1.0,), (1,))
 ERROR = EngineFailed("it burnt")
 
 
@@ -77,6 +79,23 @@ def test_without_a_prefill_worker_everything_is_local() -> None:
     request = r.Request(replace(START, candidates=()), POLICY)
     assert request.on(r.Begin(0)) == [LOCAL]
     assert request.state is S.RUNNING
+
+
+def test_a_prompt_that_is_scored_is_computed_here_unless_that_was_told_already() -> None:
+    scored = replace(START, sampling=replace(START.sampling, prompt_logprobs=0))
+    assert r.Request(scored, POLICY).on(r.Begin(0)) == [LOCAL]
+    assert r.Request(replace(scored, forced=(1,)), POLICY).on(r.Begin(0)) == [AWAITING]
+
+
+def test_what_the_prompt_is_worth_is_kept_for_a_gateway_that_comes_back() -> None:
+    request = request_in(S.NEW)
+    request.on(r.Begin(9))
+    (emitted,) = request.on(replace(tokens(0), scores=SCORES))
+    assert isinstance(emitted, r.Emit)
+    assert isinstance(emitted.output, Output)
+    assert emitted.output.scores == SCORES
+    request.on(r.GatewayLost())
+    assert request.on(r.Attached(0)) == [emitted]
 
 
 def test_a_request_begins_once() -> None:

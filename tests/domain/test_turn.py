@@ -1,10 +1,13 @@
 """A stateless turn's table on its gateway: placed, failed over, attached again, and given out once."""
 
+from dataclasses import replace
+
 import pytest
 
 from runtime.domain import turn as t
 from runtime.domain.generation import Delta
 from runtime.domain.messages import AttemptFailed, Handoff, Output
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
 from runtime.domain.turn import TurnState as S
 from runtime.errors import (
@@ -23,6 +26,7 @@ from runtime.ids import BootId, TurnId
 TURN = TurnId("turn")
 A, B, C = BootId("boot-a"), BootId("boot-b"), BootId("boot-c")
 NOBODY = Unavailable("nobody")
+SCORES = PromptScores(0, (-1.0,), (1,))
 
 
 def ref(attempt: int) -> Ref:
@@ -92,6 +96,19 @@ def test_how_the_prompt_got_its_kv_goes_out_with_the_tokens() -> None:
     (give,) = turn_after(t.Placed(A)).on(t.Arrived(Output(ref(1), 0, (Sampled(1),), "", None, handoff)))
     assert isinstance(give, t.Give)
     assert give.delta.handoff == handoff
+
+
+def test_what_the_prompt_is_worth_goes_out_once() -> None:
+    turn = turn_after(t.Placed(A))
+    arrived = t.Arrived(replace(out(0).output, scores=SCORES))
+    (give,) = turn.on(arrived)
+    assert isinstance(give, t.Give)
+    assert give.delta.scores == SCORES
+    turn.on(t.StreamBroken(A))
+    assert turn.on(arrived) == [], "it is sent again when the stream is attached again"
+    (again, _) = turn.on(t.Arrived(replace(out(0, 2, finish=FinishReason.STOP).output, scores=SCORES)))
+    assert isinstance(again, t.Give)
+    assert again.delta.scores is None
 
 
 def test_nobody_to_serve_fails_a_turn_that_waits_and_no_other() -> None:

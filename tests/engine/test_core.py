@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from runtime.domain.batching import Limits
 from runtime.domain.pages import extend_chain
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.domain.steps import (
     Admitted,
@@ -257,7 +258,7 @@ def test_what_the_cache_gains_and_loses_is_told() -> None:
 
 
 class Broken(SimulatedCompute):
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
         raise RuntimeError("the device is gone")
 
 

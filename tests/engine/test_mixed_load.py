@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from runtime.clock import LoopClock
+from runtime.config import EngineConfig
 from runtime.domain.batching import Limits
 from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import DecodeLocal, Generated, Submit
@@ -16,7 +17,7 @@ from tests.roles.virtual import in_virtual_time
 
 # A step takes 20 ms, and a millisecond more for each token.
 PROFILE = StepProfile(base_ms=20, token_ms=1)
-DECODED, LONG = 100, 2000
+DECODED, LONG = 200, 2000
 
 
 async def gaps(itl_s: float | None) -> tuple[list[float], float]:
@@ -58,10 +59,21 @@ async def test_decoding_waits_for_whole_chunks_without_a_bound() -> None:
 @in_virtual_time
 async def test_with_a_bound_every_token_is_in_time_and_the_prefill_goes_on() -> None:
     async with asyncio.timeout(100):
-        waits, first = await gaps(0.06)
+        waits, first = await gaps(0.03)
     # The first step with prefill tells how long prefill takes here.
     *others, longest = sorted(waits)
     assert longest <= 0.1
-    assert max(others) <= 0.06 * 1.05
-    # 39 ms of each step of 60 are left for it.
-    assert first == pytest.approx(LONG / 39 * 0.06, rel=0.15)
+    assert max(others) <= 0.037 * 1.05, "a page of prefill is the least"
+    # 16 ms of each step of 37 are its own.
+    assert first == pytest.approx(LONG / 16 * 0.037, rel=0.15)
+
+
+@in_virtual_time
+async def test_by_default_prefill_makes_no_token_wait_twice_as_long() -> None:
+    itl_ms = EngineConfig().itl_ms
+    assert itl_ms is not None
+    async with asyncio.timeout(100):
+        waits, first = await gaps(itl_ms / 1000)
+    *others, _ = sorted(waits)
+    assert max(others) <= 2 * min(others) * 1.01
+    assert first == pytest.approx(LONG / 21 * 0.042, rel=0.15)

@@ -30,6 +30,7 @@ OPTIONS = {
     "typical_p": replace(BASE, typical_p=0.5),
     "top_k and top_p": replace(BASE, top_k=30, top_p=0.8),
     "logprobs": replace(BASE, logprobs=3),
+    "prompt_logprobs": replace(BASE, prompt_logprobs=3),
     "logit_bias": replace(BASE, logit_bias=FEW),
     "repetition_penalty": replace(BASE, logit_bias=FEW, penalties=Penalties(repetition=1.8)),
     "presence_penalty": replace(BASE, logit_bias=FEW, penalties=Penalties(presence=1.5)),
@@ -88,9 +89,10 @@ def test_an_answer_cut_at_any_token_goes_on_as_it_would_have(option: str, build:
         assert tokens_of(given) == tokens[cut:]
         assert [event.text for event in given] == [event.text for event in whole[cut:]]
         assert given[-1].finish is whole[-1].finish
+        assert not any(event.scores for event in given), "the first attempt told it"
 
 
-@pytest.mark.parametrize("option", OPTIONS.keys() - {"greedy", "logprobs"})
+@pytest.mark.parametrize("option", OPTIONS.keys() - {"greedy", "logprobs", "prompt_logprobs"})
 def test_every_option_changes_the_answer(option: str, build: Callable[[], EngineCore]) -> None:
     """Or its replay would prove nothing."""
     sampling = OPTIONS[option]

@@ -11,6 +11,7 @@ from llguidance import LLTokenizer
 
 from runtime.domain.batching import Limits
 from runtime.domain.grammar import one_of
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import Sampled, Sampling, Sequence
 from runtime.domain.steps import Cancel, Chunk, DecodeLocal, Generated, StepOutput, Submit
 from runtime.engine.core import EngineCore, SampleRow
@@ -40,7 +41,7 @@ class Counting(SimulatedCompute):
         self.runs = 0
         self.fails_at = 1_000_000
 
-    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> list[Sampled]:
+    def run(self, chunks: tuple[Chunk, ...], rows: tuple[SampleRow, ...]) -> tuple[list[Sampled], list[PromptScores]]:
         self.runs += 1
         self.ran.release()
         if self.runs == self.fails_at:

@@ -193,6 +193,12 @@ async def test_too_little_memory_for_pages_is_told_by_its_field(tmp_path: Path) 
         await local_mesh(starved).__aenter__()
 
 
+async def test_pages_without_numbers_are_not_compressed(tmp_path: Path) -> None:
+    rounded = config(tmp_path, handoff=HandoffConfig(wire="fp8"))
+    with pytest.raises(ConfigError, match=r"handoff\.wire is fp8"):
+        await local_mesh(rounded).__aenter__()
+
+
 async def test_a_worker_that_would_serve_something_else_is_refused(tmp_path: Path) -> None:
     async with local_mesh(config(tmp_path)) as mesh:
         await mesh.kill(DECODE_0)

@@ -10,7 +10,8 @@ import batonmesh
 from batonmesh import Answer, AsyncClient, Client
 from batonmesh.v1 import inference_pb2
 from runtime.domain.sequence import Sampling
-from runtime.engine.simulated import WORDS, SimulatedTokenizer, StepProfile, continuation
+from runtime.engine.simulated import WORDS, SimulatedTokenizer, StepProfile, continuation, prompt_scores
+from runtime.wire.sequence import pack_scores
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh
 
 T = TypeVar("T")
@@ -58,6 +59,25 @@ async def test_a_whole_answer_for_those_who_block(mesh: GrpcMesh) -> None:
         return client.complete("simulated", PROMPT, max_tokens=20, temperature=0, timeout=20)
 
     check(await blocking(mesh, complete))
+
+
+async def test_a_whole_answer_with_what_the_prompt_is_worth_in_both_clients(mesh: GrpcMesh) -> None:
+    wanted = pack_scores(prompt_scores(SimulatedTokenizer().encode(PROMPT), 1))
+    async with AsyncClient(mesh.address) as client:
+        assert (await client.complete("simulated", PROMPT, max_tokens=2, prompt_logprobs=1)).prompt_logprobs == wanted
+        assert (await client.complete("simulated", PROMPT, max_tokens=2)).prompt_logprobs is None
+    answer = await blocking(mesh, lambda client: client.complete("simulated", PROMPT, max_tokens=2, prompt_logprobs=1))
+    assert answer.prompt_logprobs == wanted
+
+
+async def test_several_answers_at_once(mesh: GrpcMesh) -> None:
+    async with AsyncClient(mesh.address) as client:
+        answer = await client.complete("simulated", PROMPT, max_tokens=4, seed=5, n=3, best_of=3)
+        alone = await client.complete("simulated", PROMPT, max_tokens=4, seed=5)
+    assert [len(choice.tokens) for choice in answer.choices] == [4, 4, 4]
+    assert len({choice.text for choice in answer.choices}) == 3
+    assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
+    assert alone.choices == answer.choices[:1]
 
 
 async def test_an_answer_as_it_comes(mesh: GrpcMesh) -> None:

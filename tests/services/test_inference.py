@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -10,47 +10,15 @@ import pytest
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import Sampled, Sampling
-from runtime.engine.simulated import VOCAB, WORDS, StepProfile, continuation
+from runtime.engine.simulated import VOCAB, WORDS, continuation
 from runtime.errors import BatonError, Unavailable
 from runtime.roles.gateway import Deltas
+from runtime.services.choices import Lone
 from runtime.services.inference import gather
+from tests.services.asking import PROMPT, SLOW, collect, expected, request
 from tests.services.grpc_mesh import SPEC, GrpcMesh, grpc_mesh, told
 
-PROMPT = tuple(range(65, 90)) * 6
 FIRST_WORD = VOCAB - len(WORDS)
-SLOW = StepProfile(base_ms=5.0)
-
-
-@pytest.fixture
-async def mesh() -> AsyncIterator[GrpcMesh]:
-    async with grpc_mesh() as running:
-        yield running
-
-
-@pytest.fixture
-async def stub(mesh: GrpcMesh) -> AsyncIterator[inference_pb2_grpc.InferenceStub]:
-    async with grpc.aio.insecure_channel(mesh.address) as channel:
-        yield inference_pb2_grpc.InferenceStub(channel)
-
-
-def request(**changes: object) -> inference_pb2.GenerateRequest:
-    tokens = inference_pb2.Prompt(tokens=common_pb2.TokenIds(ids=PROMPT))
-    sampling = common_pb2.Sampling(max_tokens=12, temperature=0)
-    return inference_pb2.GenerateRequest(**({"model": "simulated", "prompt": tokens, "sampling": sampling} | changes))  # type: ignore[arg-type]
-
-
-async def collect(
-    stub: inference_pb2_grpc.InferenceStub, asked: inference_pb2.GenerateRequest
-) -> tuple[list[int], inference_pb2.Final]:
-    messages = [message async for message in stub.Generate(asked, timeout=20)]
-    events = [event for message in messages for event in message.events]
-    assert [event.index for event in events] == list(range(len(events)))
-    assert messages[-1].HasField("final")
-    return [event.id for event in events], messages[-1].final
-
-
-def expected(max_tokens: int = 12) -> list[int]:
-    return continuation(PROMPT, Sampling(max_tokens, temperature=0))
 
 
 async def test_an_answer_over_the_split_path_has_the_tokens_of_an_unharmed_engine(
@@ -177,6 +145,17 @@ BAD = {
         request(sampling=common_pb2.Sampling(max_tokens=1, presence_penalty=3)),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
+    "more log-probabilities than a message holds": (
+        "prompt_logprobs",
+        request(
+            prompt=inference_pb2.Prompt(text="x" * 4000), sampling=common_pb2.Sampling(max_tokens=1, prompt_logprobs=20)
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    "no answer": ("n", request(n=0), grpc.StatusCode.INVALID_ARGUMENT),
+    "too many answers": ("n", request(n=17), grpc.StatusCode.INVALID_ARGUMENT),
+    "the best of too many": ("best_of", request(best_of=17), grpc.StatusCode.INVALID_ARGUMENT),
+    "the best of fewer than are wanted": ("best_of", request(n=3, best_of=2), grpc.StatusCode.INVALID_ARGUMENT),
     "too many bad words": (
         "bad_words",
         request(sampling=common_pb2.Sampling(max_tokens=1, bad_words=["x"] * 65)),
@@ -305,15 +284,15 @@ async def test_an_answer_survives_the_death_of_its_decode_worker_without_a_lost_
 
 async def test_what_is_ready_together_is_gathered_up_to_what_is_not_or_failed() -> None:
     queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue()
-    deltas = Deltas(queue)
+    arrivals = Lone(Deltas(queue))
     one, two, three = (Delta(index, (Sampled(index),), "x") for index in range(3))
     failure = Unavailable("the decode worker was lost")
     queue.put_nowait(one)
     queue.put_nowait(two)
-    assert await gather(await anext(deltas), deltas) == ([one, two], None)
+    assert await gather(await anext(arrivals), arrivals) == ([(0, one), (0, two)], None)
     queue.put_nowait(three)
     queue.put_nowait(failure)
-    assert await gather(await anext(deltas), deltas) == ([three], failure)
+    assert await gather(await anext(arrivals), arrivals) == ([(0, three)], failure)
 
 
 async def test_many_answers_at_once_are_all_right(mesh: GrpcMesh, stub: inference_pb2_grpc.InferenceStub) -> None:

@@ -1,6 +1,7 @@
 """Hypothesis strategies for everything that processes say to each other."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from runtime.domain.messages import (
 from runtime.domain.pages import Occupancy
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import DTYPE_BYTES
 from runtime.domain.steps import Encoding, Load
@@ -37,7 +39,9 @@ from runtime.errors import BatonError, from_code
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
 
+T = TypeVar("T")
 U32 = st.integers(0, 2**32 - 1)
+I32 = st.integers(-(2**31), 2**31 - 1)
 U64 = st.integers(0, 2**64 - 1)
 POSITIVE = st.integers(1, 2**32 - 1)
 TOKEN = st.integers(0, MAX_TOKEN)
@@ -69,6 +73,7 @@ SAMPLINGS = st.builds(
     grammar=st.none()
     | st.lists(st.text(max_size=5), min_size=1, max_size=5).map(one_of)
     | st.builds(Grammar, st.sampled_from(sorted(set(GrammarKind) - {GrammarKind.CHOICE})), st.text(min_size=1)),
+    prompt_logprobs=st.none() | st.integers(0, 20),
     banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
@@ -81,6 +86,7 @@ STARTS = st.builds(
     forced=TOKENS,
     candidates=st.lists(CANDIDATES, max_size=4).map(tuple),
     remaining_ms=POSITIVE,
+    priority=I32,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -106,6 +112,24 @@ HANDOFFS = st.builds(
     exposed_ms=MILLISECONDS,
 )
 SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> PromptScores:
+    top, count = draw(st.integers(0, 20)), draw(st.integers(0, 4))
+    return PromptScores(
+        top,
+        draw(_tuples(LOGPROBS, count)),
+        draw(_tuples(POSITIVE, count)),
+        draw(_tuples(TOKEN, count * top)),
+        draw(_tuples(LOGPROBS, count * top)),
+    )
+
+
+def _tuples(of: st.SearchStrategy[T], size: int) -> st.SearchStrategy[tuple[T, ...]]:
+    return st.lists(of, min_size=size, max_size=size).map(tuple)
+
+
 FINISHES = st.none() | st.sampled_from(FinishReason)
 OUTPUTS = st.builds(
     Output,
@@ -115,6 +139,7 @@ OUTPUTS = st.builds(
     text=st.text(max_size=40),
     finish=FINISHES,
     handoff=st.none() | HANDOFFS,
+    scores=st.none() | scores(),
 )
 LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
 BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
@@ -138,7 +163,7 @@ TICKETS = st.builds(
     encoding=st.sampled_from(Encoding),
 )
 PREFILL_CALLS = st.builds(
-    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS
+    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32
 )
 PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64, MILLISECONDS, MILLISECONDS)
 

@@ -113,11 +113,27 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, from ListModels; 1 to 256 characters."""
     deadline_ms: _builtins.int
     """Milliseconds from the arrival of the request to its last token, at least 1. The gRPC deadline counts as well;
     the shorter one rules. Absent, as without a gRPC deadline: the gateway's own limit, which always bounds.
+    """
+    n: _builtins.int
+    """Answers to give, 1 to 16. Absent: 1. The prompt is computed once. The first answer is that of `sampling.seed`; each
+    other has a seed of its own, a function of that seed and of its number alone.
+    """
+    best_of: _builtins.int
+    """Answers to make, at least `n` and at most 16, of which those are given whose tokens have the highest mean
+    log-probability, the best first: all at the end when there are more of them than `n`. Absent: `n`.
+    """
+    priority: _builtins.int
+    """Of requests that wait the lower number comes first, and is the last to give way when pages run out. One place in
+    eight goes to whoever has waited longest, so that none waits for ever. Within a priority the tenant comes first that
+    was served the fewest tokens.
     """
     @_builtins.property
     def prompt(self) -> Global___Prompt:
@@ -134,14 +150,26 @@ class GenerateRequest(_message.Message):
         prompt: Global___Prompt | None = ...,
         sampling: _common_pb2.Sampling | None = ...,
         deadline_ms: _builtins.int | None = ...,
+        n: _builtins.int | None = ...,
+        best_of: _builtins.int | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "deadline_ms", b"deadline_ms", "model", b"model", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
     _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_ms) -> _WhichOneofReturnType__deadline_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
@@ -151,6 +179,7 @@ class GenerateResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenEvent]:
         """Tokens that were ready together; may be empty beside a final."""
@@ -159,15 +188,20 @@ class GenerateResponse(_message.Message):
     def final(self) -> Global___Final:
         """In the last message only."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _common_pb2.PromptLogprobs:
+        """Of the prompt; in the message with the first event, where it was asked for."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___TokenEvent] | None = ...,
         final: Global___Final | None = ...,
+        prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,6 +218,7 @@ class TokenEvent(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the answer before this one."""
     id: _builtins.int
@@ -192,6 +227,8 @@ class TokenEvent(_message.Message):
     """The text that it completes. Empty while a character or a possible stop string is not complete."""
     logprob: _builtins.float
     """Natural logarithm of the token's untempered probability; may be -infinity. Present when asked for."""
+    choice: _builtins.int
+    """Which answer it belongs to, from 0 to n - 1."""
     @_builtins.property
     def top(self) -> _common_pb2.TopTokens:
         """The most likely tokens at this place. Present when asked for."""
@@ -204,10 +241,11 @@ class TokenEvent(_message.Message):
         text: _builtins.str = ...,
         logprob: _builtins.float | None = ...,
         top: _common_pb2.TopTokens | None = ...,
+        choice: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "top", b"top"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "id", b"id", "index", b"index", "logprob", b"logprob", "text", b"text", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "choice", b"choice", "id", b"id", "index", b"index", "logprob", b"logprob", "text", b"text", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
     _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
@@ -217,7 +255,7 @@ Global___TokenEvent: _TypeAlias = TokenEvent  # noqa: Y015
 
 @_typing.final
 class Final(_message.Message):
-    """How the answer ended and what it took."""
+    """How the answer ended and what it took. With several answers the first five fields but `usage` are of the first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -226,6 +264,7 @@ class Final(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     HANDOFF_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     finish_reason: _common_pb2.FinishReason.ValueType
     """Why it ended."""
     text: _builtins.str
@@ -240,6 +279,10 @@ class Final(_message.Message):
     def handoff(self) -> _common_pb2.Handoff:
         """How the prompt got its KV, in the attempt that finished."""
 
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
+        """How each answer ended, `n` of them in order; empty when `n` is 1."""
+
     def __init__(
         self,
         *,
@@ -248,14 +291,41 @@ class Final(_message.Message):
         usage: Global___Usage | None = ...,
         handoff: _common_pb2.Handoff | None = ...,
         attempts: _builtins.int = ...,
+        choices: _abc.Iterable[Global___Choice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["handoff", b"handoff", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "finish_reason", b"finish_reason", "handoff", b"handoff", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "choices", b"choices", "finish_reason", b"finish_reason", "handoff", b"handoff", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Final: _TypeAlias = Final  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """How one of several answers ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    finish_reason: _common_pb2.FinishReason.ValueType
+    """Why it ended."""
+    text: _builtins.str
+    """Text that was held back until the end; usually empty."""
+    def __init__(
+        self,
+        *,
+        finish_reason: _common_pb2.FinishReason.ValueType = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -269,7 +339,7 @@ class Usage(_message.Message):
     cached_tokens: _builtins.int
     """Of these, the leading ones that no worker had to compute."""
     completion_tokens: _builtins.int
-    """Tokens of the answer, stop tokens included. Tokens replayed after a failover count once."""
+    """Tokens of all answers that were made, stop tokens included. Tokens replayed after a failover count once."""
     def __init__(
         self,
         *,

@@ -63,7 +63,7 @@ class InferenceServicer:
 
         Events come in order of `index`, from 0, without gap and without repetition, also when the mesh moves the answer
         to another worker on the way. The text of the answer is the concatenation of the `text` of all events and of the
-        final. The last message carries `final`, exactly once, and the call ends OK; a call that ends with an error has
+        final. With several answers (`n`) this holds for the events of each `choice`. The last message carries `final`, exactly once, and the call ends OK; a call that ends with an error has
         no final and its answer is not complete.
 
         Cancelling the call frees everything that it holds anywhere in the mesh. A client that reads too slowly is

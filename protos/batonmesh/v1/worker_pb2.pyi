@@ -29,10 +29,13 @@ class PrefillRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is. Names the secret that keys the page ids; the secret itself never travels.
     1 to 128 characters.
     """
+    priority: _builtins.int
+    """Of those that wait the lower comes first."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, after a failover, the answer so far; at least 2."""
@@ -47,10 +50,11 @@ class PrefillRequest(_message.Message):
         tenant: _builtins.str = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         ticket: _kv_pb2.Ticket | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,10 +197,13 @@ class Start(_message.Message):
     FORCED_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
     """Milliseconds until the answer has to be complete, at least 1."""
+    priority: _builtins.int
+    """Of those that wait the lower comes first."""
     @_builtins.property
     def ref(self) -> _common_pb2.Ref:
         """This attempt."""
@@ -227,10 +234,11 @@ class Start(_message.Message):
         forced: _abc.Iterable[_builtins.int] | None = ...,
         candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         remaining_ms: _builtins.int = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +393,7 @@ class Output(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     HANDOFF_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the turn's answer before the first of `tokens`."""
     text: _builtins.str
@@ -417,6 +426,10 @@ class Output(_message.Message):
         follows. Beside `ref` all other fields are empty then.
         """
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _common_pb2.PromptLogprobs:
+        """Of the prompt, where `sampling.prompt_logprobs` asked for it: with the turn's first token, whose `index` is 0."""
+
     def __init__(
         self,
         *,
@@ -429,10 +442,11 @@ class Output(_message.Message):
         finish: _common_pb2.FinishReason.ValueType | None = ...,
         handoff: _common_pb2.Handoff | None = ...,
         failed: _common_pb2.Error | None = ...,
+        prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "ref", b"ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "ref", b"ref", "text", b"text", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finish: _TypeAlias = _typing.Literal["finish"]  # noqa: Y015
     _WhichOneofArgType__finish: _TypeAlias = _typing.Literal["_finish", b"_finish"]  # noqa: Y015

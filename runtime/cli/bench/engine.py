@@ -28,6 +28,7 @@ _WANTED = {
     "itl_over_floor": Bound(1.6),
     "ttft1024_vs_best": Bound(0.8),
     "ttft4096_vs_best": Bound(0.8),
+    "mixed_itl_p99": Bound(2.0),
 }
 
 
@@ -73,6 +74,8 @@ def _joined(turns: list[EngineTimes]) -> EngineTimes:
         {tokens: [ms for turn in turns for ms in turn.first_ms[tokens]] for tokens in turns[0].first_ms},
         [ms for turn in turns for ms in turn.itl_ms],
         [rate for turn in turns for rate in turn.tokens_per_s],
+        [ms for turn in turns for ms in turn.alone_p99_ms],
+        [ms for turn in turns for ms in turn.mixed_p99_ms],
     )
 
 
@@ -83,9 +86,18 @@ def _report(machine: Machine, plan: EnginePlan, times: Mapping[str, EngineTimes]
         f"146 M parameters in {plan.dtype}, {plan.threads} threads, {plan.context} tokens of context; medians.",
         f"The floor of one stream's step is {floor_ms:.1f} ms: {weights >> 20} MiB of weights at "
         f"{bandwidth / 1e9:.1f} GB/s, as measured in this run.",
+        *_mixed_in_words(times[_NATIVE]),
     )
     rows = tuple(_row(name, each) for name, each in times.items())
     return Report("engine", machine, rows, _ratios(times, floor_ms), _WANTED, remarks)
+
+
+def _mixed_in_words(native: EngineTimes) -> tuple[str, ...]:
+    if not native.mixed_p99_ms:
+        return ()
+    alone, mixed = statistics.median(native.alone_p99_ms), statistics.median(native.mixed_p99_ms)
+    waits = f"{alone:.1f} ms alone, {mixed:.1f} ms while prompts of 1,024 tokens are prefilled beside them"
+    return (f"Four streams of the native engine wait for a token, at the 99th percentile: {waits}.",)
 
 
 def _row(name: str, times: EngineTimes) -> dict[str, Cell]:
@@ -110,4 +122,6 @@ def _ratios(times: Mapping[str, EngineTimes], floor_ms: float) -> dict[str, floa
     for tokens, ms in native.first_ms.items():
         best = min(statistics.median(other.first_ms[tokens]) for name, other in times.items() if name != _NATIVE)
         ratios[f"ttft{tokens}_vs_best"] = statistics.median(ms) / best
+    if native.mixed_p99_ms:
+        ratios["mixed_itl_p99"] = statistics.median(native.mixed_p99_ms) / statistics.median(native.alone_p99_ms)
     return {name: round(ratio, 3) for name, ratio in ratios.items()}

@@ -71,4 +71,4 @@ def build_neuron(
     kv = NeuronKV(spec, count, neuron.device)
     runner = NeuronRunner(Forward(model, kv.tensors), kv, buckets, neuron.device)
     runner.warm(neuron.progress)
-    return engine_core(spec, count, limits, NativeCompute(runner), tokenizer)
+    return engine_core(spec, count, limits, NativeCompute(runner), tokenizer, scores=False)

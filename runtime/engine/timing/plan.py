@@ -1,7 +1,7 @@
 """What an engine is timed at, and what came out: the words between a bench and the processes that compute."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,12 @@ class EnginePlan:
 @dataclass(frozen=True, slots=True)
 class EngineTimes:
     """A list entry per round. `first_ms` of each length in milliseconds, by its decimal text as JSON has it; `itl_ms`
-    of a single stream; `tokens_per_s` of the whole batch while all of it decodes."""
+    of a single stream; `tokens_per_s` of the whole batch while all of it decodes. `alone_p99_ms` and `mixed_p99_ms` are
+    what one in a hundred tokens of a few streams waits for longer, without and with prompts prefilled beside them; of
+    the native engine only."""
 
     first_ms: dict[str, list[float]]
     itl_ms: list[float]
     tokens_per_s: list[float]
+    alone_p99_ms: list[float] = field(default_factory=list)
+    mixed_p99_ms: list[float] = field(default_factory=list)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from runtime.domain.generation import Delta
 from runtime.domain.messages import Output
+from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref
 from runtime.domain.staging import SlotState
 from runtime.domain.turn import Give
-from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, continuation
+from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, continuation, prompt_scores
 from runtime.errors import BatonError, InvariantViolation
 from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.scenario import Ask
@@ -31,6 +32,7 @@ class Client:
     patience: float
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    scores: PromptScores | None = None
     finish: FinishReason | None = None
     error: BatonError | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,6 +46,10 @@ class Client:
     def take(self, delta: Delta, world: World) -> None:
         if delta.index != len(self.tokens):
             world.violated(7, f"output at index {delta.index} after {len(self.tokens)} tokens")
+        if delta.scores is not None:
+            if self.scores is not None:
+                world.violated(7, "the prompt's log-probabilities were given twice")
+            self.scores = delta.scores
         self.tokens.extend(sampled.token for sampled in delta.tokens)
         self.text += delta.text
         self.finish = delta.finish
@@ -83,6 +89,10 @@ class Checker:
             self._world.violated(7 if repeated else 8, f"token {at} of {len(expected)} differs from the unharmed run")
         if client.finish is not None and len(client.tokens) != len(expected):
             self._world.violated(7, f"finished after {len(client.tokens)} of {len(expected)} tokens")
+        top = client.ask.sampling.prompt_logprobs
+        scores = None if top is None or not client.tokens else prompt_scores(client.ask.prompt, top)
+        if client.scores != scores:
+            self._world.violated(8, "the prompt's log-probabilities differ from the unharmed run")
         decoder = SimulatedDecoder()
         if client.text != "".join(decoder.push(token) for token in client.tokens):
             self._world.violated(7, "the text is not that of the tokens")

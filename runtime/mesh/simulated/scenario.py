@@ -89,6 +89,8 @@ def _ask(rng: random.Random, span: float, stem: tuple[int, ...]) -> Ask:
     )
     if sampling.seed % 3 == 0:
         sampling = replace(sampling, banned_tokens=_PAIRS)
+    if sampling.seed % 5 == 0:
+        sampling = replace(sampling, prompt_logprobs=2)
     return Ask(
         at=rng.uniform(0, span),
         prompt=(stem[: rng.choice((0, 8, 24))] + own),

@@ -180,7 +180,8 @@ class Trial:
 
     async def _consume(self, gateway: _Gateway, client: Client) -> None:
         ask = client.ask
-        generation = Generation(_SPEC.name, ask.prompt, ask.sampling, TENANT, ask.deadline_s)
+        priority = ask.sampling.seed % 3 - 1
+        generation = Generation(_SPEC.name, ask.prompt, ask.sampling, TENANT, ask.deadline_s, priority)
         try:
             async with asyncio.timeout(ask.leaves_after), gateway.role.open(generation) as deltas:
                 async for delta in deltas:

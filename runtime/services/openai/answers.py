@@ -15,12 +15,10 @@ from typing import Any, ClassVar
 
 from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.sequence import FinishReason, Sampled
+from runtime.services.openai.prompts import ShownPrompt, finite
 from runtime.services.openai.spelling import Spelling
 
 DONE = "data: [DONE]\n\n"
-# JSON has no infinity; OpenAI writes this for a token that could not have been chosen.
-_IMPOSSIBLE = -9999.0
-
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 Json = dict[str, Any]
 
@@ -45,10 +43,11 @@ class Head:
 
 
 class Tally:
-    """What an answer took, gathered from its deltas."""
+    """What an answer took, gathered from its deltas. `withheld` are tokens that were made for it and not given."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self.finish: FinishReason | None = None
+        self.withheld = 0
         self._prompt = prompt_tokens
         self._completion = 0
         self._attempts = 1
@@ -63,7 +62,7 @@ class Tally:
 
     def usage(self, *others: "Tally") -> Json:
         """With those of the `others` that answer the same prompt, which counts once."""
-        completion = self._completion + sum(other._completion for other in others)
+        completion = self.withheld + self._completion + sum(other._completion for other in others)
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": completion,
@@ -84,8 +83,18 @@ class Answer(ABC):
     chunk_kind: ClassVar[str]
     around_text: ClassVar[tuple[str, str]]
 
-    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool, index: int = 0) -> None:
+    def __init__(
+        self,
+        head: Head,
+        spelling: Spelling,
+        prompt: ShownPrompt,
+        *,
+        logprobs: bool,
+        usage_asked: bool,
+        index: int = 0,
+    ) -> None:
         self.logprobs = logprobs
+        self.prompt = prompt
         self.index = index
         self._head = head
         self._spelling = spelling
@@ -128,7 +137,10 @@ class Answer(ABC):
         """The response with all `choices`; `baton` is of the first."""
         first, *others = tallies
         more = {"choices": choices, "usage": first.usage(*others), "baton": first.baton()}
-        return _json(self._head.of(self.whole_kind) | more).encode()
+        return _json(self._head.of(self.whole_kind) | more | self._beside_choices()).encode()
+
+    def _beside_choices(self) -> Json:
+        return {}
 
     whole_kind: ClassVar[str]
 
@@ -172,13 +184,16 @@ class ChatAnswer(Answer):
 
     def _entry(self, token: int, logprob: float) -> Json:
         spelling = self._spelling
-        return {"token": spelling.text(token), "logprob": _finite(logprob), "bytes": spelling.utf8(token)}
+        return {"token": spelling.text(token), "logprob": finite(logprob), "bytes": spelling.utf8(token)}
 
     def _last_choice(self) -> Json:
         return {"delta": {}, "logprobs": None}
 
     def _whole_choice(self, text: str) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+
+    def _beside_choices(self) -> Json:
+        return {} if self.prompt.listed is None else {"prompt_logprobs": self.prompt.as_list()}
 
 
 class CompletionAnswer(Answer):
@@ -187,15 +202,34 @@ class CompletionAnswer(Answer):
     chunk_kind = "text_completion"
     around_text = ('"text":', "")
 
-    def __init__(self, head: Head, spelling: Spelling, *, logprobs: bool, usage_asked: bool, index: int = 0) -> None:
-        super().__init__(head, spelling, logprobs=logprobs, usage_asked=usage_asked, index=index)
-        self._offset = 0
+    def __init__(
+        self,
+        head: Head,
+        spelling: Spelling,
+        prompt: ShownPrompt,
+        *,
+        logprobs: bool,
+        usage_asked: bool,
+        index: int = 0,
+    ) -> None:
+        super().__init__(head, spelling, prompt, logprobs=logprobs, usage_asked=usage_asked, index=index)
+        self._offset = len(prompt.echo)
+        self._echoed = not prompt.echo
 
     def opening(self) -> str:
         return ""
 
+    def pieces(self, delta: Delta) -> str:
+        """The first comes after the prompt, where that is echoed."""
+        if self._echoed:
+            return super().pieces(delta)
+        self._echoed = True
+        columns = _json(None if self.prompt.columns is None else self.prompt.as_columns())
+        echo = f"{self._before_text}{_json(self.prompt.echo)}{self._before_logprobs}{columns}"
+        return f"{echo}{self._before_end}{self._end}{super().pieces(delta)}"
+
     def logprobs_of(self, tokens: Sequence[Sampled]) -> Json:
-        """Offsets count characters from the beginning of the answer."""
+        """Offsets count characters from the beginning of the text."""
         texts = [self._spelling.text(sampled.token) for sampled in tokens]
         offsets = []
         for text in texts:
@@ -203,7 +237,7 @@ class CompletionAnswer(Answer):
             self._offset += len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [_finite(sampled.logprob) for sampled in tokens],
+            "token_logprobs": [finite(sampled.logprob) for sampled in tokens],
             "top_logprobs": [self._top(sampled) for sampled in tokens],
             "text_offset": offsets,
         }
@@ -211,14 +245,19 @@ class CompletionAnswer(Answer):
     def _top(self, sampled: Sampled) -> dict[str, float]:
         """The likeliest tokens, and the chosen one even if it is none of them."""
         chosen = (sampled.token, sampled.logprob)
-        return {self._spelling.text(token): _finite(logprob) for token, logprob in (*sampled.top, chosen)}
+        return {self._spelling.text(token): finite(logprob) for token, logprob in (*sampled.top, chosen)}
 
     def _last_choice(self) -> Json:
         return {"text": "", "logprobs": None}
 
+    def choice(self, text: str, tokens: Sequence[Sampled], tally: Tally) -> Json:
+        choice = super().choice(text, tokens, tally)
+        if self.prompt.columns is not None:
+            before = self.prompt.as_columns()
+            choice["logprobs"] = {name: before[name] + column for name, column in choice["logprobs"].items()}
+        if self.prompt.listed is not None:
+            choice["prompt_logprobs"] = self.prompt.as_list()
+        return choice
+
     def _whole_choice(self, text: str) -> Json:
-        return {"text": text}
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, _IMPOSSIBLE)
+        return {"text": self.prompt.echo + text}

@@ -6,21 +6,23 @@ Leaves the turn, and so cancels it everywhere, when the client goes away or its 
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from runtime.domain.generation import Generation
+from runtime.domain.generation import Delta, Generation
+from runtime.domain.sequence import FinishReason
 from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.banning import banned_spellings
+from runtime.services.choices import Arrivals, give_choices
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
 from runtime.services.openai.body import ClientGone, parse_body, read_body
-from runtime.services.openai.choices import Arrivals, give_choices
 from runtime.services.openai.exchange import Exchange, deadline_of
+from runtime.services.openai.prompts import ShownPrompt, text_of
 from runtime.services.openai.schema import GenerationRequest
 from runtime.services.openai.settings import DEADLINE_HEADER, OpenAiSettings
 from runtime.services.openai.spelling import Spelling
@@ -77,16 +79,19 @@ class Generating:
             called = asked.called
             served = self._gateway.served(asked.model)
             generation = await self._generation(asked, served, ends)
-            answers = self._begin(asked, served)
+            shown = await self._shown(asked, served, generation)
+            answers = self._begin(asked, served, shown)
             tallies = [Tally(len(generation.prompt)) for _ in answers]
 
             async def give(arrivals: Arrivals) -> None:
+                heard = _heard(arrivals, shown, silent=asked.silent)
                 if asked.stream:
-                    await _stream(exchange, answers, tallies, arrivals, usage_asked=asked.usage_asked)
+                    await _stream(exchange, answers, tallies, heard, arrivals.ready, usage_asked=asked.usage_asked)
                 else:
-                    await exchange.respond(200, await _gather(answers, tallies, arrivals), {})
+                    body = await _gather(answers, tallies, heard, lambda: arrivals.withheld)
+                    await exchange.respond(200, body, {})
 
-            await give_choices(self._gateway, generation, asked.choices_asked, give)
+            await give_choices(self._gateway, generation, asked.choices_asked, asked.candidates_asked, give)
         except BatonError as error:
             await exchange.fail(error, called)
 
@@ -104,17 +109,25 @@ class Generating:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
-        return Generation(served.spec.name, tuple(prompt), sampling, self._settings.tenant, remaining)
+        tenant, priority = self._settings.tenant, asked.priority or 0
+        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, priority)
 
-    def _begin(self, asked: GenerationRequest, served: ServedModel) -> list[Answer]:
+    async def _shown(self, asked: GenerationRequest, served: ServedModel, generation: Generation) -> ShownPrompt:
+        spelling = self._spellings.setdefault(served.spec.name, Spelling(served.tokenizer))
+        echo = ""
+        if asked.echoes:
+            given = asked.prompt_text
+            echo = given if given is not None else await asyncio.to_thread(text_of, generation.prompt, served.tokenizer)
+        return ShownPrompt(generation.prompt, spelling, echo, asked.columns_asked, asked.prompt_logprobs)
+
+    def _begin(self, asked: GenerationRequest, served: ServedModel, shown: ShownPrompt) -> list[Answer]:
         """The answer of every choice, with nothing in it yet."""
         spec = served.spec
-        spelling = self._spellings.setdefault(spec.name, Spelling(served.tokenizer))
         ident = f"{self._answers.ids}-{uuid.uuid4().hex}"
         head = Head(ident, int(time.time()), spec.name, f"fp_{spec.serving_fingerprint[:12]}")
         logprobs, usage_asked = asked.logprobs_asked is not None, asked.usage_asked
         return [
-            self._answers(head, spelling, logprobs=logprobs, usage_asked=usage_asked, index=index)
+            self._answers(head, shown.spelling, shown, logprobs=logprobs, usage_asked=usage_asked, index=index)
             for index in range(asked.choices_asked)
         ]
 
@@ -127,18 +140,32 @@ async def _within(ends: float, work: Awaitable[T]) -> T:
         raise DeadlineExceeded("the deadline passed while the request was read", field=DEADLINE_HEADER) from error
 
 
+async def _heard(arrivals: Arrivals, shown: ShownPrompt, *, silent: bool) -> AsyncIterator[tuple[int, Delta]]:
+    """What arrives, once it is noted what it tells of the prompt. The first choice speaks first."""
+    async for index, delta in arrivals:
+        if delta.scores is not None:
+            shown.scores = delta.scores
+        yield index, replace(delta, tokens=(), text="", finish=FinishReason.LENGTH) if silent else delta
+
+
 async def _stream(
-    exchange: Exchange, answers: list[Answer], tallies: list[Tally], arrivals: Arrivals, *, usage_asked: bool
+    exchange: Exchange,
+    answers: list[Answer],
+    tallies: list[Tally],
+    heard: AsyncIterator[tuple[int, Delta]],
+    ready: Callable[[], bool],
+    *,
+    usage_asked: bool,
 ) -> None:
     """What is ready at the same time goes out in one write."""
     for answer in answers:
         exchange.add(answer.opening())
-    async for index, delta in arrivals:
+    async for index, delta in heard:
         tallies[index].add(delta)
         exchange.add(answers[index].pieces(delta))
         if delta.finish is not None:
             exchange.add(answers[index].closing(tallies[index]))
-        elif not arrivals.ready():
+        elif not ready():
             await exchange.flush()
     if usage_asked:
         exchange.add(answers[0].usage(tallies))
@@ -146,13 +173,25 @@ async def _stream(
     await exchange.end()
 
 
-async def _gather(answers: list[Answer], tallies: list[Tally], arrivals: Arrivals) -> bytes:
+async def _gather(
+    answers: list[Answer],
+    tallies: list[Tally],
+    heard: AsyncIterator[tuple[int, Delta]],
+    withheld: Callable[[], int],
+) -> bytes:
     texts: list[list[str]] = [[] for _ in answers]
     tokens: list[list[Sampled]] = [[] for _ in answers]
-    async for index, delta in arrivals:
+    async for index, delta in heard:
         tallies[index].add(delta)
         texts[index].append(delta.text)
         tokens[index].extend(delta.tokens)
-    each = zip(answers, texts, tokens, tallies, strict=True)
-    choices = [answer.choice("".join(parts), sampled, tally) for answer, parts, sampled, tally in each]
-    return answers[0].whole(choices, tallies)
+
+    tallies[0].withheld = withheld()
+
+    def written() -> bytes:
+        each = zip(answers, texts, tokens, tallies, strict=True)
+        choices = [answer.choice("".join(parts), sampled, tally) for answer, parts, sampled, tally in each]
+        return answers[0].whole(choices, tallies)
+
+    # A long prompt's log-probabilities take a tenth of a second to write.
+    return written() if answers[0].prompt.scores is None else await asyncio.to_thread(written)

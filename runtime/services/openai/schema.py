@@ -14,7 +14,7 @@ from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampli
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
 from runtime.services.banning import MAX_BAD_WORDS
-from runtime.services.openai.choices import MAX_CHOICES
+from runtime.services.choices import MAX_CHOICES, check_choices
 from runtime.services.openai.fields import (
     only,
     read_content,
@@ -40,7 +40,6 @@ TokenId = Annotated[int, Field(ge=0)]
 Label = Annotated[str, Field(max_length=512)]
 Off = Annotated[Any, only(False)]
 On = Annotated[Any, only(True)]
-Zero = Annotated[Any, only(0)]
 One = Annotated[Any, only(1)]
 NoList = Annotated[Any, only([])]
 NoText = Annotated[Any, only("")]
@@ -106,15 +105,21 @@ class GenerationRequest(_Object):
     spaces_between_special_tokens: On = None
     include_stop_str_in_output: Off = None
     allowed_token_ids: Nothing = None
-    prompt_logprobs: Nothing = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncate_prompt_tokens: Nothing = None
     structured_outputs: Nothing = None
-    priority: Zero = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidArgument("stream_options needs stream to be true", field="stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _the_prompt_is_explained_at_once(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidArgument("prompt_logprobs needs stream to be false", field="prompt_logprobs")
         return self
 
     @model_validator(mode="after")
@@ -138,9 +143,39 @@ class GenerationRequest(_Object):
         return self.n or 1
 
     @property
+    def candidates_asked(self) -> int:
+        """Of how many answers those that are given are the best."""
+        return self.choices_asked
+
+    @property
     def tokens_asked(self) -> int | None:
         """None: as many as the context has room for."""
         return self.max_tokens
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    @property
+    def prompt_text(self) -> str | None:
+        """The prompt as it was sent, if that was text."""
+        return None
+
+    @property
+    def silent(self) -> bool:
+        """Whether no token of the answer is wanted: only what is told of the prompt."""
+        return False
+
+    @property
+    def columns_asked(self) -> int | None:
+        """The likeliest tokens wanted in each place of an echoed prompt."""
+        return self.logprobs_asked if self.echoes else None
+
+    @property
+    def scores_asked(self) -> int | None:
+        asked = [each for each in (self.prompt_logprobs, self.columns_asked) if each is not None]
+        return max(asked, default=None)
 
     @property
     @abstractmethod
@@ -183,6 +218,7 @@ class GenerationRequest(_Object):
             min_tokens=self.min_tokens or 0,
             banned_tokens=tuple(map(tuple, self.banned_tokens or ())),
             grammar=next((grammar for _, grammar in self._grammars()), None),
+            prompt_logprobs=self.scores_asked,
         )
 
 
@@ -283,8 +319,43 @@ class CompletionRequest(GenerationRequest):
     prompt: Annotated[str | list[int], PlainValidator(read_prompt)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: bool | None = None
     suffix: NoText = None
-    echo: Off = None
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if self.silent and not self.echo:
+            raise InvalidArgument("max_tokens must be at least 1 unless echo is true, got 0", field="max_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_are_known_at_the_end(self) -> Self:
+        check_choices(self.choices_asked, self.candidates_asked)
+        if self.stream and self.candidates_asked > self.choices_asked:
+            raise InvalidArgument("best_of above n needs stream to be false", field="best_of")
+        return self
+
+    @property
+    def candidates_asked(self) -> int:
+        return self.choices_asked if self.best_of is None else self.best_of
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    @property
+    def prompt_text(self) -> str | None:
+        return self.prompt if isinstance(self.prompt, str) else None
+
+    @property
+    def silent(self) -> bool:
+        return self.max_tokens == 0
+
+    @property
+    def tokens_asked(self) -> int | None:
+        return 1 if self.silent else self.max_tokens
 
     @property
     def text_size(self) -> int:
@@ -293,6 +364,10 @@ class CompletionRequest(GenerationRequest):
     @property
     def logprobs_asked(self) -> int | None:
         return self.logprobs
+
+    def called(self, field: str) -> str:
+        """An echo's log-probabilities are those of the prompt too."""
+        return "logprobs" if field == "prompt_logprobs" and self.prompt_logprobs is None else super().called(field)
 
     def tokenize(self, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode(self.prompt) if isinstance(self.prompt, str) else self.prompt

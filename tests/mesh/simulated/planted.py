@@ -7,7 +7,8 @@ import pytest
 
 from runtime.domain import request as r
 from runtime.domain import turn as t
-from runtime.domain.batching import Batcher, Phase
+from runtime.domain.batched import Phase
+from runtime.domain.batching import Batcher
 from runtime.domain.messages import Output
 from runtime.domain.sequence import Sampled, Sequence
 from runtime.domain.steps import Generated, Work

@@ -11,13 +11,16 @@ from runtime.domain.sequence import FinishReason, Sampled
 from runtime.engine.simulated import SimulatedTokenizer
 from runtime.ids import WorkerId
 from runtime.services.openai.answers import Answer, ChatAnswer, CompletionAnswer, Head, Tally
+from runtime.services.openai.prompts import ShownPrompt
 from runtime.services.openai.spelling import Spelling
 
 HEAD = Head("id-1", 1, 'a "model"', "fp")
+SPELLING = Spelling(SimulatedTokenizer())
+SHOWN = ShownPrompt((1, 2, 3), SPELLING)
 
 
 def chat(*, usage_asked: bool = False) -> Answer:
-    return ChatAnswer(HEAD, Spelling(SimulatedTokenizer()), logprobs=False, usage_asked=usage_asked)
+    return ChatAnswer(HEAD, SPELLING, SHOWN, logprobs=False, usage_asked=usage_asked)
 
 
 @given(st.text(min_size=1), st.booleans())
@@ -34,7 +37,7 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(text: str, usage_asked: bo
 
 @given(st.text())
 def test_a_whole_answer_has_the_fields_of_its_chunks(text: str) -> None:
-    answer = CompletionAnswer(HEAD, Spelling(SimulatedTokenizer()), logprobs=False, usage_asked=False)
+    answer = CompletionAnswer(HEAD, SPELLING, SHOWN, logprobs=False, usage_asked=False)
     tally = Tally(3)
     tally.add(Delta(0, (Sampled(257),), text, FinishReason.STOP))
     whole = json.loads(answer.whole([answer.choice(text, (), tally)], [tally]))

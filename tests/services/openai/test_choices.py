@@ -1,16 +1,21 @@
 """Several choices to one prompt: each is a whole answer by itself, and together they are one request."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from runtime.domain.generation import Delta
+from runtime.domain.generation import Delta, Generation
+from runtime.domain.messages import Handoff
 from runtime.domain.sampling import choice_seed
 from runtime.domain.sequence import MAX_SEED, FinishReason, Sampled
 from runtime.engine.simulated import StepProfile
-from runtime.errors import Unavailable
+from runtime.errors import BatonError, Unavailable
+from runtime.roles.gateway import Deltas
 from tests.services.openai.one_worker import MODEL, SPEC, one_worker
 from tests.services.openai.scripted import ScriptedGateway
 from tests.services.openai.serving import serving
@@ -102,6 +107,47 @@ async def test_a_client_that_goes_away_cancels_all_its_choices() -> None:
         assert mesh.worker.role.running()
         await mesh.worker.idle()
         assert mesh.gateway.in_flight() == 0
+
+
+LIKELY = {choice_seed(11, index): logprob for index, logprob in enumerate((-2.0, -3.0, -1.0, -2.0))}
+
+
+class Weighing(ScriptedGateway):
+    """Each seed's answer is two tokens of a likelihood of its own; the text is the seed's place."""
+
+    @asynccontextmanager
+    async def open(self, generation: Generation) -> AsyncIterator[Deltas]:
+        self.asked.append(generation)
+        seed = generation.sampling.seed
+        queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue()
+        place, logprob = list(LIKELY).index(seed), LIKELY[seed]
+        handoff = Handoff(3, cached_tokens=place)
+        queue.put_nowait(Delta(0, (Sampled(257, logprob - 1),), str(place), handoff=handoff))
+        queue.put_nowait(Delta(1, (Sampled(257, logprob + 1),), "", FinishReason.STOP))
+        yield Deltas(queue)
+
+
+async def test_the_best_are_the_likeliest_and_all_are_paid() -> None:
+    gateway = Weighing()
+    asked = {"model": MODEL, "prompt": "x", "seed": 11, "best_of": 4}
+    async with serving(gateway.role) as api:
+        one = (await api.http.post("/v1/completions", json=asked)).json()
+        three = (await api.http.post("/v1/completions", json=asked | {"n": 3, "logprobs": 0})).json()
+    assert [choice["text"] for choice in one["choices"]] == ["2"]
+    assert [(choice["index"], choice["text"]) for choice in three["choices"]] == [(0, "2"), (1, "0"), (2, "3")]
+    assert three["choices"][0]["logprobs"]["token_logprobs"] == [-2.0, 0.0]
+    assert one["choices"][0]["logprobs"] is None
+    for found in (one, three):
+        assert found["usage"]["completion_tokens"] == 8
+        assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 0, "it was computed for the first candidate"
+    assert [each.sampling.logprobs for each in gateway.asked] == [0] * 8
+
+
+@pytest.mark.parametrize("asked", [{"n": 3, "best_of": 2}, {"best_of": 17}, {"best_of": 2, "stream": True}])
+async def test_a_best_of_that_cannot_be_is_refused(asked: dict[str, object]) -> None:
+    async with serving(ScriptedGateway().role) as api:
+        refused = await api.http.post("/v1/completions", json={"model": MODEL, "prompt": "x"} | asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "best_of")
 
 
 def test_seeds_of_choices_are_seeds_and_differ() -> None:

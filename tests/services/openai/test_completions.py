@@ -1,8 +1,10 @@
 """Text completions of real roles, as OpenAI's own client reads them."""
 
-from runtime.domain.sequence import Sampling
+from runtime.domain.generation import Delta
+from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.engine.simulated import SimulatedTokenizer, continuation
 from tests.services.openai.one_worker import MODEL, one_worker
+from tests.services.openai.scripted import ScriptedGateway
 from tests.services.openai.serving import serving
 
 PROMPT = "once upon a time"
@@ -56,3 +58,11 @@ async def test_fields_of_other_servers_reach_the_sampler() -> None:
         )
     assert greedy.choices[0].finish_reason == "stop"
     assert greedy.choices[0].text == "".join(oracle(6)[:2])
+
+
+async def test_the_priority_of_a_request_is_that_of_its_generation() -> None:
+    gateway = ScriptedGateway([Delta(0, (Sampled(257),), "x", FinishReason.STOP)])
+    async with serving(gateway.role) as api:
+        for priority in (None, 0, -5):
+            await api.http.post("/v1/completions", json={"model": MODEL, "prompt": "x", "priority": priority})
+    assert [asked.priority for asked in gateway.asked] == [0, 0, -5]
