@@ -26,6 +26,6 @@ ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1
 
 EXPOSE 8000 50051 8265
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/v1/models', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 ENTRYPOINT ["baton"]
 CMD ["up", "--config", "/etc/baton/docker.yaml"]

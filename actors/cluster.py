@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from runtime.config import Config
 from runtime.errors import StartError
+from runtime.mesh.security import check_listening
 
 _MIB = 1 << 20
 
@@ -82,5 +83,12 @@ def _url(host_port: str | None) -> str:
 
 
 def node_host(config: Config) -> str:
-    """Where workers and controller listen: a cluster of our own is this machine alone."""
-    return "127.0.0.1" if config.ray.address is None else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    """Where workers and controller listen: a cluster of our own is this machine alone.
+
+    Raises `StartError` when that would be unencrypted on the network and the configuration does not say so.
+    """
+    if config.ray.address is None:
+        return "127.0.0.1"
+    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    check_listening(config, host)
+    return host

@@ -23,6 +23,7 @@ from runtime.errors import StartError
 from runtime.ids import TenantId
 from runtime.mesh.keeping import Kept, State
 from runtime.mesh.plan import planned_workers
+from runtime.mesh.security import own_credentials
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -48,6 +49,7 @@ class Deployment:
         self._incarnations = incarnations
         self._host = host
         self._tell = tell
+        self._credentials = own_credentials(config)
         self._port = 0
         self._steps: dict[str, str] = {}
         self._told: dict[str, Kept] = {}
@@ -172,7 +174,7 @@ class Deployment:
         """By gRPC, naming every worker, and by HTTP through Serve's ingress."""
         addresses = local_addresses(self._config)
         try:
-            with Client(addresses.grpc) as client:
+            with Client(addresses.grpc, self._credentials) as client:
                 seen = {worker.id for worker in client.topology(timeout=_ANSWER_S).workers}
             answered = httpx.get(f"{addresses.http}/healthz", timeout=_ANSWER_S).is_success
         except (BatonError, httpx.TransportError):

@@ -67,6 +67,7 @@ def tell_addresses(console: Console, record: Record, folder: StateFolder) -> Non
     if record.dashboard:
         lines.append(("Ray", f"{record.dashboard}  {_key(record, folder)}"))
     lines.append(("log", str(record.log)))
+    lines.append(("door", record.security))
     for name, value in lines:
         console.print(f"  {name:<5} {value}", highlight=False, soft_wrap=True)
     console.print()

@@ -1,5 +1,6 @@
 """The console script: the Ray-free command line, and the commands that host a mesh on Ray."""
 
+from actors.drain import drain
 from actors.status import status
 from actors.up import down, start_mesh, up
 from runtime.cli.app import app
@@ -8,6 +9,7 @@ from runtime.cli.face import RUN, Surroundings
 app.command(rich_help_panel=RUN)(up)
 app.command(rich_help_panel=RUN)(down)
 app.command(rich_help_panel=RUN)(status)
+app.command(rich_help_panel=RUN)(drain)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ class Record(BaseModel):
 
     `run` marks all its processes; `pid` is the supervisor's and `since` its start, seconds since 1970. The addresses
     are known once `ready`. `scratch` is Ray's folder, removed at the end. `cluster` is Ray's address, and `own` whether
-    it was started with the mesh.
+    it was started with the mesh. `security` says in words what is encrypted and who may ask.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +38,7 @@ class Record(BaseModel):
     grpc: str = ""
     http: str = ""
     dashboard: str = ""
+    security: str = ""
 
 
 class StateFolder:

@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.state import Record, StateFolder, describe
-from batonmesh import BatonError, Client
+from batonmesh import BatonError, Client, Credentials
+from runtime.cli.talk.connecting import shown
 from runtime.cli.talk.wording import bytes_in_words
 from runtime.config import load_config
 from runtime.domain.routing import PREFILL
 from runtime.errors import StartError
 from runtime.mesh.plan import planned_workers
+from runtime.mesh.security import own_credentials
 
 _ANSWER_S = 5.0
 _Row = dict[str, Any]
@@ -47,15 +49,15 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the workers of a running mesh: roles, devices, load, pages, generations."""
-    record, missing = None, set[str]()
+    record, missing, credentials = None, set[str](), None
     if target is None:
         settings = load_config(config)
-        record = _running(StateFolder(settings.state), settings.mesh.name)
-        target, missing = record.grpc, set(planned_workers(settings))
-    rows = _ask(target)
+        record = running_mesh(StateFolder(settings.state), settings.mesh.name)
+        target, missing, credentials = record.grpc, set(planned_workers(settings)), own_credentials(settings)
+    rows, refused = _ask(target, credentials or shown())
     missing -= {str(row["worker"]) for row in rows}
     if as_json:
-        typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing)}))
+        typer.echo(json.dumps({"target": target, "workers": rows, "missing": sorted(missing), "refused": refused}))
         return
     console = Console()
     if record is not None:
@@ -63,11 +65,14 @@ def status(
     console.print(_table(rows))
     for line in _paths(rows):
         console.print(line, highlight=False, soft_wrap=True)
-    for worker in sorted(missing):
+    for worker, reason in refused.items():
+        console.print(Text(f"{worker} was refused: {reason}", style="yellow"), soft_wrap=True)
+    for worker in sorted(missing - refused.keys()):
         console.print(f"[yellow]{worker} does not serve[/yellow]; its log is in {record.log if record else ''}")
 
 
-def _running(folder: StateFolder, name: str) -> Record:
+def running_mesh(folder: StateFolder, name: str) -> Record:
+    """Raises `StartError` when it does not run, or is not ready."""
     record = folder.read() if folder.holder() is not None else None
     if record is None:
         raise StartError(f"no mesh named {name} is running; `baton up` starts one, and --config asks for another")
@@ -76,17 +81,19 @@ def _running(folder: StateFolder, name: str) -> Record:
     return record
 
 
-def _ask(target: str) -> list[_Row]:
+def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, str]]:
+    """A row for every worker that serves, and why others were refused."""
     try:
-        with Client(target) as client:
+        with Client(target, credentials) as client:
             view = client.topology(timeout=_ANSWER_S)
     except BatonError as error:
         raise StartError(f"the gateway at {target} does not answer: {error}") from error
     names = {worker.boot: worker.id for worker in view.workers}
-    return [
+    rows = [
         {
             "worker": worker.id,
             "role": worker.role,
+            "draining": worker.draining,
             "model": worker.model,
             "device": worker.device,
             "address": worker.address,
@@ -112,6 +119,7 @@ def _ask(target: str) -> list[_Row]:
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
         for pages in [worker.load.pages]
     ]
+    return rows, {each.worker: each.reason for each in view.refused}
 
 
 def _paths(rows: list[_Row]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from runtime.errors import SetupError
 from runtime.mesh.engines import check_devices
 from runtime.mesh.listening import free_ports, require_free, require_listener
 from runtime.mesh.models import check_model
+from runtime.mesh.security import check_security, in_words
 from runtime.mesh.tenants import open_tenants
 from runtime.telemetry import log_to_stderr
 
@@ -75,6 +76,7 @@ def supervise(config: Config, teller: Teller) -> None:
             scratch=scratch,
             log=folder.log,
             own=config.ray.address is None,
+            security=in_words(config),
         )
         stack.callback(folder.forget)
         folder.write(record)
@@ -99,6 +101,7 @@ def clear_leftovers(folder: StateFolder) -> bool:
 def _check(config: Config) -> None:
     """All that can be known to fail before Ray is started, which takes long."""
     check_model(config)
+    check_security(config)
     gateway = config.gateway
     if config.ray.address is not None and config.ray.address != "auto":
         require_listener(config.ray.address, "ray.address", _PATIENCE_S)  # Ray itself would try for many minutes
@@ -137,7 +140,7 @@ def _serve(config: Config, folder: StateFolder, record: Record, teller: Teller) 
         _take_signals()  # Ray has put handlers of its own
         teller.tell(Step(part="ray", detail=cluster.dashboard or cluster.address, done=True))
         record = record.model_copy(update={"cluster": cluster.address, "dashboard": cluster.dashboard})
-        tenants = dict(open_tenants(folder.root))
+        tenants = dict(open_tenants(folder.root, config.access.tenants))
         deployment = Deployment(config, tenants, folder.next_incarnation, node_host(config), teller.tell)
         if not own:
             deployment.delete()  # what a supervisor left that was killed

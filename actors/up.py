@@ -17,6 +17,7 @@ from actors.supervisor import clear_leftovers
 from runtime.cli.face import Addresses
 from runtime.cli.talk.demo import run_demo
 from runtime.config import Config, load_config
+from runtime.mesh.security import own_credentials
 
 
 def up(
@@ -33,7 +34,7 @@ def up(
     with _started(settings, console) as mesh:
         record = mesh.record
         if demo:
-            run_demo(record.grpc, console)
+            run_demo(record.grpc, console, own_credentials(settings))
         if leave:
             return
         tell_addresses(console, record, StateFolder(settings.state))

@@ -14,7 +14,7 @@ from runtime.ids import Ids, TenantId, WorkerId
 from runtime.mesh.garbage import spare_what_stays
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
-from runtime.mesh.worker import RunningWorker, worker_process
+from runtime.mesh.worker import RunningWorker, was_drained, worker_process
 from runtime.telemetry import log_to_stderr
 
 _log = logging.getLogger(__name__)
@@ -41,10 +41,12 @@ class BatonWorker:
         return self._started
 
     async def ended(self) -> str:
-        """Wait for the end of a worker that started; returns why it came."""
+        """Wait for the end of a worker that started; returns why it came, or nothing when it was drained."""
         try:
             await self._resident.ended()
         except Exception as error:  # noqa: BLE001 - the root of a process
+            if was_drained(error):
+                return ""
             _log.exception("the worker failed")
             return _explain(error)
         return "it was stopped"

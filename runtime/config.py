@@ -3,29 +3,25 @@
 The defaults are the local mesh. Says what is wrong with a file; never looks at the machine.
 """
 
-import difflib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError
+from runtime.faults import describe
+from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
+from runtime.section import Name
+from runtime.section import Section as _Section
 
 SHIPPED = "shipped"
 Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
-# Also a Ray namespace, a Serve application and a folder.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MeshConfig(_Section):
@@ -259,6 +255,8 @@ class Config(_Section):
     sessions: SessionsConfig = SessionsConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
+    tls: TlsConfig = TlsConfig()
+    access: AccessConfig = AccessConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -282,7 +280,23 @@ class Config(_Section):
             raise ValueError("model.quantization: workers must have device cpu")
         for worker in self.workers:
             self._check_ranks(worker)
+        check_listening(self.tls, self.clients, self.gateway.host)
         return self
+
+    @property
+    def clients(self) -> Clients:
+        """How clients show who they are."""
+        return self.access.clients or ("certificates" if self.tls.enabled else "open")
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the members' certificates."""
+        return self.tls.folder or self.state / "certs"
+
+    @property
+    def keys(self) -> Path:
+        """The file of the API keys' hashes."""
+        return self.access.keys or self.state / "keys.json"
 
     def _check_ranks(self, worker: WorkerConfig) -> None:
         ranks = self.ranks(worker)
@@ -349,20 +363,25 @@ def parse_config(content: dict[str, Any], source: str) -> Config:
         # Strict as JSON is: a number is no text, and yet a list may become a tuple.
         return Config.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        faults = [_describe(detail) for detail in error.errors(include_url=False)]
+        faults = [describe(detail, Config) for detail in error.errors(include_url=False)]
         raise ConfigError(f"{source}: " + "\n".join(faults)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    model, mesh = config.model, config.mesh
+    model, mesh, tls, access = config.model, config.mesh, config.tls, config.access
     if model.path != SHIPPED:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
     if mesh.state is not None:
         mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
+    if tls.folder is not None:
+        tls = tls.model_copy(update={"folder": folder / tls.folder.expanduser()})
+    if access.keys is not None:
+        access = access.model_copy(update={"keys": folder / access.keys.expanduser()})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
-    return config.model_copy(update={"model": model, "mesh": mesh, "workers": workers})
+    anchored = {"model": model, "mesh": mesh, "tls": tls, "access": access, "workers": workers}
+    return config.model_copy(update=anchored)
 
 
 def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
@@ -370,31 +389,3 @@ def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
         return worker
     neuron = worker.neuron.model_copy(update={"cache": folder / worker.neuron.cache.expanduser()})
     return worker.model_copy(update={"neuron": neuron})
-
-
-def _describe(detail: ErrorDetails) -> str:
-    place = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        *parents, key = detail["loc"]
-        near = difflib.get_close_matches(str(key), _keys(tuple(parents)), n=1)
-        return f"{place}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    if detail["type"] == "missing":
-        return f"{place}: is required"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if detail["type"] == "value_error":
-        return f"{place}: {message}" if place else message
-    return f"{place}: {message}, got {detail['input']!r}"
-
-
-def _keys(place: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys that the section at `place` has."""
-    section: type[BaseModel] = Config
-    for part in place:
-        if isinstance(part, str):
-            kind = section.model_fields[part].annotation
-            (section,) = (each for each in (kind, *get_args(kind)) if _is_section(each))
-    return tuple(section.model_fields)
-
-
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

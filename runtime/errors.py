@@ -4,6 +4,8 @@
     ├── InvalidArgument              invalid    INVALID_ARGUMENT     400   no
     │   ├── ContextExceeded          context    INVALID_ARGUMENT     400   no
     │   └── NotSupported             unsupported UNIMPLEMENTED       400   no
+    ├── Unauthenticated              unauthenticated UNAUTHENTICATED 401   no
+    ├── PermissionDenied             denied     PERMISSION_DENIED    403   no
     ├── NotFound                     not_found  NOT_FOUND            404   no
     ├── TooLarge                     too_large  INVALID_ARGUMENT     413   no
     ├── FailedPrecondition           precondition FAILED_PRECONDITION 409  no
@@ -62,6 +64,14 @@ class ContextExceeded(InvalidArgument):
 
 class NotSupported(InvalidArgument):
     status = Status("unsupported", "UNIMPLEMENTED", 400, retryable=False)
+
+
+class Unauthenticated(BatonError):
+    status = Status("unauthenticated", "UNAUTHENTICATED", 401, retryable=False)
+
+
+class PermissionDenied(BatonError):
+    status = Status("denied", "PERMISSION_DENIED", 403, retryable=False)
 
 
 class NotFound(BatonError):

@@ -176,8 +176,9 @@ class Peers(Protocol):
 class Directory(Protocol):
     """Where workers register and everybody else learns of them."""
 
-    async def register(self, worker: Worker) -> None:
-        """Register, or renew with a new load; raises `Incompatible` when the mesh serves something else."""
+    async def register(self, worker: Worker) -> float | None:
+        """Register, or renew with a new load; raises `Incompatible` when the mesh serves something else. Returns the
+        seconds within which the worker is to leave, if it is."""
 
     async def leave(self, worker: WorkerId, boot: BootId) -> None: ...
 

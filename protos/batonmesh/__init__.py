@@ -9,6 +9,7 @@ with Client("localhost:50051") as mesh:
 
 from batonmesh.async_client import AsyncClient, AsyncStream
 from batonmesh.client import Client, Stream
+from batonmesh.credentials import Credentials
 from batonmesh.errors import (
     BatonError,
     Cancelled,
@@ -21,9 +22,11 @@ from batonmesh.errors import (
     InvalidArgument,
     NotFound,
     NotSupported,
+    PermissionDenied,
     Poison,
     ResourceExhausted,
     TooLarge,
+    Unauthenticated,
     Unavailable,
 )
 from batonmesh.messages import Answer, Choice, Event, Options, Prompt
@@ -39,6 +42,7 @@ __all__ = [
     "Choice",
     "Client",
     "ContextExceeded",
+    "Credentials",
     "DataCorrupt",
     "DeadlineExceeded",
     "EngineFailed",
@@ -49,6 +53,7 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "Options",
+    "PermissionDenied",
     "Poison",
     "Prompt",
     "ResourceExhausted",
@@ -58,5 +63,6 @@ __all__ = [
     "TurnAnswer",
     "TurnOptions",
     "TurnStream",
+    "Unauthenticated",
     "Unavailable",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from batonmesh.credentials import Credentials, showing
 from batonmesh.errors import from_status
 from batonmesh.messages import (
     Answer,
@@ -64,10 +65,16 @@ class AsyncStream(AsyncIterator[Event]):
 class AsyncClient:
     """As `Client`, for one event loop: create it where that loop runs."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._mesh = mesh_pb2_grpc.MeshStub(self._channel)
+    def __init__(self, target: str, credentials: Credentials | None = None) -> None:
+        shown = credentials or Credentials()
+        metadata = shown.metadata
+        secure = shown.of_channel
+        if secure is None:
+            self._channel = grpc.aio.insecure_channel(target)
+        else:
+            self._channel = grpc.aio.secure_channel(target, secure, options=shown.options)
+        self._inference = showing(inference_pb2_grpc.InferenceStub(self._channel), metadata)
+        self._mesh = showing(mesh_pb2_grpc.MeshStub(self._channel), metadata)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -96,6 +103,11 @@ class AsyncClient:
         """The workers that serve now."""
         response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
         return response.view
+
+    async def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
+        """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
+        request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
+        await _told(self._mesh.Drain(request, timeout=timeout))
 
     async def close(self) -> None:
         """Ends every answer that is still on its way."""

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from batonmesh.credentials import Credentials, showing
 from batonmesh.messages import (
     Answer,
     Event,
@@ -59,15 +60,23 @@ class Client:
 
     `timeout` is in seconds, from the call to the end of its answer; None leaves it to the gateway's own limit. Every
     failure is a `BatonError`, also that nobody listens. Nothing is sent twice: after `Unavailable` and its like the
-    caller knows whether the answer is still wanted and what it may cost; `retry_after` says when to ask again.
+    caller knows whether the answer is still wanted and what it may cost; `retry_after` says when to ask again. Without
+    `credentials` nothing is encrypted and nobody shown.
     """
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target)
+    def __init__(self, target: str, credentials: Credentials | None = None) -> None:
+        shown = credentials or Credentials()
+        metadata = shown.metadata
+        secure = shown.of_channel
+        if secure is None:
+            self._channel = grpc.insecure_channel(target)
+        else:
+            self._channel = grpc.secure_channel(target, secure, options=shown.options)
         # The generated stubs serve both kinds of channel, but are typed for asyncio's.
-        self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[arg-type]
-        self._mesh: Any = mesh_pb2_grpc.MeshStub(self._channel)  # type: ignore[arg-type]
-        self.sessions = Sessions(self._channel)
+        inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[arg-type]
+        mesh: Any = mesh_pb2_grpc.MeshStub(self._channel)  # type: ignore[arg-type]
+        self._inference, self._mesh = showing(inference, metadata), showing(mesh, metadata)
+        self.sessions = Sessions(self._channel, metadata)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -101,6 +110,11 @@ class Client:
         request = mesh_pb2.TopologyRequest()
         response: mesh_pb2.TopologyResponse = told(lambda: self._mesh.Topology(request, timeout=timeout))
         return response.view
+
+    def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
+        """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
+        request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
+        told(lambda: self._mesh.Drain(request, timeout=timeout))
 
     def close(self) -> None:
         """Ends every answer that is still on its way."""

@@ -5,6 +5,8 @@ BatonError
 │   ├── ContextExceeded      prompt and max_tokens exceed the model's context
 │   ├── TooLarge             a field has too many bytes
 │   └── NotSupported         a field or a value that this mesh does not serve
+├── Unauthenticated          no credential, or one that is not known here
+├── PermissionDenied         a credential that does not allow this call
 ├── NotFound                 no such model
 ├── FailedPrecondition       not now, not in this state
 ├── ResourceExhausted        over a limit that passes; `retry_after` says when    retryable
@@ -57,6 +59,14 @@ class NotSupported(InvalidArgument):
     pass
 
 
+class Unauthenticated(BatonError):
+    pass
+
+
+class PermissionDenied(BatonError):
+    pass
+
+
 class NotFound(BatonError):
     pass
 
@@ -102,6 +112,8 @@ _BY_CODE: dict[str, type[BatonError]] = {
     "context": ContextExceeded,
     "too_large": TooLarge,
     "unsupported": NotSupported,
+    "unauthenticated": Unauthenticated,
+    "denied": PermissionDenied,
     "not_found": NotFound,
     "precondition": FailedPrecondition,
     "incompatible": FailedPrecondition,
@@ -119,6 +131,8 @@ _BY_CODE: dict[str, type[BatonError]] = {
 _BY_STATUS = {
     "INVALID_ARGUMENT": "invalid",
     "UNIMPLEMENTED": "unsupported",
+    "UNAUTHENTICATED": "unauthenticated",
+    "PERMISSION_DENIED": "denied",
     "NOT_FOUND": "not_found",
     "FAILED_PRECONDITION": "precondition",
     "RESOURCE_EXHAUSTED": "exhausted",

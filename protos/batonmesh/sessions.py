@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
+from batonmesh.credentials import Metadata, showing
 from batonmesh.errors import Unavailable, from_status
 from batonmesh.messages import Options
 from batonmesh.turns import (
@@ -76,9 +77,11 @@ class Sessions:
     """Conversations that the mesh keeps: `Client.sessions`. What changes something is done once, however often it is
     sent under one key."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, metadata: Metadata | None = None) -> None:
+        """`metadata` goes with every call."""
         # The generated stubs serve both kinds of channel, but are typed for asyncio's.
-        self._stub: Any = session_pb2_grpc.SessionsStub(channel)  # type: ignore[arg-type]
+        stub: Any = session_pb2_grpc.SessionsStub(channel)  # type: ignore[arg-type]
+        self._stub = showing(stub, metadata)
 
     def create(
         self, model: str, *, metadata: dict[str, str] | None = None, rerender: bool = False, key: str | None = None

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli import configuration, model, simtest
+from runtime.cli import certs, configuration, keys, model, simtest
 from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
-from runtime.cli.face import LOOK, TALK, Face
+from runtime.cli.face import LOOK, RUN, TALK, Face
 from runtime.cli.talk import session
 from runtime.cli.talk.chat import chat
 from runtime.cli.talk.demo import demo
@@ -50,6 +50,9 @@ def baton(
 ) -> None:
     pass
 
+
+app.add_typer(certs.app, name="certs", rich_help_panel=RUN, help="Make and rotate the certificates of a mesh.")
+app.add_typer(keys.app, name="keys", rich_help_panel=RUN, help="Make and revoke its clients' API keys.")
 
 app.command(rich_help_panel=TALK)(demo)
 app.command(rich_help_panel=TALK)(generate)

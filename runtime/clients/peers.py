@@ -8,6 +8,7 @@ import grpc
 from batonmesh.v1 import worker_pb2 as pb
 from batonmesh.v1 import worker_pb2_grpc
 from runtime.clients.channels import Channels
+from runtime.domain.identity import Role
 from runtime.domain.messages import GatewayCommand, Hello, PrefillCall, PrefillDone, StepBatch
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId
@@ -24,10 +25,10 @@ class GrpcPeers:
         self._caller = caller
 
     def prefill(self, address: str) -> "GrpcPrefillPeer":
-        return GrpcPrefillPeer(self._channels.to(address))
+        return GrpcPrefillPeer(self._channels.to(address, Role.PREFILL))
 
     def decode(self, address: str) -> "GrpcDecodePeer":
-        return GrpcDecodePeer(self._channels.to(address), self._caller)
+        return GrpcDecodePeer(self._channels, address, self._caller)
 
 
 class GrpcPrefillPeer:
@@ -43,14 +44,16 @@ class GrpcPrefillPeer:
 
 
 class GrpcDecodePeer:
-    def __init__(self, channel: grpc.aio.Channel, caller: GatewayId) -> None:
-        self._stub = worker_pb2_grpc.DecodeStub(channel)
+    def __init__(self, channels: Channels, address: str, caller: GatewayId) -> None:
+        self._channels = channels
+        self._address = address
         self._caller = caller
 
     @asynccontextmanager
     async def attach(self) -> AsyncIterator["GrpcDecodeStream"]:
         """Entering never waits: the connection is made by the first read, under whatever deadline that has."""
-        call: grpc.aio.StreamStreamCall[pb.DecodeCommand, pb.StepBatch] = self._stub.Attach(None)
+        stub = worker_pb2_grpc.DecodeStub(self._channels.to(self._address, Role.DECODE))
+        call: grpc.aio.StreamStreamCall[pb.DecodeCommand, pb.StepBatch] = stub.Attach(None)
         try:
             yield GrpcDecodeStream(call, self._caller)
         finally:

@@ -111,6 +111,8 @@ class Batcher:
             self._reserving.append(entry)
         else:
             self._line.add(entry)
+            # There may be room for one that comes before all that found none.
+            self._full = self._full and self._line.next() is not entry
 
     def admit(self) -> list[StepEvent]:
         """Admit those that landed and those that wait, in order, as far as there is room; reserve for the others."""

@@ -1,22 +1,39 @@
-"""Who belongs to the mesh: registrations, their leases, and the view that follows from them. Never starts anybody."""
+"""Who belongs to the mesh: registrations, their leases, the view that follows from them, and what a watcher makes of
+views. Never starts anybody."""
 
-from runtime.domain.messages import View, Worker
-from runtime.errors import Incompatible
+from dataclasses import replace
+
+from runtime.domain.messages import Refused, View, Worker
+from runtime.domain.routing import DECODE
+from runtime.errors import FailedPrecondition, Incompatible, NotFound
 from runtime.ids import BootId, WorkerId
+
+MAX_REFUSED = 256
+_REFUSED_LEASES = 10
 
 
 class Membership:
-    """One controller's knowledge. `incarnation` orders it after every earlier controller of this mesh."""
+    """One controller's knowledge. `incarnation` orders it after every earlier controller of this mesh; while `settling`
+    it does not know yet who of theirs still lives."""
 
-    def __init__(self, incarnation: int, lease_s: float) -> None:
+    def __init__(self, incarnation: int, lease_s: float, *, settling: bool = False) -> None:
         self._incarnation = incarnation
         self._lease_s = lease_s
+        self._settling = settling
+        self._refused: dict[WorkerId, tuple[Refused, float]] = {}
+        self._draining: dict[BootId, float] = {}
         self._version = 0
         self._workers: dict[WorkerId, Worker] = {}
         self._until: dict[WorkerId, float] = {}
 
     def view(self) -> View:
-        return View(self._incarnation, self._version, tuple(self._workers.values()))
+        refused = tuple(refused for refused, _ in self._refused.values())
+        return View(self._incarnation, self._version, tuple(self._workers.values()), self._settling, refused)
+
+    def settle(self) -> None:
+        """Who has not registered by now is not there."""
+        self._settling = False
+        self._version += 1
 
     def register(self, worker: Worker, now: float) -> bool:
         """Take a worker in or renew its lease; True when the view changed beyond its load.
@@ -24,14 +41,35 @@ class Membership:
         Raises `Incompatible` naming the field when it serves something else than those who are here.
         """
         known = self._workers.get(worker.id)
-        for other in self._workers.values():
-            if other.id != worker.id:
-                _compare(other, worker)
-        self._workers[worker.id] = worker
-        self._until[worker.id] = now + self._lease_s
-        changed = known is None or known.boot != worker.boot
         self._version += 1
-        return changed
+        try:
+            for other in self._workers.values():
+                if other.id != worker.id:
+                    _compare(other, worker)
+        except Incompatible as error:
+            self._refuse(worker, error, now)
+            raise
+        self._refused.pop(worker.id, None)
+        self._workers[worker.id] = replace(worker, draining=worker.draining or worker.boot in self._draining)
+        self._until[worker.id] = now + self._lease_s
+        return known is None or known.boot != worker.boot
+
+    def drain(self, worker: WorkerId, until: float) -> None:
+        """Have this generation of a worker leave by then. Raises `NotFound`, or `FailedPrecondition` when nobody else
+        would be left that gives tokens."""
+        known = self._workers.get(worker)
+        if known is None:
+            raise NotFound(f"no worker {worker} serves", field="worker")
+        others = (other for other in self._workers.values() if other.id != worker and not other.draining)
+        if known.role == DECODE and not any(other.role == DECODE for other in others):
+            raise FailedPrecondition(f"{worker} is the last decode worker", field="worker")
+        self._draining[known.boot] = until
+        self._workers[worker] = replace(known, draining=True)
+        self._version += 1
+
+    def leaves_at(self, boot: BootId) -> float | None:
+        """When this generation is to have left, if it was asked to."""
+        return self._draining.get(boot)
 
     def leave(self, worker: WorkerId, boot: BootId) -> bool:
         """Take a worker out, but only this generation of it."""
@@ -46,16 +84,50 @@ class Membership:
         gone = tuple(self._workers[ident] for ident, until in self._until.items() if until <= now)
         for worker in gone:
             self._drop(worker.id)
+        for ident in [ident for ident, (_, until) in self._refused.items() if until <= now]:
+            del self._refused[ident]
         return gone
 
+    def _refuse(self, worker: Worker, error: Incompatible, now: float) -> None:
+        """Remember it for a while, for people; the oldest are forgotten first."""
+        self._refused.pop(worker.id, None)
+        if len(self._refused) >= MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        refused = Refused(worker.id, worker.boot, error.field or "", error.message)
+        self._refused[worker.id] = refused, now + _REFUSED_LEASES * self._lease_s
+
     def _drop(self, worker: WorkerId) -> None:
-        del self._workers[worker]
+        self._draining.pop(self._workers.pop(worker).boot, None)
         del self._until[worker]
         self._version += 1
 
 
+class Belief:
+    """What a watcher believes, from the views that it gets. What an earlier controller knew and a new one does not is
+    believed until the new one has settled: a worker that did not register yet has not left."""
+
+    def __init__(self) -> None:
+        self.view = View(0, 0)
+        self._kept: dict[WorkerId, Worker] = {}
+
+    def take(self, new: View) -> View:
+        """What is believed now. A view older than one before says nothing, such as that of a controller that was cut
+        off while another took over."""
+        known = self.view
+        if (new.incarnation, new.version) < (known.incarnation, known.version):
+            return known
+        if new.incarnation > known.incarnation:
+            self._kept = {worker.id: worker for worker in known.workers}
+        for worker in new.workers:
+            self._kept.pop(worker.id, None)
+        if not new.settling:
+            self._kept.clear()
+        self.view = replace(new, workers=(*new.workers, *self._kept.values())) if self._kept else new
+        return self.view
+
+
 def _compare(here: Worker, new: Worker) -> None:
-    for name in ("model", "kv_fingerprint", "serving_fingerprint", "page_tokens"):
+    for name in ("model", "kv_fingerprint", "serving_fingerprint", "page_tokens", "frame_version"):
         expected, got = getattr(here, name), getattr(new, name)
         if expected != got:
             raise Incompatible(f"worker {new.id}: {name} is {got}, but {here.id} serves {expected}", field=name)

@@ -213,7 +213,8 @@ class Traffic:
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
-    host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`."""
+    host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`; `frame_version` is that of
+    its page format. `draining`: it is about to leave, and nothing new is placed on it."""
 
     id: WorkerId
     boot: BootId
@@ -226,16 +227,31 @@ class Worker:
     page_tokens: int
     device: str
     load: Load | None = None
+    frame_version: int = 1
+    draining: bool = False
     traffic: Traffic = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A worker that was turned away: which of its fields does not fit, and why in words."""
+
+    worker: WorkerId
+    boot: BootId
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class View:
-    """Who serves, as the controller last knew. Ordered by (incarnation, version)."""
+    """Who serves, as the controller last knew. Ordered by (incarnation, version). While `settling` a worker that is
+    missing may only not have registered with this controller yet."""
 
     incarnation: int
     version: int
     workers: tuple[Worker, ...] = ()
+    settling: bool = False
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,10 @@ def _depth(worker: Worker) -> int:
     return worker.load.running + worker.load.waiting + worker.load.awaiting if worker.load else 0
 
 
+def _staying(view: View, role: str) -> list[Worker]:
+    return [worker for worker in view.workers if worker.role == role and not worker.draining]
+
+
 class Router:
     """Remembers only whose turn is next, so that equal workers are used equally."""
 
@@ -34,7 +38,7 @@ class Router:
     ) -> Worker | None:
         """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each; the one that
         is `near` the turn's pages is worth a few more than the others have."""
-        able = [worker for worker in view.workers if worker.role == DECODE and worker.boot not in exclude]
+        able = [worker for worker in _staying(view, DECODE) if worker.boot not in exclude]
         if not able:
             return None
         ordered = self._rotate(DECODE, able)
@@ -48,7 +52,7 @@ class Router:
 
     def candidates(self, view: View) -> tuple[PrefillCandidate, ...]:
         """All prefill workers, the best first."""
-        able = [worker for worker in view.workers if worker.role == PREFILL]
+        able = _staying(view, PREFILL)
         if not able:
             return ()
         ordered = self._rotate(PREFILL, able)

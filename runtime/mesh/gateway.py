@@ -13,12 +13,13 @@ from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
+from runtime.domain.identity import Role
 from runtime.domain.routing import Placement, Router
 from runtime.errors import StartError
-from runtime.ids import Ids
+from runtime.ids import Ids, TenantId
 from runtime.mesh.models import served_model
+from runtime.mesh.security import Security
 from runtime.mesh.sessions import session_settings, session_store
-from runtime.mesh.tenants import DEFAULT
 from runtime.roles.gateway import GatewayRole, GatewaySettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
@@ -51,42 +52,43 @@ async def gateway_process(
 
     `shared`: other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
     """
-    gateway = config.gateway
+    gateway, tenant = config.gateway, TenantId(config.access.tenants[0])
+    security = Security(config, Role.GATEWAY)
     model = await asyncio.to_thread(served_model, config)
     async with AsyncExitStack() as stack:
-        channels = await stack.enter_async_context(Channels())
+        channels = await stack.enter_async_context(Channels(security.channels()))
         clock, ids = LoopClock(), Ids(random.SystemRandom())
-        ident = ids.gateway()
+        ident, directory = ids.gateway(), GrpcDirectory(channels, controller, clock)
         role = GatewayRole(
             ident,
             (model,),
             Router(Placement(gateway.placement)),
-            GrpcDirectory(channels, controller, clock),
+            directory,
             GrpcPeers(channels, ident),
             ids,
             clock,
             _settings(config),
         )
-        http = OpenAiSettings(tenant=DEFAULT, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
+        http = OpenAiSettings(tenant=tenant, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
         pool = TokenizingPool(http.tokenize_threads, http.tokenize_waiting)
         stack.callback(pool.close)
         store = await stack.enter_async_context(session_store(config))
-        server = _server(config, port, shared)
-        server.add(InferenceService(role, pool, InferenceSettings(DEFAULT, gateway.deadline_s)))
-        server.add(MeshService(role.view))
+        server = _server(config, port, shared, security)
+        server.add(InferenceService(role, pool, InferenceSettings(tenant, gateway.deadline_s)))
+        server.add(MeshService(role.view, directory.drain))
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
         if store is not None:
             sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
-            server.add(SessionService(sessions, ids, SessionServiceSettings(DEFAULT, gateway.deadline_s)))
+            server.add(SessionService(sessions, ids, SessionServiceSettings(tenant, gateway.deadline_s)))
             keeping = group.create_task(sessions.run())
             stack.callback(keeping.cancel)
         await stack.enter_async_context(server)
-        yield RunningGateway(role, openai_app(role, http), server.port)
+        yield RunningGateway(role, openai_app(role, http, security.http()), server.port)
 
 
-def _server(config: Config, port: int, shared: bool) -> GrpcServer:
+def _server(config: Config, port: int, shared: bool, security: Security) -> GrpcServer:
     gateway = config.gateway
     try:
         return GrpcServer(
@@ -95,6 +97,8 @@ def _server(config: Config, port: int, shared: bool) -> GrpcServer:
             shared=shared,
             message_bytes=gateway.max_body_mib * _MIB,
             grace_s=gateway.drain_s,
+            tls=security.clients_door(),
+            access=security.clients(),
         )
     except StartError as error:
         raise StartError(f"gateway.grpc_port: {error}") from error

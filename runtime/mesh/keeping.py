@@ -25,7 +25,7 @@ class WorkerHost(Protocol):
         """Return once it has registered; raises `StartError` with its own words, or those of its end."""
 
     async def ended(self) -> str:
-        """Wait for its end; returns why it came."""
+        """Wait for its end; returns why it came, or nothing when it left as it was asked to."""
 
     async def stop(self) -> None:
         """Let it leave the mesh, then end it; it may be dead already."""
@@ -102,7 +102,7 @@ class Keeper:
             await self._clock.sleep(wait)
 
     async def _live(self, worker: WorkerId) -> bool:
-        """One life of a worker; False when it never was one."""
+        """One life of a worker; False when it never was one, or nobody wants another."""
         self._now(worker, State.STARTING, starts=self._kept[worker].starts + 1)
         host = self._hosts[worker] = await self._launcher.launch(worker)
         try:
@@ -114,6 +114,10 @@ class Keeper:
             return self._kept[worker].starts > 1
         self._now(worker, State.SERVING)
         why = await host.ended()
+        if not why:
+            await host.stop()
+            self._now(worker, State.STOPPED, "it was drained")
+            return False
         _log.warning("worker died: %s", why, extra={"worker": worker})
         await host.stop()
         self._now(worker, State.WAITING, why)

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.errors import StartError
@@ -10,15 +10,17 @@ from runtime.ids import TenantId
 
 DEFAULT = TenantId("default")
 _SECRET_BYTES = 32
-_FILE = "tenant-default.secret"
 
 
-def open_tenants(state: Path) -> Mapping[TenantId, bytes]:
-    """The mesh's tenants and their secrets; the secret of `default` is made when it is not there yet.
+def open_tenants(state: Path, names: Sequence[str]) -> Mapping[TenantId, bytes]:
+    """The mesh's tenants and their secrets; one that is not there yet is made.
 
-    Raises `StartError` when the file cannot be read or made, or holds something else.
+    Raises `StartError` when a file cannot be read or made, or holds something else.
     """
-    file = state / _FILE
+    return {TenantId(name): _open(state / f"tenant-{name}.secret", state) for name in names}
+
+
+def _open(file: Path, state: Path) -> bytes:
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not file.exists():
@@ -28,7 +30,7 @@ def open_tenants(state: Path) -> Mapping[TenantId, bytes]:
         raise StartError(f"mesh.state: {error.filename or file}: {error.strerror}") from error
     if len(secret) != _SECRET_BYTES:
         raise StartError(f"mesh.state: {file} holds {len(secret)} bytes, a tenant's secret has {_SECRET_BYTES}")
-    return {DEFAULT: secret}
+    return secret
 
 
 def _create(file: Path) -> None:

@@ -13,6 +13,7 @@ from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
 from runtime.config import Config
+from runtime.domain.identity import Role
 from runtime.domain.messages import Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
@@ -21,10 +22,12 @@ from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
+from runtime.kv.frames import VERSION
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
+from runtime.mesh.security import Security
 from runtime.ports import Directory, Engine, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
@@ -35,7 +38,19 @@ from runtime.services.server import GrpcServer
 
 _LEAVE_S = 2.0
 _RENEWALS_PER_LEASE = 4
+_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
+
+
+class Drained(Exception):
+    """The worker has left, as it was asked to."""
+
+
+def was_drained(error: BaseException) -> bool:
+    """Whether that is all that ended it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(was_drained(each) for each in error.exceptions)
+    return isinstance(error, Drained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +75,22 @@ async def worker_process(
     """A generation of a worker, from its engine's start to its leave; cancelled or broken it is gone without leaving.
     `controller` is the address to register at, `host` where it listens, on any free port.
 
-    Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later.
+    Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later, `Drained`
+    among that.
     """
     plan, clock = planned_workers(config)[worker], LoopClock()
+    security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(running_engine(config, plan, clock))
-        channels = await stack.enter_async_context(Channels())
-        server = GrpcServer(host, 0, message_bytes=message_bytes(engine.spec))
+        channels = await stack.enter_async_context(Channels(security.channels()))
+        server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
         transport = stack.enter_context(_paths(config, engine.spec, address, channels))
         moving = _moving(transport)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
-            role = DecodeRole(
-                engine,
-                moving,
-                GrpcPeers(channels, GatewayId(worker)),
-                tenants,
-                boot,
-                Ids(random.SystemRandom()),
-                clock,
-                _decode_settings(config),
-            )
+            peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
+            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config))
             server.add(DecodeService(role))
         else:
             role = PrefillRole(engine, moving, tenants)
@@ -94,7 +103,7 @@ async def worker_process(
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, transport, clock, config.timing.lease_s))
+        renewing = group.create_task(_renew(directory, here, engine, role, transport, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
@@ -128,6 +137,11 @@ def _moving(transport: Paths) -> Transport:
     return Faulty(transport, parse_faults(asked, random.SystemRandom()))
 
 
+def _server(host: str, spec: ModelSpec, security: Security) -> GrpcServer:
+    door, members = security.members_door(), security.members()
+    return GrpcServer(host, 0, message_bytes=message_bytes(spec), tls=door, access=members)
+
+
 def _decode_settings(config: Config) -> DecodeSettings:
     timing, handoff = config.timing, config.handoff
     return DecodeSettings(
@@ -155,6 +169,7 @@ def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: s
         max_tokens=spec.max_tokens,
         page_tokens=spec.page_tokens,
         device=device,
+        frame_version=VERSION,
     )
 
 
@@ -168,15 +183,45 @@ async def _join(directory: Directory, here: Worker) -> None:
 
 
 async def _renew(
-    directory: Directory, here: Worker, engine: Engine, transport: Paths, clock: Clock, lease_s: float
+    directory: Directory,
+    here: Worker,
+    engine: Engine,
+    role: DecodeRole | PrefillRole,
+    transport: Paths,
+    clock: Clock,
+    lease_s: float,
 ) -> None:
-    """For ever. The controller may be away for any time; that it refuses us now ends this worker."""
+    """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
+    ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
+    pause = lease_s / _RENEWALS_PER_LEASE
+    ends: float | None = None
     while True:
-        await clock.sleep(lease_s / _RENEWALS_PER_LEASE)
+        await clock.sleep(pause)
         try:
-            await directory.register(replace(here, load=engine.load(), traffic=transport.traffic()))
+            now = replace(here, load=engine.load(), traffic=transport.traffic(), draining=ends is not None)
+            asked = await directory.register(now)
         except Unavailable as error:
+            asked = None
             _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
+        if asked is not None:
+            ends = clock.now() + asked
+        if ends is not None and await _runs_out(role, clock, min(ends, clock.now() + pause), ends):
+            await _leave(directory, here)
+            raise Drained
+
+
+async def _runs_out(role: DecodeRole | PrefillRole, clock: Clock, until: float, ends: float) -> bool:
+    """Wait until nothing runs here any more, but not longer than `until`; what runs at the end is given up."""
+    while role.running():
+        if clock.now() >= until:
+            break
+        await clock.sleep(_LOOK_S)
+    if role.running() and clock.now() >= ends:
+        if isinstance(role, DecodeRole):
+            role.give_up(Unavailable("the worker leaves the mesh"))
+        await clock.sleep(_LOOK_S)  # so that those who are told hear it
+        return True
+    return not role.running()
 
 
 async def _leave(directory: Directory, here: Worker) -> None:

@@ -197,6 +197,12 @@ class DecodeRole:
     def running(self) -> int:
         return len(self._attempts)
 
+    def give_up(self, error: BatonError) -> None:
+        """End every attempt with `error`, so that each is tried elsewhere. The end of this worker follows."""
+        for attempt in list(self._attempts.values()):
+            attempt.feed(r.SequenceLost(error))
+        self._flush()
+
     def check(self) -> None:
         """Raise `InvariantViolation` unless the engine's pages add up; only while idle."""
         self.engine.check()

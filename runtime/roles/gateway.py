@@ -4,14 +4,17 @@ Owns the turns in flight and one stream per decode worker; never computes, and k
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from runtime.clock import Clock, Timer
 from runtime.domain import turn as t
+from runtime.domain.breaking import BreakerPolicy, Breakers, RetryBudget, RetryPolicy
 from runtime.domain.generation import Delta, Generation
+from runtime.domain.membership import Belief
 from runtime.domain.messages import (
     Acknowledge,
     Attach,
@@ -38,6 +41,8 @@ from runtime.ports import Directory, Observe, Peers, Tokenizer, unobserved
 from runtime.roles.stream import Ended, Stream, StreamSettings
 
 _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
+_SPENT = Unavailable("decode workers fail too often to try again now", retry_after_ms=1000)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,15 @@ class GatewaySettings:
     """`placement_s`: how long a turn waits for a decode worker to appear; after `second_chance_s` of it one that the
     turn suspects will do, if the view still has it. `overdue_s`: an attempt that brings nothing
     for so long is tried elsewhere. `deltas` bounds what a slow client may leave unread before its request is
-    cancelled."""
+    cancelled. `breakers` say whom to avoid for a while, `retries` how often what has not begun is tried again."""
 
     stream: StreamSettings
     placement_s: float = 10.0
     second_chance_s: float = 0.5
     overdue_s: float = 60.0
     deltas: int = 4096
+    breakers: BreakerPolicy = field(default_factory=BreakerPolicy)
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,9 @@ class _Live:
         self.exclude: frozenset[BootId] | None = None
         self.stream: Stream | None = None
         self.heard = 0.0
+        # Whether trying again is counted: it failed, and has given nothing yet.
+        self.counted = False
+        self.gave = False
         self.timers: dict[str, Timer] = {}
 
 
@@ -125,7 +135,10 @@ class GatewayRole:
         self._clock = clock
         self._settings = settings
         self._observe = observe
-        self._view = View(0, 0)
+        self._breakers = Breakers(settings.breakers)
+        self._retries = RetryBudget(settings.retries, clock.now())
+        self._belief = Belief()
+        self._view = self._belief.view
         self._live: dict[TurnId, _Live] = {}
         self._streams: dict[BootId, Stream] = {}
         self._group: asyncio.TaskGroup
@@ -174,6 +187,7 @@ class GatewayRole:
         turn = t.Turn(self._ids.turn()) if claim is None else t.Turn(claim.turn, claim.epoch, claim.given)
         live = _Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
         self._live[turn.ref.turn] = live
+        self._retries.earn()
         self._after(live, generation.deadline_s, t.DeadlinePassed())
         self._feed(live, t.Opened())
         try:
@@ -204,10 +218,11 @@ class GatewayRole:
         if generation.deadline_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived", field="deadline_ms")
 
-    def _on_view(self, view: View) -> None:
-        self._view = view
+    def _on_view(self, told: View) -> None:
+        self._view = view = self._belief.take(told)
         self._served = {name: _bounded(model, view) for name, model in self._models.items()}
         here = {worker.boot for worker in view.workers}
+        self._breakers.keep(here)
         for boot in [boot for boot, stream in self._streams.items() if boot not in here and not stream.turns]:
             self._streams.pop(boot).close()
         if any(worker.role == DECODE for worker in view.workers):
@@ -225,13 +240,40 @@ class GatewayRole:
                     self._feed(live, t.Overdue())
 
     def _feed(self, live: _Live, event: t.TurnEvent) -> None:
+        self._weigh(live, event)
         commands = live.turn.on(event)
         self._observe(live.turn.ref, event, commands)
         self._do(live, commands)
 
+    def _weigh(self, live: _Live, event: t.TurnEvent) -> None:
+        """What an event says of the worker that the turn is on."""
+        turn, now = live.turn, self._clock.now()
+        if turn.boot is None or turn.ended:
+            return
+        match event:
+            case t.Arrived(output) if output.ref == turn.ref:
+                pace = (now - live.heard) / len(output.tokens) if live.gave and output.tokens else None
+                self._tell_avoided(turn.boot, self._breakers.served(turn.boot, pace, now), "slow")
+            case t.AttemptLost(failed) if failed.ref == turn.ref and failed.error.status.retryable:
+                live.counted = not live.gave
+                # That it is full is no reason to avoid it: its load says so.
+                if not isinstance(failed.error, ResourceExhausted):
+                    self._tell_avoided(turn.boot, self._breakers.failed(turn.boot, now), failed.error.message)
+            case t.Overdue():
+                live.counted = not live.gave
+                self._tell_avoided(turn.boot, self._breakers.failed(turn.boot, now), "overdue")
+            case _:
+                live.counted = False
+
+    def _tell_avoided(self, boot: BootId, avoided: bool, why: str) -> None:
+        if avoided:
+            _log.warning("a worker is avoided for a while: %s", why, extra={"boot": boot, "gateway": self.gateway})
+
     def _do(self, live: _Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
         for command in commands:
             match command:
+                case t.Place() if live.counted and not self._retries.try_take(self._clock.now()):
+                    self._feed(live, t.NobodyServes(_SPENT))
                 case t.Place(exclude):
                     self._leave(live)
                     live.exclude = exclude
@@ -259,15 +301,22 @@ class GatewayRole:
         assert live.exclude is not None
         in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
         claim = live.generation.claim
-        worker = self._router.choose(self._view, in_flight, live.exclude, claim.near if claim else None)
+        worker = self._router.choose(self._view, in_flight, self._avoided(live.exclude), claim.near if claim else None)
         if worker is None:
             return
         live.exclude = None
         self._disarm(live, t.NobodyServes.__name__)
         self._disarm(live, "forgive")
+        self._breakers.placed(worker.boot, self._clock.now())
         live.stream = self._stream(worker)
         live.stream.turns += 1
         self._feed(live, t.Placed(worker.boot))
+
+    def _avoided(self, exclude: frozenset[BootId]) -> frozenset[BootId]:
+        """With those whose breakers are open, unless nobody would be left: better a sick worker than none."""
+        avoided = exclude | self._breakers.avoided(self._clock.now())
+        able = (worker.boot for worker in self._view.workers if worker.role == DECODE and not worker.draining)
+        return avoided if avoided == exclude or any(boot not in avoided for boot in able) else exclude
 
     def _forgive(self, live: _Live) -> None:
         live.exclude = frozenset()
@@ -310,13 +359,15 @@ class GatewayRole:
                 self._feed(live, t.Arrived(output) if isinstance(output, Output) else t.AttemptLost(output))
 
     def _on_end(self, stream: Stream, ended: Ended) -> None:
+        if stream.boot in self._streams:
+            self._tell_avoided(stream.boot, self._breakers.failed(stream.boot, self._clock.now()), "its stream ended")
         for live in list(self._live.values()):
             if live.turn.boot == stream.boot and not live.turn.ended:
                 lost = t.StreamBroken(stream.boot) if ended.greeted else t.WorkerLost(stream.boot, ended.refused)
                 self._feed(live, lost)
 
     def _give(self, live: _Live, delta: Delta) -> None:
-        live.heard = self._clock.now()
+        live.heard, live.gave = self._clock.now(), True
         if live.queue.qsize() < live.bound:
             live.queue.put_nowait(delta)
             return

@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from runtime.errors import BatonError, Internal, InvalidArgument
+from runtime.services.access import Access
 from runtime.wire.encoding import unreadable_text
 from runtime.wire.errors import MAX_STATUS_CHARACTERS, to_metadata
 
@@ -30,10 +31,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
     """Guards Baton's own services; handlers of others on the same server are left as they are.
 
     Guarded handlers are coroutines that write to their context. A generator would be left unfinished when its call is
-    cancelled between two messages, and what it holds would not be freed at once.
+    cancelled between two messages, and what it holds would not be freed at once. `access` says who may call what; None
+    lets everybody.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None) -> None:
+        self._access = access
         self._guarded: dict[str, Handler] = {}
 
     async def intercept_service(  # type: ignore[override]  # its stubs forget that there may be no such method
@@ -47,25 +50,27 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in
             handler = await continuation(handler_call_details)
             if handler is None or not method.startswith(_OURS):
                 return handler  # of another service, or of none
-            guarded = self._guarded[method] = _guarded(handler, method)
+            guarded = self._guarded[method] = _guarded(handler, method, self._access)
         return guarded
 
 
-def _guarded(handler: Handler, method: str) -> Handler:
+def _guarded(handler: Handler, method: str, access: Access | None) -> Handler:
     kind, wrap = _KINDS[handler.request_streaming, handler.response_streaming]
     behavior: Behavior = getattr(handler, kind)
     return wrap(
-        _answering(behavior, method),
+        _answering(behavior, method, access),
         request_deserializer=_reading(handler, method),
         response_serializer=handler.response_serializer,
     )
 
 
-def _answering(behavior: Behavior, method: str) -> Behavior:
+def _answering(behavior: Behavior, method: str, access: Access | None) -> Behavior:
     async def answer(request: object, context: Context) -> object:
-        if isinstance(request, BatonError):
-            await _refuse(context, request)
         try:
+            if access is not None:
+                access.admit(method, context)
+            if isinstance(request, BatonError):
+                raise request
             return await behavior(request, context)
         except Exception as error:  # noqa: BLE001 - the root of every call
             cause = _first(error)

@@ -12,6 +12,7 @@ from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.choices import Arrivals, check_choices, give_choices
 from runtime.services.guard import Context
@@ -23,8 +24,8 @@ from runtime.wire.sequence import unpack_sampling
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
-    """`tenant` is whose all requests are. `deadline_s` bounds every request, also one that names no deadline. Prompts
-    of more than `inline_bytes` are tokenized off the event loop."""
+    """`tenant` is whose requests are that show no tenant. `deadline_s` bounds every request, also one that names no
+    deadline. Prompts of more than `inline_bytes` are tokenized off the event loop."""
 
     tenant: TenantId
     deadline_s: float = 600.0
@@ -79,7 +80,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
-        tenant = self._settings.tenant
+        tenant = calling().tenant or self._settings.tenant
         return Generation(model.spec.name, prompt, sampling, tenant, ends - clock(), request.priority)
 
     def _model(self, name: str) -> ServedModel:

@@ -11,6 +11,7 @@ from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import Ids, SessionId, TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.sessions import SessionRole
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
 from runtime.wire import fields
@@ -19,7 +20,7 @@ from runtime.wire import session as wire
 
 @dataclass(frozen=True, slots=True)
 class SessionServiceSettings:
-    """`tenant` is whose all sessions are; `deadline_s` bounds the generating of every turn."""
+    """`tenant` is whose sessions are that show no tenant; `deadline_s` bounds the generating of every turn."""
 
     tenant: TenantId
     deadline_s: float = 600.0
@@ -32,6 +33,11 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         self._role = role
         self._ids = ids
         self._settings = settings
+
+    @property
+    def _tenant(self) -> TenantId:
+        """Whose call this is."""
+        return calling().tenant or self._settings.tenant
 
     def add_to(self, server: grpc.aio.Server) -> None:
         session_pb2_grpc.add_SessionsServicer_to_server(self, server)
@@ -46,7 +52,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
             raise FailedPrecondition(told, field="rerender")
         session = Session(
             self._ids.session(),
-            self._settings.tenant,
+            self._tenant,
             model.spec.name,
             0,
             request.rerender,
@@ -62,11 +68,11 @@ class SessionService(session_pb2_grpc.SessionsServicer):
     async def ListSessions(self, request: pb.ListSessionsRequest, _context: Context) -> pb.ListSessionsResponse:
         after = wire.unpack_session_id(request.after) if request.after else None
         limit = wire.unpack_limit(request.limit)
-        found = await self._role.store.list(self._settings.tenant, after, limit)
+        found = await self._role.store.list(self._tenant, after, limit)
         return pb.ListSessionsResponse(sessions=[wire.pack_session(session) for session in found])
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, _context: Context) -> pb.DeleteSessionResponse:
-        await self._role.store.delete(self._settings.tenant, wire.unpack_session_id(request.session))
+        await self._role.store.delete(self._tenant, wire.unpack_session_id(request.session))
         return pb.DeleteSessionResponse()
 
     async def RunTurn(self, request: pb.RunTurnRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
@@ -75,12 +81,12 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         asked = wire.unpack_asked(request, seed=self._role.gateway.fresh_seed(), deadline_s=self._settings.deadline_s)
         if request.sampling.bad_words:
             asked = await self._banning(session, asked, request)
-        turn, _ = await self._role.open(self._settings.tenant, session, branch, asked, key)
+        turn, _ = await self._role.open(self._tenant, session, branch, asked, key)
         await self._stream(turn, None, context)
 
     async def ResumeTurn(self, request: pb.ResumeTurnRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
         session, turn = wire.unpack_session_id(request.session), wire.unpack_turn_id(request.turn)
-        progress = await self._role.store.progress(self._settings.tenant, session, turn, 0)
+        progress = await self._role.store.progress(self._tenant, session, turn, 0)
         after = request.after_seq if request.HasField("after_seq") else None
         last = len(progress.events) + 1
         if after is not None and progress.turn.ending is not None and after > last:
@@ -91,12 +97,12 @@ class SessionService(session_pb2_grpc.SessionsServicer):
     async def CancelTurn(self, request: pb.CancelTurnRequest, _context: Context) -> pb.Turn:
         session, turn = wire.unpack_session_id(request.session), wire.unpack_turn_id(request.turn)
         how = Halt.INTERRUPT if request.keep else Halt.DISCARD
-        return wire.pack_turn(await self._role.halt(self._settings.tenant, session, turn, how))
+        return wire.pack_turn(await self._role.halt(self._tenant, session, turn, how))
 
     async def ListItems(self, request: pb.ListItemsRequest, _context: Context) -> pb.ListItemsResponse:
         session, branch = wire.unpack_session_id(request.session), wire.unpack_branch(request.branch)
         limit = wire.unpack_limit(request.limit)
-        found = await self._role.store.items(self._settings.tenant, session, branch, request.after, limit)
+        found = await self._role.store.items(self._tenant, session, branch, request.after, limit)
         return pb.ListItemsResponse(items=[wire.pack_item(*each) for each in found])
 
     async def Fork(self, request: pb.ForkRequest, _context: Context) -> pb.Branch:
@@ -104,19 +110,19 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         at = wire.unpack_turn_id(request.turn) if request.HasField("turn") else None
         name = wire.unpack_branch(fields.name(request.name, "name", 64), "name")
         key = wire.unpack_key(request)
-        return wire.pack_branch(await self._role.store.fork(self._settings.tenant, session, branch, at, name, key))
+        return wire.pack_branch(await self._role.store.fork(self._tenant, session, branch, at, name, key))
 
     async def Rollback(self, request: pb.RollbackRequest, _context: Context) -> pb.Branch:
         session, branch = wire.unpack_session_id(request.session), wire.unpack_branch(request.branch)
         to = wire.unpack_turn_id(request.turn) if request.turn else None
         key = wire.unpack_key(request)
-        return wire.pack_branch(await self._role.store.rollback(self._settings.tenant, session, branch, to, key))
+        return wire.pack_branch(await self._role.store.rollback(self._tenant, session, branch, to, key))
 
     async def _state(self, session: SessionId) -> pb.SessionState:
-        return wire.pack_session(*await self._role.store.get(self._settings.tenant, session))
+        return wire.pack_session(*await self._role.store.get(self._tenant, session))
 
     async def _banning(self, session: SessionId, asked: Asked, request: pb.RunTurnRequest) -> Asked:
-        found, _ = await self._role.store.get(self._settings.tenant, session)
+        found, _ = await self._role.store.get(self._tenant, session)
         tokenizer = self._role.gateway.served(found.model).tokenizer
         banned = asked.sampling.banned_tokens + banned_spellings(request.sampling.bad_words, tokenizer)
         return replace(asked, sampling=replace(asked.sampling, banned_tokens=banned))

@@ -13,7 +13,9 @@ from runtime.errors import (
     InvalidArgument,
     NotFound,
     NotSupported,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     from_code,
 )
@@ -37,7 +39,9 @@ _FOREIGN: dict[str, type[BatonError]] = {
         InvalidArgument,
         NotFound,
         NotSupported,
+        PermissionDenied,
         ResourceExhausted,
+        Unauthenticated,
         Unavailable,
     )
 }

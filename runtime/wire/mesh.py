@@ -1,7 +1,8 @@
 """Workers and views: who belongs to the mesh."""
 
 from batonmesh.v1 import mesh_pb2 as pb
-from runtime.domain.messages import Path, Traffic, View, Worker
+from runtime.domain.membership import MAX_REFUSED
+from runtime.domain.messages import Path, Refused, Traffic, View, Worker
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
@@ -19,13 +20,30 @@ def pack_view(view: View) -> pb.View:
         incarnation=view.incarnation,
         version=view.version,
         workers=[pack_worker(worker) for worker in view.workers],
+        settling=view.settling,
+        refused=[_pack_refused(refused) for refused in view.refused],
     )
 
 
 def unpack_view(message: pb.View) -> View:
     fields.at_most(_MAX_WORKERS, len(message.workers), "view.workers")
     workers = tuple(unpack_worker(worker) for worker in message.workers)
-    return View(message.incarnation, message.version, workers)
+    fields.at_most(MAX_REFUSED, len(message.refused), "view.refused")
+    refused = tuple(_unpack_refused(each) for each in message.refused)
+    return View(message.incarnation, message.version, workers, message.settling, refused)
+
+
+def _pack_refused(refused: Refused) -> pb.RefusedWorker:
+    return pb.RefusedWorker(worker=refused.worker, boot=refused.boot, field=refused.field, reason=refused.reason)
+
+
+def _unpack_refused(message: pb.RefusedWorker) -> Refused:
+    return Refused(
+        WorkerId(fields.name(message.worker, "view.refused.worker")),
+        BootId(fields.name(message.boot, "view.refused.boot")),
+        fields.text(message.field, "view.refused.field", 256),
+        fields.text(message.reason, "view.refused.reason", 4096),
+    )
 
 
 def pack_worker(worker: Worker) -> pb.Worker:
@@ -41,6 +59,8 @@ def pack_worker(worker: Worker) -> pb.Worker:
         page_tokens=worker.page_tokens,
         device=worker.device,
         load=None if worker.load is None else pack_load(worker.load),
+        frame_version=worker.frame_version,
+        draining=worker.draining,
         traffic=_pack_traffic(worker.traffic),
     )
 
@@ -60,6 +80,8 @@ def unpack_worker(message: pb.Worker) -> Worker:
         page_tokens=fields.at_least(1, message.page_tokens, "worker.page_tokens"),
         device=fields.text(message.device, "worker.device", 256),
         load=unpack_load(message.load) if message.HasField("load") else None,
+        frame_version=message.frame_version or 1,
+        draining=message.draining,
         traffic=_unpack_traffic(message.traffic),
     )
 

@@ -25,6 +25,7 @@ def cluster(mesh: Mesh) -> Iterator[dict[str, object]]:
     before = running(mesh)
     yield {
         "ray": {"address": mesh.record.cluster},
+        "tls": {"plaintext": "everywhere"},  # Ray may call this machine by an address of its network
         "gateway": {"http_port": mesh.http_port, "http_path": "/guest"},
         "workers": [{"name": "guest", "role": "decode"}],
     }

@@ -40,6 +40,7 @@ async def test_workers_register_renew_and_leave() -> None:
         with pytest.raises(Incompatible) as refused:
             await directory.register(worker("decode-1", fingerprint="ab" * 16))
         assert refused.value.field == "kv_fingerprint"
+        assert [each.field for each in (await anext(views)).refused] == ["kv_fingerprint"]
         await directory.leave(WorkerId("decode-0"), BootId("boot-1"))
         assert (await anext(views)).workers == ()
 

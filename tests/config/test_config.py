@@ -65,6 +65,15 @@ def test_every_shipped_configuration_loads() -> None:
             "{model: {simulated: {}}, workers: [{name: d, role: decode, device: neuron}]}",
             "model.simulated has no tensors: its workers must have device cpu",
         ),
+        ("gateway: {host: 0.0.0.0}", "gateway.host: 0.0.0.0 is no loopback: set tls.enabled, or tls.plaintext"),
+        (
+            "{gateway: {host: mesh.example.com}, tls: {plaintext: http}}",
+            "gateway.host: mesh.example.com is no loopback",
+        ),
+        ("{gateway: {host: '::'}, tls: {enabled: true}}", "gateway.host: the HTTP API, which has no TLS of its own"),
+        ("access: {clients: certificates}", "access.clients: certificates need tls.enabled"),
+        ("tls: {plain: http}", "tls.plain: unknown key; did you mean plaintext?"),
+        ("access: {tenants: [Acme]}", "access.tenants.0: String should match pattern"),
         ("mesh: {name: '../up'}", "mesh.name: String should match pattern"),
         ("gateway: {replicas: 2}", "sessions.store is sqlite, which serves one gateway, and gateway.replicas is 2"),
         ("sessions: {store: redis}", "sessions.store: String should match pattern"),
@@ -175,6 +184,26 @@ def test_relative_paths_count_from_the_folder_of_the_file(tmp_path: Path) -> Non
     assert config.model.path == str(tmp_path / "models" / "tiny")
     assert config.state == tmp_path / "state"
     assert load(tmp_path, "model: {path: shipped}").model.path == SHIPPED
+
+
+def test_who_may_ask_follows_from_tls_unless_it_is_said(tmp_path: Path) -> None:
+    assert load(tmp_path, "").clients == "open"
+    assert load(tmp_path, "tls: {enabled: true}").clients == "certificates"
+    assert load(tmp_path, "{tls: {enabled: true}, access: {clients: keys}}").clients == "keys"
+    for allowed in (
+        "{gateway: {host: 10.0.0.1}, tls: {plaintext: everywhere}}",
+        "{gateway: {host: 0.0.0.0}, tls: {enabled: true, plaintext: http}}",
+        "gateway: {host: localhost}",
+        "gateway: {host: '::1'}",
+    ):
+        load(tmp_path, allowed)
+
+
+def test_certificates_and_keys_are_kept_in_the_state_unless_a_place_is_named(tmp_path: Path) -> None:
+    kept = load(tmp_path, "mesh: {state: state}")
+    assert (kept.certificates, kept.keys) == (tmp_path / "state" / "certs", tmp_path / "state" / "keys.json")
+    named = load(tmp_path, "{tls: {folder: pki}, access: {keys: who.json}}")
+    assert (named.certificates, named.keys) == (tmp_path / "pki", tmp_path / "who.json")
 
 
 def test_the_state_is_kept_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

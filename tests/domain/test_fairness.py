@@ -58,6 +58,18 @@ def test_without_room_for_the_first_those_whose_pages_landed_go_on() -> None:
     assert admitted(model) == ["landed"]
 
 
+def test_a_newcomer_that_comes_before_those_without_room_is_tried_at_once() -> None:
+    model = Model(pages=3, max_running=3)
+    model.submit("landing", [1, 2, 3], AWAITING)
+    model.step()
+    model.submit("large", [4, 5, 6, 7], LOCAL, priority=1)
+    assert admitted(model) == []
+    assert not model.batcher.busy
+    model.submit("small", [8], LOCAL)
+    assert model.batcher.busy
+    assert admitted(model) == ["small"]
+
+
 def test_the_worst_priority_gives_way_and_of_it_who_was_admitted_last() -> None:
     model = Model(pages=4, step_tokens=8, max_running=4)
     low = [model.submit(name, [place, 1], LOCAL, priority=2) for place, name in enumerate(("low", "late low"))]

@@ -1,6 +1,7 @@
 """Which decode worker a turn gets, and in which order prefill workers are named."""
 
 from collections import Counter
+from dataclasses import replace
 
 from runtime.domain.messages import View, Worker
 from runtime.domain.pages import Occupancy
@@ -34,6 +35,15 @@ def chosen(router: Router, seen: View, count: int) -> Counter[str]:
 def test_round_robin_uses_all_equally() -> None:
     seen = view(worker("a", DECODE), worker("p", PREFILL), worker("b", DECODE))
     assert chosen(Router(Placement.ROUND_ROBIN), seen, 10) == {"a": 5, "b": 5}
+
+
+def test_a_worker_that_drains_gets_nothing_new() -> None:
+    a, p = replace(worker("a", DECODE), draining=True), replace(worker("p", PREFILL), draining=True)
+    seen = view(a, worker("b", DECODE), p, worker("q", PREFILL))
+    for placement in Placement:
+        assert chosen(Router(placement), seen, 4) == {"b": 4}
+        assert [candidate.worker for candidate in Router(placement).candidates(seen)] == ["q"]
+        assert Router(placement).choose(view(a), {}, NOBODY) is None
 
 
 def test_workers_with_equal_load_are_used_equally() -> None:

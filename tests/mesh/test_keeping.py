@@ -87,6 +87,14 @@ async def test_a_dead_worker_is_started_again_and_the_others_are_left_alone() ->
         assert keeper.report()[0].why == "killed by signal 9"
 
 
+async def test_a_worker_that_was_drained_is_not_started_again() -> None:
+    launchpad = Launchpad()
+    keeper = Keeper([ONE], launchpad, POLICY, LoopClock())
+    await run_to_its_end(keeper, then=lambda: launchpad.hosts[ONE][0].died.set_result(""))
+    assert keeper.report() == (Kept(ONE, State.STOPPED, 1, "it was drained"),)
+    assert [host.stopped for host in launchpad.hosts[ONE]] == [True]
+
+
 async def test_a_worker_that_cannot_start_says_why_and_is_not_tried_again() -> None:
     launchpad = Launchpad(decode_0=["no such model directory"])
     keeper = Keeper([ONE], launchpad, POLICY, LoopClock())

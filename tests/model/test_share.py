@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     GPT2Config,
     GPTNeoXConfig,
@@ -19,6 +20,7 @@ from transformers import (
 
 from runtime.errors import ModelError
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
+from runtime.model.loading import load_model, load_share
 from runtime.model.share import HeadSplit, shares_of
 from runtime.model.synthetic import make_checkpoint
 
@@ -112,3 +114,22 @@ def test_what_cannot_be_shared_is_refused_by_the_name_of_the_field(
 ) -> None:
     with pytest.raises(ModelError, match=rf"^engine\.tensor_parallel: .*{message}"):
         shares_of(made(config), ranks)
+
+
+def test_an_architecture_that_nobody_planned_to_split_is_refused(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = made(LlamaConfig(**SIZES))
+    monkeypatch.setattr(LlamaConfig, "base_model_tp_plan", None)
+    with pytest.raises(ModelError, match=r"^engine\.tensor_parallel: LlamaForCausalLM .* transformers has no plan"):
+        load_share(checkpoint, torch.float32, "eager", shares_of(checkpoint, 3)[0])
+
+
+def test_a_rank_reads_its_part_and_zeros_for_what_another_adds(made: Make) -> None:
+    checkpoint = made(LlamaConfig(**SIZES, attention_bias=True))
+    whole = load_model(checkpoint, torch.float32, "eager").state_dict()
+    for rank, share in enumerate(shares_of(checkpoint, 3)):
+        held = load_share(checkpoint, torch.float32, "eager", share).state_dict()
+        keys, output = (f"model.layers.0.self_attn.{name}_proj" for name in "ko")
+        torch.testing.assert_close(held[f"{keys}.weight"], whole[f"{keys}.weight"][16 * rank :][:16])
+        torch.testing.assert_close(held[f"{output}.weight"], whole[f"{output}.weight"][:, 32 * rank :][:, :32])
+        assert bool(held[f"{output}.bias"].any()) == (rank == 0)
+        torch.testing.assert_close(held["model.norm.weight"], whole["model.norm.weight"])

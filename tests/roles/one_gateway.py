@@ -83,11 +83,11 @@ class Held:
 
 
 @asynccontextmanager
-async def gateway(*workers: m.Worker) -> AsyncIterator[Held]:
+async def gateway(*workers: m.Worker, settings: GatewaySettings = SETTINGS) -> AsyncIterator[Held]:
     mesh = _Mesh()
     role = GatewayRole(
         GatewayId("gateway"), (ServedModel(SPEC, SimulatedTokenizer(), 0),), Router(Placement.ROUND_ROBIN), mesh, mesh,
-        Ids(random.Random(1)), LoopClock(), SETTINGS,
+        Ids(random.Random(1)), LoopClock(), settings,
     )  # fmt: skip
     async with asyncio.TaskGroup() as group:
         held = Held(role, mesh, group, group.create_task(role.run()))

@@ -17,8 +17,8 @@ A = Worker(WorkerId("a"), BootId("boot-a"), "decode", "a:1", "model", "kv", "ser
 
 
 @asynccontextmanager
-async def controller() -> AsyncIterator[ControllerRole]:
-    role = ControllerRole(incarnation=3, lease_s=8.0, clock=LoopClock())
+async def controller(settle_s: float = 0.0) -> AsyncIterator[ControllerRole]:
+    role = ControllerRole(incarnation=3, lease_s=8.0, clock=LoopClock(), settle_s=settle_s)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(role.run())
         yield role
@@ -71,11 +71,25 @@ async def test_a_worker_that_falls_silent_leaves_when_its_lease_has_run_out() ->
 
 
 @in_virtual_time
-async def test_a_worker_of_another_model_is_refused_and_nobody_hears_of_it() -> None:
+async def test_a_worker_of_another_model_is_refused_and_everybody_hears_why() -> None:
     async with controller() as role:
         await role.register(A)
-        before = role.view()
+        views = role.views()
+        await anext(views)
         other = Worker(WorkerId("b"), BootId("x"), "decode", "b:1", "other", "kv", "serving", 96, 4, "cpu x1")
         with pytest.raises(Incompatible):
             await role.register(other)
-        assert role.view() == before
+        view = await anext(views)
+        assert view.workers == (A,)
+        assert [(refused.worker, refused.field) for refused in view.refused] == [("b", "model")]
+
+
+@in_virtual_time
+async def test_a_young_controller_says_that_it_settles_and_when_it_has() -> None:
+    async with controller(settle_s=8.0) as role:
+        views = role.views()
+        assert (await anext(views)).settling
+        await role.register(A)
+        assert (await anext(views)).settling
+        view = await anext(views)
+        assert (now(), view.settling, view.workers) == (8.0, False, (A,))

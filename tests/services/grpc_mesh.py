@@ -88,7 +88,7 @@ async def grpc_mesh(
         controller = ControllerRole(1, 30.0, LoopClock())
         registry = GrpcServer(LOCAL, 0)
         registry.add(RegistryService(controller))
-        registry.add(MeshService(controller.view))
+        registry.add(MeshService(controller.view, controller.drain))
         await stack.enter_async_context(registry)
         directory = GrpcDirectory(channels, f"{LOCAL}:{registry.port}", LoopClock())
         workers = {}
@@ -104,10 +104,14 @@ async def grpc_mesh(
         stack.callback(pool.close)
         server = GrpcServer(LOCAL, 0, message_bytes=32 << 20)
         server.add(InferenceService(gateway, pool, InferenceSettings(TENANT, deadline_s)))
-        server.add(MeshService(gateway.view))
+        server.add(MeshService(gateway.view, directory.drain))
         await stack.enter_async_context(server)
         await gateway.wait_ready()
         yield GrpcMesh(controller, gateway, f"{LOCAL}:{server.port}", f"{LOCAL}:{registry.port}", channels, workers)
+
+
+async def nobody_drains(worker: WorkerId, grace_s: float) -> None:
+    raise AssertionError((worker, grace_s))
 
 
 def told(error: grpc.aio.AioRpcError) -> dict[str, str]:

@@ -16,7 +16,7 @@ from runtime.errors import IllegalTransition, NotFound, ResourceExhausted, Start
 from runtime.services.guard import Context
 from runtime.services.mesh import MeshService
 from runtime.services.server import GrpcServer
-from tests.services.grpc_mesh import told
+from tests.services.grpc_mesh import nobody_drains, told
 
 LOCAL = "127.0.0.1"
 
@@ -26,7 +26,7 @@ async def serving(
     view: Callable[[], View], *, shared: bool = False
 ) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
     server = GrpcServer(LOCAL, 0, shared=shared)
-    server.add(MeshService(view))
+    server.add(MeshService(view, nobody_drains))
     async with server, grpc.aio.insecure_channel(f"{LOCAL}:{server.port}") as channel:
         yield server, channel
 
@@ -105,7 +105,7 @@ async def test_a_port_is_shared_only_by_those_who_all_mean_to() -> None:
     async with serving(lambda: View(1, 1), shared=True) as (first, _):
         second = GrpcServer(LOCAL, first.port, shared=True)
         assert second.port == first.port
-        second.add(MeshService(lambda: View(1, 1)))
+        second.add(MeshService(lambda: View(1, 1), nobody_drains))
         async with second:
             pass
         with pytest.raises(StartError, match=str(first.port)):
@@ -146,7 +146,7 @@ async def test_calls_that_are_under_way_may_end_within_the_grace() -> None:
             return await super().Topology(request, context)
 
     server = GrpcServer(LOCAL, 0, grace_s=10)
-    server.add(Slow(lambda: View(1, 7)))
+    server.add(Slow(lambda: View(1, 7), nobody_drains))
     async with grpc.aio.insecure_channel(f"{LOCAL}:{server.port}") as channel, asyncio.TaskGroup() as group:
         async with server:
             answer = group.create_task(_answer(topology(channel)))

@@ -20,6 +20,7 @@ from runtime.domain.messages import (
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
+    Refused,
     Start,
     StepBatch,
     Ticket,
@@ -181,18 +182,23 @@ WORKERS = st.builds(
     page_tokens=POSITIVE,
     device=st.text(max_size=256),
     load=st.none() | LOADS,
+    frame_version=st.integers(1, 2**32 - 1),
+    draining=st.booleans(),
     traffic=st.builds(
         Traffic,
         st.lists(PATHS, max_size=4).map(tuple),
         st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items()))),
     ),
 )
-VIEWS = st.builds(View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple))
+REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))
+VIEWS = st.builds(
+    View, U64, U64, st.lists(WORKERS, max_size=4).map(tuple), st.booleans(), st.lists(REFUSED, max_size=4).map(tuple)
+)
 
 
 CODES = (
     "invalid context too_large unsupported not_found precondition incompatible stale exhausted unavailable deadline "
-    "cancelled corrupt internal engine poison"
+    "unauthenticated denied cancelled corrupt internal engine poison"
 ).split()
 FIELDS = st.from_regex(r"[a-z_.]{1,256}", fullmatch=True)
 ERRORS = st.builds(

@@ -65,6 +65,8 @@ class Error(_message.Message):
       context       INVALID_ARGUMENT     no      prompt and max_tokens exceed the model's context
       too_large     INVALID_ARGUMENT     no      a field has too many bytes
       unsupported   UNIMPLEMENTED        no      a field or a value that this mesh does not serve
+      unauthenticated UNAUTHENTICATED    no      no credential, or one that is not known here
+      denied        PERMISSION_DENIED    no      a credential that does not allow this call
       not_found     NOT_FOUND            no      no such model, attempt or worker
       precondition  FAILED_PRECONDITION  no      not in this state
       incompatible  FAILED_PRECONDITION  no      of another model, tokenizer, page size or data type

@@ -57,6 +57,45 @@ class TopologyResponse(_message.Message):
 Global___TopologyResponse: _TypeAlias = TopologyResponse  # noqa: Y015
 
 @_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    GRACE_MS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Name of the worker; 1 to 128 characters."""
+    grace_ms: _builtins.int
+    """Milliseconds from now; at most a day."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        grace_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_ms", b"grace_ms", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
 class RegisterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,14 +121,21 @@ Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 class RegisterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    LEAVE_MS_FIELD_NUMBER: _builtins.int
+    leave_ms: _builtins.int
+    """The worker is to leave once nothing runs on it, at the latest after so many milliseconds from now."""
     def __init__(
         self,
+        *,
+        leave_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_leave_ms", b"_leave_ms", "leave_ms", b"leave_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leave_ms", b"_leave_ms", "leave_ms", b"leave_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__leave_ms: _TypeAlias = _typing.Literal["leave_ms"]  # noqa: Y015
+    _WhichOneofArgType__leave_ms: _TypeAlias = _typing.Literal["_leave_ms", b"_leave_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leave_ms) -> _WhichOneofReturnType__leave_ms | None: ...
 
 Global___RegisterResponse: _TypeAlias = RegisterResponse  # noqa: Y015
 
@@ -178,13 +224,23 @@ class View(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    SETTLING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Grows with every start of the controller."""
     version: _builtins.int
     """Grows with every change under one incarnation."""
+    settling: _builtins.bool
+    """This controller started so recently that a worker of an earlier one which is missing here may only not have
+    registered yet: a watcher keeps it until the first view without this mark.
+    """
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
         """At most 65536."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedWorker]:
+        """Workers that were turned away lately, and not taken in since; at most 256."""
 
     def __init__(
         self,
@@ -192,14 +248,48 @@ class View(_message.Message):
         incarnation: _builtins.int = ...,
         version: _builtins.int = ...,
         workers: _abc.Iterable[Global___Worker] | None = ...,
+        settling: _builtins.bool = ...,
+        refused: _abc.Iterable[Global___RefusedWorker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "refused", b"refused", "settling", b"settling", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___View: _TypeAlias = View  # noqa: Y015
+
+@_typing.final
+class RefusedWorker(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Name of the worker; 1 to 128 characters."""
+    boot: _builtins.str
+    """Its generation; 1 to 128 characters."""
+    field: _builtins.str
+    """What does not fit, a field of Worker; at most 256 characters."""
+    reason: _builtins.str
+    """For people; at most 4096 characters."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        boot: _builtins.str = ...,
+        field: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "field", b"field", "reason", b"reason", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedWorker: _TypeAlias = RefusedWorker  # noqa: Y015
 
 @_typing.final
 class Worker(_message.Message):
@@ -216,6 +306,8 @@ class Worker(_message.Message):
     PAGE_TOKENS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    FRAME_VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the worker, unique in the mesh and kept over its restarts; 1 to 128 characters."""
@@ -237,6 +329,10 @@ class Worker(_message.Message):
     """Tokens that one KV page holds, at least 1."""
     device: _builtins.str
     """What it computes on, such as `cpu x1`; at most 256 characters."""
+    frame_version: _builtins.int
+    """Version of the page format that it sends and takes, as FRAME.md has it; 0 means 1."""
+    draining: _builtins.bool
+    """It is about to leave; nothing new is placed on it."""
     @_builtins.property
     def load(self) -> _common_pb2.Load:
         """As last reported."""
@@ -259,11 +355,13 @@ class Worker(_message.Message):
         page_tokens: _builtins.int = ...,
         device: _builtins.str = ...,
         load: _common_pb2.Load | None = ...,
+        frame_version: _builtins.int = ...,
+        draining: _builtins.bool = ...,
         traffic: Global___Traffic | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

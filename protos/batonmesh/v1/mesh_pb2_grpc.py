@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class MeshStub:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     def __init__(self, channel):
@@ -40,14 +41,31 @@ class MeshStub:
                 request_serializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/batonmesh.v1.Mesh/Drain',
+                request_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     def Topology(self, request, context):
         """The workers that serve now, with their loads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Has a worker leave: nothing new is placed on it, what runs there may end within `grace_ms`, the rest goes on
+        elsewhere, and then it is gone from the topology. Returns when the controller has said so; gateways hear it within
+        moments. Asking again changes the grace.
+
+        NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +79,11 @@ def add_MeshServicer_to_server(servicer, server):
                     request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.SerializeToString,
             ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'batonmesh.v1.Mesh', rpc_method_handlers)
@@ -70,7 +93,8 @@ def add_MeshServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Mesh:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller.
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
     """
 
     @staticmethod
@@ -90,6 +114,33 @@ class Mesh:
             '/batonmesh.v1.Mesh/Topology',
             batonmesh_dot_v1_dot_mesh__pb2.TopologyRequest.SerializeToString,
             batonmesh_dot_v1_dot_mesh__pb2.TopologyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Mesh/Drain',
+            batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
+            batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -136,6 +187,7 @@ class RegistryServicer:
         """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
         (10 seconds unless configured); one that stays silent is taken out.
 
+        PERMISSION_DENIED: by its certificate the caller is no worker of this role.
         FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
         which. A registration with a new boot replaces that of the same worker.
         """

@@ -13,14 +13,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MeshStub:
-    """For users. Served by gateways, which answer from the last view they had, and by the controller."""
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Topology: _aio.UnaryUnaryMultiCallable[_mesh_pb2.TopologyRequest, _mesh_pb2.TopologyResponse]
     """The workers that serve now, with their loads."""
+    Drain: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DrainRequest, _mesh_pb2.DrainResponse]
+    """Has a worker leave: nothing new is placed on it, what runs there may end within `grace_ms`, the rest goes on
+    elsewhere, and then it is gone from the topology. Returns when the controller has said so; gateways hear it within
+    moments. Asking again changes the grace.
+
+    NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
+    """
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
-    """For users. Served by gateways, which answer from the last view they had, and by the controller."""
+    """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
+    they had, and by the controller.
+    """
 
     @_abc_1.abstractmethod
     def Topology(
@@ -29,6 +40,19 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_mesh_pb2.TopologyRequest, _abc.Awaitable[_mesh_pb2.TopologyResponse]],
     ) -> _abc.Awaitable[_mesh_pb2.TopologyResponse]:
         """The workers that serve now, with their loads."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _mesh_pb2.DrainRequest,
+        context: _aio.ServicerContext[_mesh_pb2.DrainRequest, _abc.Awaitable[_mesh_pb2.DrainResponse]],
+    ) -> _abc.Awaitable[_mesh_pb2.DrainResponse]:
+        """Has a worker leave: nothing new is placed on it, what runs there may end within `grace_ms`, the rest goes on
+        elsewhere, and then it is gone from the topology. Returns when the controller has said so; gateways hear it within
+        moments. Asking again changes the grace.
+
+        NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
+        """
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _aio.Server) -> None: ...
 
@@ -40,6 +64,7 @@ class RegistryStub:
     """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
     (10 seconds unless configured); one that stays silent is taken out.
 
+    PERMISSION_DENIED: by its certificate the caller is no worker of this role.
     FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
     which. A registration with a new boot replaces that of the same worker.
     """
@@ -60,6 +85,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Takes a worker in, or renews its lease with its current load. A worker repeats it at a quarter of its lease
         (10 seconds unless configured); one that stays silent is taken out.
 
+        PERMISSION_DENIED: by its certificate the caller is no worker of this role.
         FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
         which. A registration with a new boot replaces that of the same worker.
         """

@@ -64,7 +64,7 @@ async def _gateway(config: Config, part: Part) -> AsyncIterator[dict[str, str]]:
 @asynccontextmanager
 async def _worker(config: Config, part: Part) -> AsyncIterator[dict[str, str]]:
     boot = Ids(random.SystemRandom()).boot()
-    tenants = open_tenants(config.state)
+    tenants = open_tenants(config.state, config.access.tenants)
     async with worker_process(config, WorkerId(part.worker), boot, part.controller, tenants, _HOST) as running:
         yield {"grpc": running.worker.address}
 

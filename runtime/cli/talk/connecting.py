@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 import batonmesh
-from batonmesh import Client
+from batonmesh import Client, Credentials
 from runtime.config import GatewayConfig
-from runtime.errors import NotFound, Unavailable
+from runtime.errors import NotFound, StartError, Unavailable
 
 _QUICK_S = 10.0
 
@@ -18,10 +18,23 @@ Target = Annotated[str, typer.Option(envvar="BATON_TARGET", metavar="HOST:PORT",
 Model = Annotated[str | None, typer.Option(help="Which model to ask; by default the first that is served.")]
 
 
+def shown() -> Credentials:
+    """What the environment says to trust and to show. Raises `StartError` naming a file that cannot be read."""
+    try:
+        return Credentials.from_environment()
+    except OSError as error:
+        raise StartError(f"{error.filename}: {error.strerror}; BATON_CA or BATON_CERTIFICATE names it") from error
+
+
 @contextmanager
-def connected(target: str, model: str | None = None) -> Iterator[tuple[Client, str]]:
-    """A client, and the name of a model that it can ask. Raises `Unavailable` when nobody answers, or `NotFound`."""
-    with Client(target) as client:
+def connected(
+    target: str, model: str | None = None, credentials: Credentials | None = None
+) -> Iterator[tuple[Client, str]]:
+    """A client, and the name of a model that it can ask. What it shows is by default told by the environment.
+
+    Raises `Unavailable` when nobody answers, or `NotFound`.
+    """
+    with Client(target, credentials or shown()) as client:
         try:
             served = [each.name for each in client.list_models(timeout=_QUICK_S)]
         except (batonmesh.Unavailable, batonmesh.DeadlineExceeded) as error:

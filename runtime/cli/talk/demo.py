@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from batonmesh import Client
+from batonmesh import Client, Credentials
 from runtime.cli.face import FAILED
 from runtime.cli.talk.asking import Reply, ask
 from runtime.cli.talk.connecting import DEFAULT_TARGET, Target, connected
@@ -63,9 +63,9 @@ def demo(target: Target = DEFAULT_TARGET) -> None:
         raise typer.Exit(FAILED)
 
 
-def run_demo(target: str, console: Console) -> DemoReport:
+def run_demo(target: str, console: Console, credentials: Credentials | None = None) -> DemoReport:
     """Raises `Unavailable`, or a `batonmesh.BatonError` when an answer failed."""
-    with connected(target) as (client, model):
+    with connected(target, credentials=credentials) as (client, model):
         judging = _is_shipped(client, model)
         messages = _earlier()
         tokens = client.count_tokens(model, messages, timeout=_DEADLINE_S)

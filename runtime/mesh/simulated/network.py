@@ -238,8 +238,8 @@ class SimulatedDirectory:
     def __init__(self, controller: ControllerRole) -> None:
         self._controller = controller
 
-    async def register(self, worker: Worker) -> None:
-        await self._controller.register(worker)
+    async def register(self, worker: Worker) -> float | None:
+        return await self._controller.register(worker)
 
     async def leave(self, worker: WorkerId, boot: BootId) -> None:
         await self._controller.leave(worker, boot)

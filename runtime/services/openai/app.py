@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -15,17 +16,21 @@ from starlette.routing import Route
 from runtime.domain.routing import DECODE
 from runtime.errors import BatonError, Internal, Unavailable
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.services.access import ByKey
+from runtime.services.keys import KeyRing
 from runtime.services.openai.answers import ChatAnswer, CompletionAnswer
 from runtime.services.openai.errors import error_body, error_headers, refusal_body
 from runtime.services.openai.exchange import REQUEST_ID_HEADER, request_id
 from runtime.services.openai.generating import Generating
+from runtime.services.openai.keyed import KeyedApi
 from runtime.services.openai.schema import ChatRequest, CompletionRequest
 from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
 
 
-def openai_app(gateway: GatewayRole, settings: OpenAiSettings) -> Starlette:
-    """The application of one gateway; its lifespan ends the threads that it may have started."""
+def openai_app(gateway: GatewayRole, settings: OpenAiSettings, keys: KeyRing | None = None) -> Starlette:
+    """The application of one gateway, for those who show one of `keys`, or for everybody; its lifespan ends the threads
+    that it may have started."""
     pool = TokenizingPool(settings.tokenize_threads, settings.tokenize_waiting)
     listing = Listing(gateway)
     chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
@@ -47,6 +52,7 @@ def openai_app(gateway: GatewayRole, settings: OpenAiSettings) -> Starlette:
             Route("/healthz", listing.health),
         ],
         exception_handlers={BatonError: _failed, HTTPException: _refused, Exception: _broken},
+        middleware=[Middleware(KeyedApi, keys=ByKey(keys))] if keys is not None else [],
         lifespan=lifespan,
     )
 

@@ -11,6 +11,7 @@ _CODES = {
     "not_found": "model_not_found",
     "unsupported": "unsupported_parameter",
     "invalid": "invalid_value",
+    "unauthenticated": "invalid_api_key",
     "exhausted": "rate_limit_exceeded",
     "internal": "internal_error",
 }

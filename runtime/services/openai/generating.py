@@ -17,6 +17,7 @@ from runtime.domain.generation import Delta, Generation
 from runtime.domain.sequence import FinishReason
 from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.choices import Arrivals, give_choices
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
@@ -109,8 +110,8 @@ class Generating:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
         remaining = ends - asyncio.get_running_loop().time()
-        tenant, priority = self._settings.tenant, asked.priority or 0
-        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, priority)
+        tenant = calling().tenant or self._settings.tenant
+        return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, asked.priority or 0)
 
     async def _shown(self, asked: GenerationRequest, served: ServedModel, generation: Generation) -> ShownPrompt:
         spelling = self._spellings.setdefault(served.spec.name, Spelling(served.tokenizer))
