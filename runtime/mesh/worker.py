@@ -21,8 +21,8 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
-from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.frames import VERSION
+from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine

@@ -56,7 +56,7 @@ class Connection:
         self._loop.add_reader(self._sock, readable.set)
         try:
             await readable.wait()
-            packet, descriptors, *_ = socket.recv_fds(self._sock, MAX_BYTES, 1)
+            packet, descriptors, *_ = socket.recv_fds(self._sock, MAX_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
             raise Unavailable(f"the socket broke: {error.strerror}") from error
         finally:
