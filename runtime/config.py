@@ -198,10 +198,9 @@ class SessionsConfig(_Section):
 
 
 class HandoffConfig(_Section):
-    """A prompt whose uncached part has `remote_min_tokens` or more (by default what `baton bench handoff` measured) is
-    prefilled by a prefill worker, of which up to `transfers` are tried. With `transport` auto pages travel through
-    memory that workers of one host share, of each up to `staging_mib`, else by gRPC. `wire` makes pages smaller for the
-    way: a byte an element, with losses, so that answers may differ."""
+    """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
+    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
+    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
