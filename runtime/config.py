@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
@@ -166,15 +167,26 @@ class SessionsConfig(_Section):
     lease_s: float = Field(default=5.0, ge=0.5)
     store_grace_s: Seconds = 30.0
 
+    @field_validator("store")
+    @classmethod
+    def _without_secrets(cls, store: str) -> str:
+        """A configuration is shown, and goes from process to process."""
+        where = urlsplit(store)
+        if where.password is not None or "password" in parse_qs(where.query):
+            raise ValueError("holds a password, which belongs into ~/.pgpass or the file that PGPASSFILE names")
+        return store
+
 
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried; its pages travel by `transport`. The default is the crossover that `baton bench handoff`
-    measured."""
+    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
+    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["grpc"] = "grpc"
+    transport: Literal["auto", "grpc"] = "auto"
+    staging_mib: int = Field(default=64, ge=1, le=65_536)
+    wire: Literal["plain", "fp8", "int8"] = "plain"
 
 
 class TimingConfig(_Section):

@@ -16,6 +16,7 @@ from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.engine.threaded import ThreadedEngine
+from runtime.errors import ConfigError
 from runtime.mesh.models import model_dtype, model_name, model_path
 from runtime.mesh.pool import expected_room, pool_pages
 from runtime.model.checkpoint import open_checkpoint
@@ -57,6 +58,8 @@ def _limits(engine: EngineConfig) -> Limits:
 def _simulated(config: Config, worker: WorkerConfig, clock: Clock) -> SimulatedEngine:
     simulated, engine = config.model.simulated, config.engine
     assert simulated is not None
+    if config.handoff.wire != "plain":
+        raise ConfigError(f"handoff.wire is {config.handoff.wire}, but a simulated model has no numbers to round")
     spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
     pages = pool_pages(config, worker, expected_room(config, worker, free_bytes()))

@@ -14,7 +14,7 @@ from runtime.ids import TenantId
 from runtime.mesh.authority import read_issued
 from runtime.pem import AUTHORITIES, PemFiles
 from runtime.protection import is_loopback
-from runtime.services.access import Access, ByCertificate, ByKey
+from runtime.services.access import Access, ByCertificate, ByKey, ByKeyOrNothing
 from runtime.services.keys import KeyRing, admin_key
 from runtime.services.server import Tls
 
@@ -42,10 +42,13 @@ class Security:
         return Tls(self._files, mutual=self._config.clients == "certificates") if self._files is not None else None
 
     def clients(self) -> Access | None:
-        """Who may use the gateway's gRPC API; None lets everybody."""
+        """Who may use the gateway's gRPC API; None lets everybody. An open mesh is open to clients: beyond this machine
+        an operator shows a key there too."""
         match self._config.clients:
-            case "open":
+            case "open" if is_loopback(self._config.gateway.host):
                 return None
+            case "open":
+                return Access(ByKeyOrNothing(KeyRing(self._config.keys, self._tenants()), self._tenants()[0]))
             case "certificates":
                 return Access(ByCertificate(self._config.mesh.name, self._tenants()))
             case "keys":
@@ -86,11 +89,11 @@ def own_credentials(config: Config) -> Credentials:
         authorities = (config.certificates / AUTHORITIES).read_bytes() if config.tls.enabled else None
         name = server_name(config.mesh.name, Role.GATEWAY) if config.tls.enabled else None
         match config.clients:
-            case "open":
+            case "open" if is_loopback(config.gateway.host):
                 return Credentials(authorities, server_name=name)
             case "certificates":
                 return Credentials(authorities, (config.certificates / f"{Role.ADMIN}.pem").read_bytes(), None, name)
-            case "keys":
+            case "open" | "keys":
                 return Credentials(authorities, None, admin_key(config.keys, config.state), name)
     except OSError as error:
         raise StartError(f"tls.folder: {error.filename}: {error.strerror}; `baton certs` makes it") from error

@@ -89,13 +89,29 @@ class ByKey:
         self._keys = keys
 
     def caller(self, context: _Context) -> Caller:
-        sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
-        return self.caller_of(sent[0] if len(sent) == 1 and isinstance(sent[0], str) else "")
+        return self.caller_of(_authorization(context))
 
     def caller_of(self, authorization: str) -> Caller:
         if authorization[: len(_BEARER)].lower() != _BEARER:
             raise Unauthenticated("an API key is needed: `authorization: Bearer KEY`")
         return self._keys.caller(authorization[len(_BEARER) :].strip())
+
+
+class ByKeyOrNothing:
+    """As `ByKey`; who shows no key is a client of `tenant`."""
+
+    def __init__(self, keys: KeyRing, tenant: TenantId) -> None:
+        self._keys = ByKey(keys)
+        self._anybody = Caller(Role.CLIENT, tenant)
+
+    def caller(self, context: _Context) -> Caller:
+        sent = _authorization(context)
+        return self._keys.caller_of(sent) if sent else self._anybody
+
+
+def _authorization(context: _Context) -> str:
+    sent = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    return sent[0] if len(sent) == 1 and isinstance(sent[0], str) else ""
 
 
 class Access:

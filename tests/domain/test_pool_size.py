@@ -19,7 +19,7 @@ ROOMS = st.builds(
 )
 SHARINGS = st.builds(
     Sharing,
-    share=st.floats(0, 1, exclude_min=True),
+    share=st.integers(1, 100).map(lambda percent: percent / 100),
     workers=st.integers(1, 64),
     max_running=st.integers(1, 1024),
 )

@@ -1,6 +1,7 @@
 """The pool's memory: pages leave and enter in the canonical layout, bit for bit, and show nothing older."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -94,3 +95,12 @@ def test_a_payload_of_the_wrong_size_is_our_bug_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="reshape"):
         kv.write_page(0, b"\0" * 12, 2)
     assert (np.frombuffer(kv.read_page(0, PAGE_TOKENS), np.float32) == content.numpy().reshape(-1)).all()
+
+
+def test_a_large_pool_takes_no_memory_until_it_is_written() -> None:
+    spec = ModelSpec("large", 4, 8, 64, "float32", 16, 1 << 20, 32, "", "")
+    before = psutil.Process().memory_info().rss
+    kv = KVTensors(spec, pages=1024)
+    assert 1025 * spec.page_bytes > 512 << 20
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+    assert kv.read_page(1023, 32) == bytes(spec.page_bytes)
