@@ -104,6 +104,7 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, s
             "pages": pages.free + pages.landing + pages.owned + pages.cached,
             "pages_used": pages.landing + pages.owned,
             "pages_cached": pages.cached,
+            "pool_tokens": worker.page_tokens * (pages.free + pages.landing + pages.owned + pages.cached),
             "paths": [
                 {
                     "to": names.get(path.boot, path.boot),

@@ -1,6 +1,7 @@
 """What `baton status` says, asked of a mesh without Ray."""
 
 import asyncio
+import json
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -22,6 +23,12 @@ async def test_it_says_by_which_path_pages_went_and_why(tmp_path: Path) -> None:
     assert "shm" in line
     assert "1 transfers" in line
     assert "one host: its memory could be mapped" in line
+
+
+async def test_it_says_how_many_tokens_a_pool_holds(tmp_path: Path) -> None:
+    async with local_mesh(config(tmp_path)) as mesh:
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc, "--json"])
+    assert [(row["pages"], row["pool_tokens"]) for row in json.loads(done.stdout)["workers"]] == [(256, 256 * 8)] * 3
 
 
 async def shown_by(mesh: LocalMesh, word: str) -> str:
