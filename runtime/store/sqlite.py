@@ -108,6 +108,8 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
             raise _unavailable(error) from error
+        except sqlite3.Error as error:
+            raise Internal(f"the session store failed: {error}") from error
 
     def _write_all(self) -> None:
         """The writer's life."""
