@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
@@ -185,6 +186,15 @@ class SessionsConfig(_Section):
     store: str = Field(default="sqlite", pattern=r"^(sqlite|none|postgres(ql)?://.+)$")
     lease_s: float = Field(default=5.0, ge=0.5)
     store_grace_s: Seconds = 30.0
+
+    @field_validator("store")
+    @classmethod
+    def _without_secrets(cls, store: str) -> str:
+        """A configuration is shown, and goes from process to process."""
+        where = urlsplit(store)
+        if where.password is not None or "password" in parse_qs(where.query):
+            raise ValueError("holds a password, which belongs into ~/.pgpass or the file that PGPASSFILE names")
+        return store
 
 
 class HandoffConfig(_Section):

@@ -8,6 +8,7 @@ with Client("localhost:50051") as mesh:
 """
 
 from batonmesh.async_client import AsyncClient, AsyncStream
+from batonmesh.async_sessions import AsyncSessions, AsyncTurnStream
 from batonmesh.client import Client, Stream
 from batonmesh.credentials import Credentials
 from batonmesh.errors import (
@@ -36,7 +37,9 @@ from batonmesh.turns import TurnAnswer, TurnOptions
 __all__ = [
     "Answer",
     "AsyncClient",
+    "AsyncSessions",
     "AsyncStream",
+    "AsyncTurnStream",
     "BatonError",
     "Cancelled",
     "Choice",

@@ -2,15 +2,15 @@
 # ruff: noqa: ASYNC109 - a timeout here travels with the call
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
+from batonmesh.async_sessions import AsyncSessions, told
 from batonmesh.credentials import Credentials, showing
-from batonmesh.errors import from_status
 from batonmesh.messages import (
     Answer,
     Event,
@@ -23,8 +23,6 @@ from batonmesh.messages import (
     whole,
 )
 from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc, mesh_pb2, mesh_pb2_grpc
-
-T = TypeVar("T")
 
 
 class AsyncStream(AsyncIterator[Event]):
@@ -43,7 +41,7 @@ class AsyncStream(AsyncIterator[Event]):
 
     async def __anext__(self) -> Event:
         while not self._ready:
-            message = await _told(self._call.read())
+            message = await told(self._call.read())
             if not isinstance(message, inference_pb2.GenerateResponse):
                 raise StopAsyncIteration
             self.prompt_logprobs = explained(message) or self.prompt_logprobs
@@ -75,6 +73,7 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(target, secure, options=shown.options)
         self._inference = showing(inference_pb2_grpc.InferenceStub(self._channel), metadata)
         self._mesh = showing(mesh_pb2_grpc.MeshStub(self._channel), metadata)
+        self.sessions = AsyncSessions(self._channel, metadata)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -92,22 +91,22 @@ class AsyncClient:
         return replace(answer, prompt_logprobs=stream.prompt_logprobs)
 
     async def count_tokens(self, model: str, prompt: Prompt, *, timeout: float | None = None) -> int:
-        response = await _told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
+        response = await told(self._inference.CountTokens(count_request(model, prompt), timeout=timeout))
         return response.tokens
 
     async def list_models(self, *, timeout: float | None = None) -> list[inference_pb2.Model]:
-        response = await _told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
+        response = await told(self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=timeout))
         return list(response.models)
 
     async def topology(self, *, timeout: float | None = None) -> mesh_pb2.View:
         """The workers that serve now."""
-        response = await _told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
+        response = await told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
         return response.view
 
     async def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
         """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""
         request = mesh_pb2.DrainRequest(worker=worker, grace_ms=round(grace * 1000))
-        await _told(self._mesh.Drain(request, timeout=timeout))
+        await told(self._mesh.Drain(request, timeout=timeout))
 
     async def close(self) -> None:
         """Ends every answer that is still on its way."""
@@ -120,11 +119,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-async def _told(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs of grpc say
-        raise from_status(error.code(), error.details(), metadata) from error

@@ -215,10 +215,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An idempotency key with the digest of the request that came under it."""
+    """An idempotency key with the digest of the request that came under it. `first`: this is known to be a first try,
+    so what came under the key before was another one. `window_s`: what is older is none of it."""
 
     name: str
     digest: bytes
+    first: bool = False
+    window_s: float | None = None
 
 
 def check_items(items: Sequence[Item]) -> None:

@@ -79,13 +79,14 @@ async def gateway_process(
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
+        sessions = None
         if store is not None:
             sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
-            server.add(SessionService(sessions, ids, SessionServiceSettings(tenant, gateway.deadline_s)))
+            server.add(SessionService(sessions, SessionServiceSettings(tenant, gateway.deadline_s)))
             keeping = group.create_task(sessions.run())
             stack.callback(keeping.cancel)
         await stack.enter_async_context(server)
-        yield RunningGateway(role, openai_app(role, http, security.http()), server.port)
+        yield RunningGateway(role, openai_app(role, http, security.http(), sessions), server.port)
 
 
 def _server(config: Config, port: int, shared: bool, security: Security) -> GrpcServer:

@@ -6,7 +6,7 @@ Owns the turns that run here; whether that is still so is the store's to say, by
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -22,9 +22,11 @@ from runtime.domain.sessions import (
     Key,
     OnConflict,
     Progress,
+    Session,
     TurnEvent,
     TurnRecord,
     TurnStatus,
+    check_metadata,
 )
 from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
@@ -94,6 +96,27 @@ class SessionRole:
 
     def running(self) -> int:
         return len(self._running)
+
+    async def create(
+        self,
+        tenant: TenantId,
+        model: str,
+        key: Key | None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        rerender: bool = False,
+    ) -> Session:
+        """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
+        check_metadata(metadata or {})
+        served = self.gateway.served(model)
+        why = served.tokenizer.no_deltas()
+        if why is not None and not rerender:
+            told = f"model {model!r} has no rendering of what is new alone: {why}; ask with rerender"
+            raise FailedPrecondition(told, field="rerender")
+        session = Session(
+            self._ids.session(), tenant, served.spec.name, 0, rerender, metadata or {}, served.tokenizer.vocabulary
+        )
+        return await self.store.create(session, key)
 
     async def open(
         self, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None

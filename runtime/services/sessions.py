@@ -6,9 +6,9 @@ import grpc
 
 from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
-from runtime.domain.sessions import Asked, Halt, Session, TurnRecord, check_metadata
-from runtime.errors import FailedPrecondition, InvalidArgument
-from runtime.ids import Ids, SessionId, TenantId
+from runtime.domain.sessions import Asked, Halt, TurnRecord
+from runtime.errors import InvalidArgument
+from runtime.ids import SessionId, TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.sessions import SessionRole
 from runtime.services.access import calling
@@ -29,9 +29,8 @@ class SessionServiceSettings:
 class SessionService(session_pb2_grpc.SessionsServicer):
     name = pb.DESCRIPTOR.services_by_name["Sessions"].full_name
 
-    def __init__(self, role: SessionRole, ids: Ids, settings: SessionServiceSettings) -> None:
+    def __init__(self, role: SessionRole, settings: SessionServiceSettings) -> None:
         self._role = role
-        self._ids = ids
         self._settings = settings
 
     @property
@@ -43,23 +42,9 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         session_pb2_grpc.add_SessionsServicer_to_server(self, server)
 
     async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> pb.SessionState:
-        model = self._role.gateway.served(fields.name(request.model, "model", 256))
-        metadata = dict(request.metadata)
-        check_metadata(metadata)
-        why = model.tokenizer.no_deltas()
-        if why is not None and not request.rerender:
-            told = f"model {model.spec.name!r} has no rendering of what is new alone: {why}; ask with rerender"
-            raise FailedPrecondition(told, field="rerender")
-        session = Session(
-            self._ids.session(),
-            self._tenant,
-            model.spec.name,
-            0,
-            request.rerender,
-            metadata,
-            model.tokenizer.vocabulary,
-        )
-        created = await self._role.store.create(session, wire.unpack_key(request))
+        model = fields.name(request.model, "model", 256)
+        metadata, key = dict(request.metadata), wire.unpack_key(request)
+        created = await self._role.create(self._tenant, model, key, metadata=metadata, rerender=request.rerender)
         return await self._state(created.id)
 
     async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.SessionState:

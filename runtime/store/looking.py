@@ -111,8 +111,10 @@ async def known_turn(tx: Transaction, session: SessionId, key: Key) -> TurnRecor
 
 async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
     """What this key brought before; raises `FailedPrecondition` when it was another request's (invariant 4)."""
-    row = await tx.row("SELECT digest, result FROM keys WHERE scope = $1 AND name = $2", scope, key.name)
-    if row is None:
+    if key.first:
+        return None
+    row = await tx.row("SELECT digest, result, at, now_ms() FROM keys WHERE scope = $1 AND name = $2", scope, key.name)
+    if row is None or (key.window_s is not None and row[3] - row[2] > key.window_s * 1000):
         return None
     if bytes(row[0]) != key.digest:
         told = "the idempotency key was used before, for another request"

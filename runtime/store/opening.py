@@ -9,6 +9,8 @@ from runtime.store.looking import branch_of, known_result, known_turn, session_o
 from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
 from runtime.store.transaction import Transaction
 
+_REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
+
 
 async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
     if key is not None:
@@ -94,10 +96,9 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
         return None
     begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
-    await _occupy(tx, begun)
-    await tx.run(
+    changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9 WHERE id = $1",
+        " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -108,6 +109,9 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         prepared.max_tokens,
         prepared.drift,
     )
+    if not changed:
+        return None  # dropped meanwhile
+    await _occupy(tx, begun)
     return await turn_of(tx, turn.id)
 
 
@@ -156,7 +160,8 @@ def of_tenant(tenant: TenantId) -> str:
 async def remember(tx: Transaction, scope: str, key: Key | None, result: str) -> None:
     if key is not None:
         await tx.run(
-            "INSERT INTO keys (scope, name, digest, result) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO keys (scope, name, digest, result, at) VALUES ($1, $2, $3, $4, now_ms())"
+            + (_REPLACING if key.first or key.window_s is not None else ""),
             scope,
             key.name,
             key.digest,

@@ -80,6 +80,9 @@ class PostgresDatabase:
     async def read(self, work: Work[T]) -> T:
         return await self._run(work, isolation="repeatable_read", readonly=True)
 
+    async def scrub(self) -> None:
+        """The files are the server's: VACUUM and its own log decide how long they remember."""
+
     async def close(self) -> None:
         if self._pool is not None:
             await self._pool.close()

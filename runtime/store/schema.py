@@ -39,7 +39,9 @@ _FIRST = (
     "CREATE TABLE owners (id TEXT PRIMARY KEY, expires BIGINT NOT NULL)",
     "CREATE INDEX turns_of_sessions ON turns (session)",
 )
-MIGRATIONS = (_FIRST,)
+# When a key was used, for those that count for a while only.
+_SECOND = ("ALTER TABLE keys ADD COLUMN at BIGINT NOT NULL DEFAULT 0",)
+MIGRATIONS = (_FIRST, _SECOND)
 
 
 async def migrate(tx: Transaction) -> None:

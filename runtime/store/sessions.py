@@ -100,6 +100,7 @@ class SqlSessionStore:
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: branching.delete(tx, tenant, session))
+        await self._database.scrub()
 
     async def close(self) -> None:
         await self._database.close()

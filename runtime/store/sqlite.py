@@ -87,6 +87,10 @@ class SqliteDatabase:
     async def read(self, work: Work[T]) -> T:
         return await self._loop.run_in_executor(self._readers, self._read, work)
 
+    async def scrub(self) -> None:
+        """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it."""
+        await self.write(_emptied)
+
     async def close(self) -> None:
         self._jobs.put(None)
         if self._writer.ident is not None:
@@ -119,7 +123,7 @@ class SqliteDatabase:
             job = self._jobs.get()
             while job is not None:
                 batch.append(job)
-                if len(batch) == _TOGETHER or self._jobs.empty():
+                if len(batch) == _TOGETHER or self._jobs.empty() or job.work is _emptied:
                     break
                 job = self._jobs.get()
             ending = job is None
@@ -130,6 +134,9 @@ class SqliteDatabase:
     def _commit(self, batch: list[_Job]) -> list[Callable[[], None]]:
         """Run all of a batch; gives how to answer each, for the event loop."""
         connection = self._connection
+        if batch[-1].work is _emptied:
+            last = batch.pop()
+            return [*(self._commit(batch) if batch else ()), self._empty(last)]
         try:
             connection.execute("BEGIN IMMEDIATE")
             answers = [self._run(connection, job) for job in batch]
@@ -139,6 +146,16 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
             return [functools.partial(_fail, job.done, _unavailable(error)) for job in batch]
         return answers
+
+    def _empty(self, job: _Job) -> Callable[[], None]:
+        try:
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            return functools.partial(_fail, job.done, _unavailable(error))
+        if busy:
+            late = Unavailable("what was deleted is still in the log, because somebody reads", retry_after_ms=1000)
+            return functools.partial(_fail, job.done, late)
+        return functools.partial(_succeed, job.done, None)
 
     def _run(self, connection: sqlite3.Connection, job: _Job) -> Callable[[], None]:
         connection.execute("SAVEPOINT job")
@@ -160,6 +177,10 @@ class SqliteDatabase:
         self._waiting -= len(answers)
         for answer in answers:
             answer()
+
+
+async def _emptied(_tx: Transaction) -> None:
+    """Stands among the jobs for emptying the log, which is no transaction."""
 
 
 def _connect(path: Path) -> sqlite3.Connection:

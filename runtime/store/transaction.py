@@ -35,4 +35,7 @@ class Database(Protocol):
     async def read(self, work: Work[T]) -> T:
         """All that the work reads is of one moment."""
 
+    async def scrub(self) -> None:
+        """Leave nothing of what was deleted in the files that this process keeps."""
+
     async def close(self) -> None: ...

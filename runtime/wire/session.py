@@ -109,6 +109,8 @@ def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) ->
     sampling = unpack_sampling(request.sampling, max_tokens=_UNBOUNDED, seed=seed)
     if sampling.logprobs is not None:
         raise NotSupported("logprobs are not served for turns of a session", field="logprobs")
+    if sampling.prompt_logprobs is not None:
+        raise NotSupported("prompt_logprobs are not served for turns of a session", field="prompt_logprobs")
     if request.on_conflict not in _ON_CONFLICT:
         raise InvalidArgument(f"on_conflict has the unknown value {request.on_conflict}", field="on_conflict")
     if request.on_disconnect not in _ON_DISCONNECT:

@@ -26,7 +26,7 @@ def target(tmp_path: Path) -> Iterator[str]:
         mesh=MeshConfig(name="drained", state=tmp_path),
         model=ModelConfig(simulated=SimulatedConfig()),
         engine=EngineConfig(pages=64),
-        timing=TimingConfig(lease_s=0.4),
+        timing=TimingConfig(lease_s=2.0),
     )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(local_mesh(config)) as mesh:
         yield mesh.grpc

@@ -89,6 +89,17 @@ def test_a_bad_file_is_refused_by_the_field_at_fault(tmp_path: Path, text: str, 
     assert str(tmp_path / "mesh.yaml") in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "store", ["postgresql://baton:s3cret@db/sessions", "postgres://baton@db/sessions?password=s3cret"]
+)
+def test_a_password_is_not_taken_and_not_shown(tmp_path: Path, store: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sessions\.store: holds a password, which belongs into ~/\.pgpass"
+    ) as refused:
+        load(tmp_path, f"sessions: {{store: '{store}'}}")
+    assert "s3cret" not in str(refused.value)
+
+
 def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, "engine: {kv_mb: 1, page_tokens: x}")

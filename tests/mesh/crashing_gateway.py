@@ -66,7 +66,7 @@ async def main(config: str, controller: str, port: str, point: str) -> None:
         async with kept(config) as store:
             yield cast("SessionStore", CrashingStore(cast("SessionStore", store), when, call, int(number)))
 
-    gateway.session_store = crashing  # type: ignore[attr-defined]
+    vars(gateway)["session_store"] = crashing
     if when == "within":
         die_within(call)
     async with gateway.gateway_process(Config.model_validate_json(config), controller, port=int(port)):

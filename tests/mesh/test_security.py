@@ -229,7 +229,7 @@ async def test_a_session_is_its_tenant_s_and_for_others_it_is_not_there(tmp_path
     write_keys(settings.keys, (kept, other))
     trusted = authorities(settings)
 
-    def as_clients(gateway: str) -> None:
+    def as_clients(gateway: str) -> str:
         with Client(gateway, Credentials(trusted, None, acme, GATEWAY)) as owner:
             session = owner.sessions.create("simulated", rerender=True).id
             assert owner.sessions.complete(session, "Hello.", max_tokens=4).turn.id
@@ -244,9 +244,15 @@ async def test_a_session_is_its_tenant_s_and_for_others_it_is_not_there(tmp_path
             assert [each.id for each in owner.sessions.newest()] == [session]
         with Client(gateway, Credentials(trusted, server_name=GATEWAY)) as nobody, pytest.raises(Unauthenticated):
             nobody.sessions.newest()
+        return session
 
-    async with local_mesh(settings) as mesh:
-        await asyncio.to_thread(as_clients, mesh.grpc)
+    async with local_mesh(settings, http_port=0) as mesh:
+        session = await asyncio.to_thread(as_clients, mesh.grpc)
+        body = {"model": "simulated", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+        async with httpx.AsyncClient(base_url=mesh.http, verify=False) as http:
+            for shown, status in ((acme, 200), (globex, 404)):
+                headers = {"authorization": f"Bearer {shown}", "x-baton-session": session}
+                assert (await http.post("/v1/chat/completions", json=body, headers=headers)).status_code == status
 
 
 async def test_an_open_mesh_beyond_this_machine_is_open_to_clients_and_not_to_operators(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from batonmesh import Client, Unavailable
 from batonmesh.v1 import session_pb2 as pb
+from runtime.config import SessionsConfig
 from runtime.mesh.listening import free_ports
 from runtime.mesh.local import LocalMesh, local_mesh
 from tests.mesh.gateways import gateway
@@ -42,12 +43,18 @@ def converse(client: Client, session: str, text: str) -> tuple[list[int], pb.Tur
     return tokens, message.ended
 
 
-@pytest.mark.timeout(300)
-async def test_a_gateway_killed_at_any_step_costs_no_token_and_repeats_no_turn(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("kept", ["sqlite", "postgres"])
+async def test_a_gateway_killed_at_any_step_costs_no_token_and_repeats_no_turn(
+    tmp_path: Path, kept: str, request: pytest.FixtureRequest
+) -> None:
     """Invariants 3, 4 and 7. Each gateway dies at its own point and the next one goes on, until one does not die."""
-    points = POINTS[: scaled(2, len(POINTS))]
+    few = POINTS[:2] if kept == "sqlite" else POINTS[2:4]
+    points = POINTS[: scaled(0, len(POINTS))] or few
+    store = kept if kept == "sqlite" else request.getfixturevalue("server")
+    settings = config(tmp_path).model_copy(update={"sessions": SessionsConfig(store=store, lease_s=1.0)})
     (port,) = free_ports(1)
-    async with local_mesh(config(tmp_path)) as mesh:
+    async with local_mesh(settings) as mesh:
         await mesh.stop_gateway()
         try:
             with Client(f"127.0.0.1:{port}") as client:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,8 @@ from runtime.mesh.listening import free_ports
 from runtime.mesh.local import local_mesh
 from tests.mesh.gateways import gateway
 from tests.services.session_mesh import Seen, config, expected, run, user
-from tests.store.servers import can_run, postgres
 
 LONG = common_pb2.Sampling(max_tokens=400, temperature=0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    if not can_run():
-        pytest.skip("there is no PostgreSQL here: initdb and pg_ctl are not on the PATH")
-    pytest.importorskip("asyncpg")
-    with postgres() as dsn:
-        yield dsn
 
 
 async def some(seen: Seen, tokens: int) -> None:

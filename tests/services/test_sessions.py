@@ -279,6 +279,7 @@ BAD: dict[str, tuple[str, dict[str, object]]] = {
     "a stale head": ("expected_head", {"expected_head": "turn-none"}),
     "a key too long": ("idempotency_key", {"idempotency_key": "x" * 129}),
     "logprobs": ("logprobs", {"sampling": common_pb2.Sampling(logprobs=2)}),
+    "logprobs of the prompt": ("prompt_logprobs", {"sampling": common_pb2.Sampling(prompt_logprobs=2)}),
     "a temperature out of range": ("temperature", {"sampling": common_pb2.Sampling(temperature=9)}),
     "no time": ("deadline_ms", {"deadline_ms": 0}),
     "an unknown policy": ("on_conflict", {"on_conflict": 77}),

@@ -75,3 +75,12 @@ async def committed(store: SessionStore, turn: TurnRecord, ending: Ending = COMM
 
 def enqueued(turn: TurnRecord, policy: OnConflict = OnConflict.ENQUEUE) -> TurnRecord:
     return replace(turn, asked=replace(turn.asked, on_conflict=policy))
+
+
+async def talked(store: SessionStore, turns: int) -> SessionId:
+    """`turns` committed turns, whose prompts are their numbers."""
+    sess = await session(store)
+    for number in range(turns):
+        base = (await store.context(TENANT, sess, MAIN)).branch
+        await committed(store, record(sess, f"turn-{number}", base.place, prompt=(100 + number,), context=base.tokens))
+    return sess

@@ -18,10 +18,10 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnStatus,
 )
-from runtime.errors import DataCorrupt, FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
+from runtime.errors import FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
 from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
-from tests.store.conftest import Execute, Rows
+from tests.store.conftest import Execute
 from tests.store.talking import (
     COMMITTED,
     EVENTS,
@@ -37,9 +37,8 @@ from tests.store.talking import (
     opened,
     record,
     session,
+    talked,
 )
-
-FORKED = {"lines": 1, "branches": 1}
 
 
 async def test_a_session_is_found_again_with_its_main_branch(store: SessionStore) -> None:
@@ -200,7 +199,9 @@ async def test_who_interrupts_is_next_and_stops_the_one_that_runs(
 async def test_the_queue_of_a_branch_is_bounded(store: SessionStore) -> None:
     sess = await session(store)
     await opened(store, record(sess))
-    await asyncio.gather(*(store.open(enqueued(record(sess, f"queued-{n}")), None) for n in range(MAX_QUEUED)))
+    for start in range(0, MAX_QUEUED, 32):
+        turns = [enqueued(record(sess, f"queued-{start + n}")) for n in range(32)]
+        await asyncio.gather(*(store.open(turn, None) for turn in turns))
     with pytest.raises(ResourceExhausted):
         await store.open(enqueued(record(sess, "turn-2")), None)
 
@@ -289,77 +290,6 @@ async def test_a_halt_is_asked_once_and_is_nothing_to_a_turn_that_ended(store: S
     assert unknown.value.field == "turn"
 
 
-async def talked(store: SessionStore, turns: int) -> SessionId:
-    """`turns` committed turns, whose prompts are their numbers."""
-    sess = await session(store)
-    for number in range(turns):
-        base = (await store.context(TENANT, sess, MAIN)).branch
-        await committed(store, record(sess, f"turn-{number}", base.place, prompt=(100 + number,), context=base.tokens))
-    return sess
-
-
-def said(*numbers: int) -> tuple[int, ...]:
-    return tuple(token for number in numbers for token in (100 + number, 7, 8))
-
-
-async def test_a_fork_goes_its_own_way_and_leaves_its_parent_as_it_was(store: SessionStore) -> None:
-    """Invariant 10."""
-    sess = await talked(store, 4)
-    fork = await store.fork(TENANT, sess, MAIN, TurnId("turn-1"), "other", None)
-    assert (fork.head, fork.tokens, fork.place.depth) == ("turn-1", 6, 2)
-    turn = record(sess, "turn-9", fork.place, prompt=(109,), branch="other", context=6)
-    await committed(store, turn)
-    assert (await store.context(TENANT, sess, "other")).tokens == said(0, 1, 9)
-    assert (await store.context(TENANT, sess, MAIN)).tokens == said(0, 1, 2, 3)
-    assert [turn for _, turn, _ in await store.items(TENANT, sess, "other", 4, 10)] == ["turn-9"] * 2
-    again = await store.fork(TENANT, sess, "other", None, "third", None)
-    assert (await store.context(TENANT, sess, again.name)).tokens == said(0, 1, 9)
-    with pytest.raises(NotFound):
-        await store.fork(TENANT, sess, "other", TurnId("turn-3"), "fourth", None)
-    with pytest.raises(FailedPrecondition) as taken:
-        await store.fork(TENANT, sess, MAIN, None, "third", None)
-    assert taken.value.field == "name"
-
-
-async def test_a_rollback_moves_the_head_and_what_came_after_is_still_readable(store: SessionStore) -> None:
-    sess = await talked(store, 4)
-    before = await store.fork(TENANT, sess, MAIN, None, "before", None)
-    back = await store.rollback(TENANT, sess, MAIN, TurnId("turn-1"), None)
-    assert (back.head, back.tokens) == ("turn-1", 6)
-    await committed(store, record(sess, "turn-8", back.place, prompt=(108,), context=6))
-    assert (await store.context(TENANT, sess, MAIN)).tokens == said(0, 1, 8)
-    back = await store.rollback(TENANT, sess, MAIN, TurnId("turn-0"), None)
-    await committed(store, record(sess, "turn-7", back.place, prompt=(107,), context=3))
-    assert (await store.context(TENANT, sess, MAIN)).tokens == said(0, 7)
-    assert (await store.context(TENANT, sess, before.name)).tokens == said(0, 1, 2, 3)
-    assert (await store.progress(TENANT, sess, TurnId("turn-8"), 0)).events == EVENTS
-    empty = await store.rollback(TENANT, sess, MAIN, None, None)
-    assert (empty.head, empty.tokens, empty.place.depth) == (None, 0, 0)
-    await committed(store, record(sess, "turn-6", empty.place, prompt=(106,)))
-    assert (await store.context(TENANT, sess, MAIN)).tokens == said(6)
-    with pytest.raises(NotFound):
-        await store.rollback(TENANT, sess, MAIN, TurnId("turn-7"), None)
-
-
-async def test_a_rollback_waits_for_nobody_and_fences_what_was_prepared_before(store: SessionStore) -> None:
-    sess = await talked(store, 2)
-    place = (await store.context(TENANT, sess, MAIN)).branch.place
-    running = await opened(store, record(sess, "turn-2", place))
-    with pytest.raises(FailedPrecondition, match="busy"):
-        await store.rollback(TENANT, sess, MAIN, None, None)
-    await store.finish(running, Ending(TurnStatus.CANCELLED), (), ())
-    await store.rollback(TENANT, sess, MAIN, TurnId("turn-0"), None)
-    assert await store.open(record(sess, "turn-3", place), None) is None
-
-
-async def test_forks_and_rollbacks_under_a_key_happen_once(store: SessionStore) -> None:
-    sess = await talked(store, 3)
-    forks = [await store.fork(TENANT, sess, MAIN, None, "other", key()) for _ in range(2)]
-    assert forks[0] == forks[1]
-    backs = [await store.rollback(TENANT, sess, MAIN, TurnId("turn-0"), key("back")) for _ in range(2)]
-    assert backs[0] == backs[1]
-
-
 async def test_a_session_that_renders_anew_has_the_newest_rendering_as_its_context(store: SessionStore) -> None:
     sess = await session(store, rerender=True)
     await committed(store, record(sess))
@@ -394,34 +324,20 @@ async def test_a_deleted_session_is_gone_and_its_turn_is_fenced(store: SessionSt
     assert await store.adopt(THERE, frozenset(), 10) == ()
 
 
-async def test_a_fork_adds_the_same_rows_whatever_the_history(store: SessionStore, rows: Rows) -> None:
-    """Invariant 10, counted."""
-    sess = await talked(store, 3)
-    before = await rows()
-    await store.fork(TENANT, sess, MAIN, None, "one", None)
-    one = await rows()
-    for number in range(20):
-        base = (await store.context(TENANT, sess, "one")).branch
-        turn = record(sess, f"more-{number}", base.place, branch="one", context=base.tokens)
-        await committed(store, turn)
-    more = await rows()
-    await store.fork(TENANT, sess, "one", None, "two", None)
-    assert {table: count - before[table] for table, count in one.items() if count != before[table]} == FORKED
-    assert {table: count - more[table] for table, count in (await rows()).items() if count != more[table]} == FORKED
-
-
-async def test_tokens_that_were_changed_in_the_store_are_refused(store: SessionStore, execute: Execute) -> None:
-    """Invariant 5."""
-    sess = await talked(store, 3)
-    await execute(
-        "UPDATE segments SET tokens = (SELECT tokens FROM segments WHERE turn = 'turn-0') WHERE turn = 'turn-1'"
-    )
-    with pytest.raises(DataCorrupt, match="turn-1"):
-        await store.context(TENANT, sess, MAIN)
-
-
-async def test_a_turn_that_is_missing_in_the_store_is_noticed(store: SessionStore, execute: Execute) -> None:
-    sess = await talked(store, 3)
-    await execute("DELETE FROM segments WHERE turn = 'turn-2'")
-    with pytest.raises(DataCorrupt):
-        await store.context(TENANT, sess, MAIN)
+async def test_a_key_of_another_try_counts_for_a_while_and_a_first_try_is_a_turn_of_its_own(
+    store: SessionStore, execute: Execute
+) -> None:
+    sess = await session(store)
+    first, again = key(), key()
+    first, again = replace(first, first=True, window_s=60), replace(again, window_s=60)
+    one = await opened(store, enqueued(record(sess, "turn-1")), first)
+    found = await store.open(enqueued(record(sess, "turn-2")), again)
+    assert found is not None
+    assert (found[0].id, found[1]) == (one.id, False)
+    two = await opened(store, enqueued(record(sess, "turn-3")), first)
+    known = await store.known(TENANT, sess, again)
+    assert known is not None
+    assert known.id == two.id
+    await execute("UPDATE keys SET at = at - 61000")
+    assert await store.known(TENANT, sess, again) is None
+    await opened(store, enqueued(record(sess, "turn-4")), again)

@@ -16,9 +16,11 @@ from starlette.routing import Route
 from runtime.domain.routing import DECODE
 from runtime.errors import BatonError, Internal, Unavailable
 from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.sessions import SessionRole
 from runtime.services.access import ByKey
 from runtime.services.keys import KeyRing
 from runtime.services.openai.answers import ChatAnswer, CompletionAnswer
+from runtime.services.openai.conversing import Conversing
 from runtime.services.openai.errors import error_body, error_headers, refusal_body
 from runtime.services.openai.exchange import REQUEST_ID_HEADER, request_id
 from runtime.services.openai.generating import Generating
@@ -28,12 +30,17 @@ from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
 
 
-def openai_app(gateway: GatewayRole, settings: OpenAiSettings, keys: KeyRing | None = None) -> Starlette:
+def openai_app(
+    gateway: GatewayRole, settings: OpenAiSettings, keys: KeyRing | None = None, sessions: SessionRole | None = None
+) -> Starlette:
     """The application of one gateway, for those who show one of `keys`, or for everybody; its lifespan ends the threads
     that it may have started."""
     pool = TokenizingPool(settings.tokenize_threads, settings.tokenize_waiting)
     listing = Listing(gateway)
-    chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
+    if sessions is None:
+        chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
+    else:
+        chat = Conversing(sessions, settings, pool)
     completions = Generating(gateway, settings, pool, CompletionRequest, CompletionAnswer)
 
     @asynccontextmanager

@@ -19,7 +19,10 @@ _CODES = {
 
 def error_body(error: BatonError, param: str | None) -> bytes:
     """`param` is what the request calls the field at fault."""
-    return _shaped(error.message, _kind(error.status.http), param, _CODES.get(error.status.code, error.status.code))
+    code = _CODES.get(error.status.code, error.status.code)
+    if error.status.code == "not_found" and error.field != "model":
+        code = "not_found"
+    return _shaped(error.message, _kind(error.status.http), param, code)
 
 
 def refusal_body(message: str, code: str) -> bytes:

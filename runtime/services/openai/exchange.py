@@ -48,12 +48,14 @@ def deadline_of(scope: Scope, default_s: float) -> float:
 class Exchange:
     """Respond once: `respond`; or `add` events and `flush` them as often as wanted, then `end`; or `fail` at any time.
 
-    The response begins with the first flush: until then a failure has a status of its own. All raise `ClientGone`.
+    The response begins with the first flush: until then a failure has a status of its own. It carries `headers`, also
+    when it fails. All raise `ClientGone`.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.receive = receive
+        self.headers: dict[str, str] = {}
         self._socket = send
         self._events: list[str] = []
         self._streaming = False
@@ -107,6 +109,7 @@ class Exchange:
             raise ClientGone from error
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        named = {**headers, **self.headers}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in named.items()]
         raw.append((REQUEST_ID_HEADER.encode(), request_id(self.scope).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

@@ -87,9 +87,9 @@ class Generating:
             async def give(arrivals: Arrivals) -> None:
                 heard = _heard(arrivals, shown, silent=asked.silent)
                 if asked.stream:
-                    await _stream(exchange, answers, tallies, heard, arrivals.ready, usage_asked=asked.usage_asked)
+                    await stream(exchange, answers, tallies, heard, arrivals.ready, usage_asked=asked.usage_asked)
                 else:
-                    body = await _gather(answers, tallies, heard, lambda: arrivals.withheld)
+                    body = await gather(answers, tallies, heard, lambda: arrivals.withheld)
                     await exchange.respond(200, body, {})
 
             await give_choices(self._gateway, generation, asked.choices_asked, asked.candidates_asked, give)
@@ -149,7 +149,7 @@ async def _heard(arrivals: Arrivals, shown: ShownPrompt, *, silent: bool) -> Asy
         yield index, replace(delta, tokens=(), text="", finish=FinishReason.LENGTH) if silent else delta
 
 
-async def _stream(
+async def stream(
     exchange: Exchange,
     answers: list[Answer],
     tallies: list[Tally],
@@ -174,12 +174,13 @@ async def _stream(
     await exchange.end()
 
 
-async def _gather(
+async def gather(
     answers: list[Answer],
     tallies: list[Tally],
     heard: AsyncIterator[tuple[int, Delta]],
     withheld: Callable[[], int],
 ) -> bytes:
+    """The whole response."""
     texts: list[list[str]] = [[] for _ in answers]
     tokens: list[list[Sampled]] = [[] for _ in answers]
     async for index, delta in heard:

@@ -1,0 +1,85 @@
+"""Sessions by the thin client, blocking and not: the same calls, the same answers, streams that outlive a gateway."""
+
+import inspect
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from batonmesh import AsyncClient, AsyncSessions, Client, InvalidArgument, NotFound, Sessions, Unavailable
+from batonmesh.v1 import session_pb2 as pb
+from runtime.mesh.listening import free_ports
+from runtime.mesh.local import LocalMesh, local_mesh
+from tests.services.session_mesh import NEW, config, expected
+
+SAID = {"max_tokens": NEW, "temperature": 0.0}
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[LocalMesh]:
+    (port,) = free_ports(1)
+    async with local_mesh(config(tmp_path, base_ms=2.0), grpc_port=port) as running:
+        yield running
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def calls(kind: type) -> dict[str, list[str]]:
+        public = {name: call for name, call in vars(kind).items() if not name.startswith("_")}
+        return {name: [*inspect.signature(call).parameters] for name, call in public.items()}
+
+    assert calls(Sessions) == calls(AsyncSessions)
+
+
+async def test_a_conversation(mesh: LocalMesh) -> None:
+    async with AsyncClient(mesh.grpc) as client:
+        sessions = client.sessions
+        made = await sessions.create("simulated", metadata={"who": "tester"}, key="one")
+        assert (await sessions.create("simulated", metadata={"who": "tester"}, key="one")).id == made.id
+        first = await sessions.complete(made.id, "One.", **SAID)  # type: ignore[arg-type]
+        second = await sessions.complete(made.id, [{"role": "user", "content": "Two."}], **SAID)  # type: ignore[arg-type]
+        assert [[*first.tokens], [*second.tokens]] == expected("One.", "Two.")
+        fork = await sessions.fork(made.id, "other", turn=first.turn.id)
+        back = await sessions.rollback(made.id, first.turn.id)
+        assert fork.head == back.head == first.turn.id
+        again = await sessions.complete(made.id, "Two.", turn={"branch": "other", "key": "k"}, **SAID)  # type: ignore[arg-type]
+        same = await sessions.complete(made.id, "Two.", turn={"branch": "other", "key": "k"}, **SAID)  # type: ignore[arg-type]
+        assert (again.text, again.turn.id) == (second.text, same.turn.id)
+        assert [item.message.content for item in await sessions.items(made.id)] == ["One.", first.text]
+        assert [state.id for state in await sessions.newest()] == [made.id]
+        cancelled = await sessions.cancel(made.id, first.turn.id)
+        assert cancelled.status == pb.TURN_STATUS_COMMITTED
+        await sessions.delete(made.id)
+        with pytest.raises(NotFound) as gone:
+            await sessions.get(made.id)
+        assert gone.value.field == "session"
+
+
+async def test_a_stream_goes_on_at_the_next_gateway(mesh: LocalMesh) -> None:
+    port = int(mesh.grpc.rpartition(":")[2])
+    async with AsyncClient(mesh.grpc) as client:
+        session = (await client.sessions.create("simulated")).id
+        tokens: list[int] = []
+        async for message in client.sessions.run(session, "Tell me.", max_tokens=300, temperature=0.0):
+            tokens += message.tokens.ids
+            if len(tokens) > 20 and mesh.gateway.port == port and not message.HasField("ended"):
+                await mesh.stop_gateway()
+                await mesh.start_gateway(port)
+                port = -1
+        assert tokens == expected("Tell me.", tokens=300)[0]
+        assert message.ended.epoch == 2
+
+
+def test_who_is_not_there_is_not_waited_for_beyond_patience() -> None:
+    (port,) = free_ports(1)
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(Unavailable):
+        next(client.sessions.run("sess-1", "Hello.", patience=0.5))
+
+
+async def test_what_cannot_be_sent_is_refused_by_name() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(InvalidArgument) as refused:
+            client.sessions.run("sess-1", [{"role": "user", "text": "Hello."}])
+        assert refused.value.field == "items"
+        with pytest.raises(InvalidArgument) as refused:
+            client.sessions.run("sess-1", "Hello.", turn={"on_conflict": "shout"})  # type: ignore[arg-type]
+        assert refused.value.field == "on_conflict"
