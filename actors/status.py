@@ -1,17 +1,20 @@
 """`baton status`: who serves in a mesh and how busy they are, as its gateway says."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from actors.state import Record, StateFolder, describe
 from batonmesh import BatonError, Client, Credentials
 from runtime.cli.talk.connecting import shown
+from runtime.cli.talk.wording import bytes_in_words
 from runtime.config import load_config
 from runtime.domain.routing import PREFILL
 from runtime.errors import StartError
@@ -19,6 +22,7 @@ from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import own_credentials
 
 _ANSWER_S = 5.0
+_Row = dict[str, Any]
 _COLUMNS = {
     "worker": "{worker}",
     "role": "{role}",
@@ -59,6 +63,8 @@ def status(
     if record is not None:
         console.print(f"[bold]{record.mesh}[/bold]  {describe(record)}", highlight=False, soft_wrap=True)
     console.print(_table(rows))
+    for line in _paths(rows):
+        console.print(line, highlight=False, soft_wrap=True)
     for worker, reason in refused.items():
         console.print(Text(f"{worker} was refused: {reason}", style="yellow"), soft_wrap=True)
     for worker in sorted(missing - refused.keys()):
@@ -75,13 +81,14 @@ def running_mesh(folder: StateFolder, name: str) -> Record:
     return record
 
 
-def _ask(target: str, credentials: Credentials) -> tuple[list[dict[str, object]], dict[str, str]]:
+def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, str]]:
     """A row for every worker that serves, and why others were refused."""
     try:
         with Client(target, credentials) as client:
             view = client.topology(timeout=_ANSWER_S)
     except BatonError as error:
         raise StartError(f"the gateway at {target} does not answer: {error}") from error
+    names = {worker.boot: worker.id for worker in view.workers}
     rows = [
         {
             "worker": worker.id,
@@ -97,6 +104,17 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[dict[str, object]]
             "pages": pages.free + pages.landing + pages.owned + pages.cached,
             "pages_used": pages.landing + pages.owned,
             "pages_cached": pages.cached,
+            "paths": [
+                {
+                    "to": names.get(path.boot, path.boot),
+                    "transport": path.transport,
+                    "reason": path.reason,
+                    "transfers": path.transfers,
+                    "bytes": path.bytes,
+                }
+                for path in worker.traffic.paths
+            ],
+            "refused": dict(worker.traffic.refused),
         }
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
         for pages in [worker.load.pages]
@@ -104,7 +122,20 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[dict[str, object]]
     return rows, {each.worker: each.reason for each in view.refused}
 
 
-def _table(rows: list[dict[str, object]]) -> Table:
+def _paths(rows: list[_Row]) -> Iterator[str]:
+    """How pages went from whom to whom, and what was refused, a line each; nothing of workers that are gone."""
+    here = {row["worker"] for row in rows}
+    for row in rows:
+        for path in row["paths"]:
+            if path["to"] in here:
+                moved = f"{path['transfers']:,} transfers, {bytes_in_words(path['bytes'])}"
+                told = f"{row['worker']} -> {path['to']}  {path['transport']}  {moved}  ({path['reason']})"
+                yield f"[dim]pages[/dim]  {escape(told)}"
+        for reason, count in row["refused"].items():
+            yield f"[yellow]{row['worker']} refused {count:,}[/yellow] frames or messages: {escape(reason)}"
+
+
+def _table(rows: list[_Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)

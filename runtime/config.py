@@ -199,12 +199,14 @@ class SessionsConfig(_Section):
 
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried; its pages travel by `transport`. The default is the crossover that `baton bench handoff`
-    measured."""
+    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
+    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
 
     remote_min_tokens: int = Field(default=64, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["grpc"] = "grpc"
+    transport: Literal["auto", "grpc"] = "auto"
+    staging_mib: int = Field(default=64, ge=1, le=65_536)
+    wire: Literal["plain", "fp8", "int8"] = "plain"
 
 
 class TimingConfig(_Section):

@@ -10,6 +10,7 @@ from typing import Protocol
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import (
     GatewayCommand,
+    Offer,
     PrefillCall,
     PrefillDone,
     StepBatch,
@@ -122,9 +123,13 @@ class Sender(Protocol):
 
 
 class Transport(Protocol):
-    """One kind of path between two workers: both ends of it, on this worker."""
+    """Paths between two workers: both ends of them, on this worker. `name` is of that which everybody can take."""
 
     name: str
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """Faster ways to here than `name`, best first, for those who can take them."""
 
     def open(self, ticket: Ticket) -> AbstractAsyncContextManager[Sender]:
         """Start pushing under a ticket; leaving the context without a commit aborts."""

@@ -37,7 +37,7 @@ class MemberTls:
     mesh: str
 
 
-_Key = tuple[str, Role, bool]
+_Key = tuple[str, Role, int | None]
 
 
 class Channels:
@@ -56,11 +56,12 @@ class Channels:
 
     def to(self, address: str, role: Role) -> grpc.aio.Channel:
         """For calls and streams of small messages to a member of this role."""
-        return self._channel((address, role, False))
+        return self._channel((address, role, None))
 
-    def bulk(self, address: str, role: Role = Role.DECODE) -> grpc.aio.Channel:
-        """A connection of its own, so that megabytes of pages never delay a token or a cancel."""
-        return self._channel((address, role, True))
+    def bulk(self, address: str, lane: int) -> grpc.aio.Channel:
+        """A connection of its own for each lane to a decode worker, so that megabytes of pages never delay a token or a
+        cancel."""
+        return self._channel((address, Role.DECODE, lane))
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -90,8 +91,8 @@ class Channels:
         return channel
 
     def _opened(self, key: _Key) -> grpc.aio.Channel:
-        address, role, bulk = key
-        options = _OPTIONS + ((("grpc.use_local_subchannel_pool", 1),) if bulk else ())
+        address, role, lane = key
+        options = _OPTIONS + ((("grpc.use_local_subchannel_pool", 1),) if lane is not None else ())
         if self._tls is None or self._pem is None:
             return grpc.aio.insecure_channel(address, options=options)
         pem = self._pem

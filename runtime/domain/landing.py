@@ -38,11 +38,12 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class FrameArrived:
-    """A frame whose header and checksum are good."""
+    """A frame whose header and checksum are good. `path` is the kind of path it came by, such as `grpc`."""
 
     transfer: TransferId
     epoch: int
     frame: Frame
+    path: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ Protobuf never comes further in than `runtime/wire.py`. Durations are remaining 
 are never compared. Every command to a decode worker and every output from it carries its `Ref`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
-from runtime.domain.steps import Load
+from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
 
@@ -70,7 +70,8 @@ class Handoff:
 
     Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `moved_tokens` (landed) + computed here =
     prompt + forced. `wait_ms` runs from the start of the attempt to its admission to the batch, `transfer_ms` from
-    the first frame to the last.
+    the first frame to the last. `prefill_ms` and `exposed_ms` are the prefill worker's: until all was computed, and
+    from there until all had arrived.
     """
 
     prompt_tokens: int
@@ -83,6 +84,17 @@ class Handoff:
     transport: str = ""
     wait_ms: float = 0.0
     transfer_ms: float = 0.0
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+    def told(self, done: "PrefillDone") -> "Handoff":
+        """With what the prefill worker says."""
+        return replace(
+            self,
+            prefill_cached_tokens=done.cached_tokens,
+            prefill_ms=done.prefill_ms,
+            exposed_ms=done.exposed_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +141,19 @@ class TicketPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A path to a receiver that some senders can take: what kind it is, and where it ends."""
+
+    transport: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """The right to write certain pages into one reservation, once. `epoch` fences messages of older transfers.
 
-    `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives.
+    `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives from
+    everybody, `offers` how from some, best first. `encoding` is how small pages may be made for the way.
     """
 
     transfer: TransferId
@@ -144,6 +165,8 @@ class Ticket:
     dtype: str
     pages: tuple[TicketPage, ...]
     remaining_ms: int
+    offers: tuple[Offer, ...] = ()
+    encoding: Encoding = Encoding.PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +181,33 @@ class PrefillCall:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """What a prefill worker did: tokens it had cached, pages and payload bytes it pushed."""
+    """What a prefill worker did: tokens it had cached, pages and payload bytes it pushed. `prefill_ms` is how long it
+    computed, waiting included, `exposed_ms` how long it pushed after that."""
 
     cached_tokens: int
     pages: int
     payload_bytes: int
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a worker sends pages to the generation `boot` of another, why so, and what went that way."""
+
+    boot: BootId
+    transport: str
+    reason: str
+    transfers: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A worker's KV traffic since it started: the paths it sends by, and what it refused to take, by reason."""
+
+    paths: tuple[Path, ...] = ()
+    refused: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +229,7 @@ class Worker:
     load: Load | None = None
     frame_version: int = 1
     draining: bool = False
+    traffic: Traffic = Traffic()
 
 
 @dataclass(frozen=True, slots=True)

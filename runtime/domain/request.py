@@ -325,7 +325,7 @@ class Request:
         if event.transfer != self.transfer:
             return []
         if isinstance(event, PeerDone):
-            self._handoff = replace(self._handoff, prefill_cached_tokens=event.done.cached_tokens)
+            self._handoff = self._handoff.told(event.done)
         if isinstance(event, PeerDone) or self.state is not RequestState.LANDING:
             return []
         if isinstance(event, FrameVerified):

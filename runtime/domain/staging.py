@@ -52,6 +52,14 @@ class Staging:
                     return transfer
         return None
 
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def describe(self) -> str:
+        """Where the slots are, for people."""
+        return ", ".join(f"{count} {state.value}" for state, count in self.counts().items())
+
     def counts(self) -> dict[SlotState, int]:
         granted = sum(map(len, self._granted.values()))
         quarantined = sum(map(len, self._quarantined.values()))

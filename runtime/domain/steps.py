@@ -4,6 +4,7 @@ One `StepOutput` per engine step. Reservation and export are events and not retu
 vLLM hand out blocks only by scheduling.
 """
 
+import enum
 from dataclasses import dataclass, field
 
 from runtime.domain.pages import Occupancy
@@ -56,17 +57,28 @@ class Chunk:
         return self.sample if self.score is None else len(self.score.targets) + self.sample
 
 
+class Encoding(enum.Enum):
+    """How a payload is written: as the model computes it, or smaller and with losses for the way between workers."""
+
+    PLAIN = "plain"
+    FP8 = "fp8"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One KV page as it travels: `payload` is canonical `[layer, k|v, token, kv_head, head_dim]`, little endian.
+    """One KV page as it travels: `payload` is canonical `[layer, k|v, token, kv_head, head_dim]`, little endian, unless
+    `encoding` says otherwise.
 
-    `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload.
+    `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload. A payload that
+    is a view lies in the message that brought it, and keeps it.
     """
 
     page: PageId
     index: int
     valid_tokens: int
-    payload: bytes = field(repr=False)
+    payload: bytes | memoryview = field(repr=False)
+    encoding: Encoding = Encoding.PLAIN
 
 
 @dataclass(frozen=True, slots=True)

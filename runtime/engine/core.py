@@ -67,7 +67,7 @@ class Compute(Protocol):
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         """Of each pool page and number of tokens, the canonical payload of that many tokens from its first on."""
 
-    def write_page(self, page: int, payload: bytes, tokens: int) -> None: ...
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None: ...
 
     def watch(self) -> None:
         """Raise `EngineFailed` when it can run nothing any more; asked now and then while there is nothing to run."""

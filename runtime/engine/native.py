@@ -73,7 +73,7 @@ class NativeCompute:
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         return self._runner.kv.read_pages(pages)
 
-    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         self._runner.kv.write_page(page, payload, tokens)
 
     def watch(self) -> None:

@@ -25,7 +25,7 @@ class PoolPages(Protocol):
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         """Of each page and number of tokens, the canonical payload of that many tokens, after all that was started."""
 
-    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         """The inverse, before all that is started from now on."""
 
 

@@ -216,8 +216,9 @@ class SimulatedCompute:
         high = array("I", [value >> 32 for value in values])
         return low.tobytes() + high.tobytes()
 
-    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
-        words = array("I", payload)
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
+        words = array("I")
+        words.frombytes(payload)
         values = self._values[page]
         for place in range(tokens):
             values[place] = words[place] | (words[tokens + place] << 32)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.mesh.scope import Scope
 from runtime.mesh.security import Security
 from runtime.roles.controller import ControllerRole
+from runtime.scope import Scope
 from runtime.services.mesh import MeshService, RegistryService
 from runtime.services.server import GrpcServer
 

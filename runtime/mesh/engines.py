@@ -73,6 +73,8 @@ def _pages(engine: EngineConfig, page_bytes: int) -> int:
 def _simulated(config: Config, clock: Clock) -> SimulatedEngine:
     simulated, engine = config.model.simulated, config.engine
     assert simulated is not None
+    if config.handoff.wire != "plain":
+        raise ConfigError(f"handoff.wire is {config.handoff.wire}, but a simulated model has no numbers to round")
     spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
     return SimulatedEngine(spec, _pages(engine, spec.page_bytes), _limits(engine), profile, clock)

@@ -18,12 +18,12 @@ from runtime.domain.routing import Placement, Router
 from runtime.errors import StartError
 from runtime.ids import Ids, TenantId
 from runtime.mesh.models import served_model
-from runtime.mesh.scope import Scope
 from runtime.mesh.security import Security
 from runtime.mesh.sessions import session_settings, session_store
 from runtime.roles.gateway import GatewayRole, GatewaySettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
+from runtime.scope import Scope
 from runtime.services.inference import InferenceService, InferenceSettings
 from runtime.services.mesh import MeshService
 from runtime.services.openai.app import openai_app

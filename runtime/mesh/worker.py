@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import os
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from runtime.clients.channels import Channels
@@ -17,17 +18,20 @@ from runtime.domain.messages import Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
+from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
+from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
-from runtime.mesh.scope import Scope
 from runtime.mesh.security import Security
-from runtime.ports import Directory, Engine
+from runtime.ports import Directory, Engine, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
+from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
@@ -56,7 +60,7 @@ class RunningWorker:
     worker: Worker
     role: DecodeRole | PrefillRole
     engine: Engine
-    transport: GrpcTransport
+    transport: Paths
 
 
 @asynccontextmanager
@@ -81,14 +85,15 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
-        transport = GrpcTransport(engine.spec, address, channels.bulk)
+        transport = stack.enter_context(_paths(config, engine.spec, address, channels))
+        moving = _moving(transport)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
-            role = DecodeRole(engine, transport, peers, tenants, boot, ids, clock, _decode_settings(config))
+            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config))
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, transport, tenants)
+            role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec)
@@ -98,11 +103,38 @@ async def worker_process(
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, role, clock, config.timing.lease_s))
+        renewing = group.create_task(_renew(directory, here, engine, role, transport, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await _leave(directory, here)
+
+
+@contextmanager
+def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
+    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire))
+    if config.handoff.transport != "auto":
+        yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
+        return
+    try:
+        shm = Shm(grpc, config.handoff.staging_mib << 20)
+    except Unavailable as error:
+        _log.warning("no shared memory: %s", error.message)
+        yield Paths(grpc, None, error.message)
+        return
+    try:
+        yield Paths(grpc, shm)
+    finally:
+        shm.close()
+
+
+def _moving(transport: Paths) -> Transport:
+    """What the role moves pages by: with faults on purpose where the environment asks for them."""
+    asked = os.environ.get(VARIABLE, "")
+    if not asked:
+        return transport
+    _log.warning("pages suffer faults on purpose: %s", asked)
+    return Faulty(transport, parse_faults(asked, random.SystemRandom()))
 
 
 def _server(host: str, spec: ModelSpec, security: Security) -> GrpcServer:
@@ -121,6 +153,7 @@ def _decode_settings(config: Config) -> DecodeSettings:
         progress_s=timing.progress_s,
         grace_s=timing.grace_s,
         heartbeat_s=timing.heartbeat_s,
+        encoding=Encoding(handoff.wire),
     )
 
 
@@ -150,7 +183,13 @@ async def _join(directory: Directory, here: Worker) -> None:
 
 
 async def _renew(
-    directory: Directory, here: Worker, engine: Engine, role: DecodeRole | PrefillRole, clock: Clock, lease_s: float
+    directory: Directory,
+    here: Worker,
+    engine: Engine,
+    role: DecodeRole | PrefillRole,
+    transport: Paths,
+    clock: Clock,
+    lease_s: float,
 ) -> None:
     """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
     ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
@@ -159,7 +198,8 @@ async def _renew(
     while True:
         await clock.sleep(pause)
         try:
-            asked = await directory.register(replace(here, load=engine.load(), draining=ends is not None))
+            now = replace(here, load=engine.load(), traffic=transport.traffic(), draining=ends is not None)
+            asked = await directory.register(now)
         except Unavailable as error:
             asked = None
             _log.info("the controller is away: %s", error.message, extra={"worker": here.id})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.domain import request as r
-from runtime.domain.landing import Complete, Deliver, Incomplete, Landing, LandingEvent
+from runtime.domain.landing import Complete, Deliver, FrameArrived, Incomplete, Landing, LandingEvent
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCall, Start, Ticket, TicketPage
 from runtime.domain.pages import ROOT, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
@@ -38,6 +38,7 @@ class Attempt:
         self._began = role.clock.now()
         self._in_batch: float | None = None
         self._first_frame = self._last_frame = 0.0
+        self._moved_by = ""
         self._stopped = False
 
     def begin(self) -> None:
@@ -108,8 +109,7 @@ class Attempt:
     def _timed(self, handoff: Handoff) -> Handoff:
         waited = (self._in_batch or self._began) - self._began
         moved = self._last_frame - self._first_frame
-        name = self._role.transport.name if handoff.moved_pages else ""
-        return replace(handoff, wait_ms=waited * 1000, transfer_ms=moved * 1000, transport=name)
+        return replace(handoff, wait_ms=waited * 1000, transfer_ms=moved * 1000, transport=self._moved_by)
 
     def _open(self, command: r.OpenLanding) -> None:
         role = self._role
@@ -141,6 +141,8 @@ class Attempt:
             spec.dtype,
             pages,
             max(remaining, 1),
+            role.transport.offers,
+            role.settings.encoding,
         )
 
     def _pages(self, local_tokens: int) -> list[TicketPage]:
@@ -164,6 +166,8 @@ class Attempt:
             self.feed(r.PeerDone(number, done))
 
     def _landed(self, landing: Landing, event: LandingEvent) -> None:
+        if isinstance(event, FrameArrived):
+            self._moved_by = event.path
         for command in landing.on(event):
             match command:
                 case Deliver(frame):

@@ -24,7 +24,17 @@ from runtime.domain.messages import (
     Start,
     StepBatch,
 )
-from runtime.domain.steps import Admitted, Generated, Load, NoRoom, Reserved, SequenceFailed, StepEvent, StepOutput
+from runtime.domain.steps import (
+    Admitted,
+    Encoding,
+    Generated,
+    Load,
+    NoRoom,
+    Reserved,
+    SequenceFailed,
+    StepEvent,
+    StepOutput,
+)
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
 from runtime.ids import BootId, GatewayId, Ids, SequenceId, TenantId, TurnId
 from runtime.ports import Engine, Observe, Peers, Transport, unobserved
@@ -41,13 +51,15 @@ _FENCES = 10_000
 class DecodeSettings:
     """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
-    is queued for a gateway that does not drain its stream; at the bound the stream is broken."""
+    is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
+    pages may be made on their way here."""
 
     policy: r.Policy
     progress_s: float = 10.0
     grace_s: float = 15.0
     heartbeat_s: float = 1.0
     batches: int = 4096
+    encoding: Encoding = Encoding.PLAIN
 
 
 class Link:

@@ -5,6 +5,7 @@ Owns the running prefills; keeps nothing of them but what its engine's prefix ca
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from runtime.domain.messages import PrefillCall, PrefillDone
 from runtime.domain.sequence import Sampling, Sequence
@@ -13,7 +14,15 @@ from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompati
 from runtime.ids import SequenceId, TenantId
 from runtime.ports import Engine, Sender, Transport
 
-_Arrivals = asyncio.Queue[Exported | Prefilled | BatonError]
+
+@dataclass(slots=True)
+class _Running:
+    """A prefill: what its engine brought and is not pushed yet, and when it began and was computed, on the loop's
+    clock."""
+
+    arrivals: asyncio.Queue[Exported | Prefilled | BatonError]
+    began: float
+    computed: float = 0.0
 
 
 class PrefillRole:
@@ -21,7 +30,7 @@ class PrefillRole:
         self.engine = engine
         self._transport = transport
         self._tenants = tenants
-        self._running: dict[SequenceId, _Arrivals] = {}
+        self._running: dict[SequenceId, _Running] = {}
 
     async def run(self) -> None:
         """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""
@@ -29,8 +38,8 @@ class PrefillRole:
             async for step in self.engine.steps():
                 self._on_step(step)
         except EngineFailed as error:
-            for arrivals in self._running.values():
-                arrivals.put_nowait(error)
+            for running in self._running.values():
+                running.arrivals.put_nowait(error)
             raise
 
     def running(self) -> int:
@@ -52,40 +61,47 @@ class PrefillRole:
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
         work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
-        arrivals: _Arrivals = asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 3)
-        self._running[sequence.id] = arrivals
+        running = self._running[sequence.id] = _Running(
+            asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 3),
+            asyncio.get_running_loop().time(),
+        )
         try:
             async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
                 self.engine.tell(Submit(sequence, work))
-                return await self._push(call, arrivals, sender)
+                return await self._push(call, running, sender)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed during the prefill", field="ticket.remaining_ms") from None
         finally:
             del self._running[sequence.id]
             self.engine.tell(Cancel(sequence.id))
 
-    async def _push(self, call: PrefillCall, arrivals: _Arrivals, sender: Sender) -> PrefillDone:
+    async def _push(self, call: PrefillCall, running: "_Running", sender: Sender) -> PrefillDone:
         wanted = {page.index for page in call.ticket.pages}
         pages = payload_bytes = 0
         while True:
-            match await arrivals.get():
+            match await running.arrivals.get():
                 case Exported(frame=frame) if frame.index in wanted:
                     await sender.send(frame)
                     pages += 1
                     payload_bytes += len(frame.payload)
                 case Prefilled(cached_tokens=cached):
                     await sender.commit()
-                    return PrefillDone(cached, pages, payload_bytes)
+                    ended = asyncio.get_running_loop().time()
+                    prefill_s, exposed_s = running.computed - running.began, ended - running.computed
+                    return PrefillDone(cached, pages, payload_bytes, prefill_s * 1000, exposed_s * 1000)
                 case BatonError() as error:
                     raise error
 
     def _on_step(self, step: StepOutput) -> None:
         for event in step.events:
-            arrivals = self._running.get(event.sequence)
-            if arrivals is None:
+            running = self._running.get(event.sequence)
+            if running is None:
                 continue
             match event:
-                case Exported() | Prefilled():
-                    arrivals.put_nowait(event)
+                case Exported():
+                    running.arrivals.put_nowait(event)
+                case Prefilled():
+                    running.computed = asyncio.get_running_loop().time()
+                    running.arrivals.put_nowait(event)
                 case SequenceFailed(error=error):
-                    arrivals.put_nowait(error)
+                    running.arrivals.put_nowait(error)

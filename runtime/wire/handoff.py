@@ -3,13 +3,16 @@
 from batonmesh.v1 import common_pb2 as common
 from batonmesh.v1 import kv_pb2 as kv
 from batonmesh.v1 import worker_pb2 as pb
-from runtime.domain.messages import Handoff, PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.messages import Handoff, Offer, PrefillCall, PrefillDone, Ticket, TicketPage
 from runtime.domain.spec import DTYPE_BYTES
+from runtime.domain.steps import Encoding
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
 from runtime.wire import fields
 
 _PAGE_ID_BYTES = 16
+_MAX_OFFERS = 16
+_ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
@@ -28,11 +31,23 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
 
 
 def pack_prefill_done(done: PrefillDone) -> pb.PrefillResponse:
-    return pb.PrefillResponse(cached_tokens=done.cached_tokens, pages=done.pages, payload_bytes=done.payload_bytes)
+    return pb.PrefillResponse(
+        cached_tokens=done.cached_tokens,
+        pages=done.pages,
+        payload_bytes=done.payload_bytes,
+        prefill_ms=done.prefill_ms,
+        exposed_ms=done.exposed_ms,
+    )
 
 
 def unpack_prefill_done(message: pb.PrefillResponse) -> PrefillDone:
-    return PrefillDone(message.cached_tokens, message.pages, message.payload_bytes)
+    return PrefillDone(
+        message.cached_tokens,
+        message.pages,
+        message.payload_bytes,
+        fields.milliseconds(message.prefill_ms, "prefill_ms"),
+        fields.milliseconds(message.exposed_ms, "exposed_ms"),
+    )
 
 
 def pack_ticket(ticket: Ticket) -> kv.Ticket:
@@ -46,6 +61,8 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         dtype=ticket.dtype,
         pages=[kv.TicketPage(index=page.index, id=page.id, valid_tokens=page.valid_tokens) for page in ticket.pages],
         remaining_ms=ticket.remaining_ms,
+        offers=[kv.Offer(transport=offer.transport, endpoint=offer.endpoint) for offer in ticket.offers],
+        encoding=ticket.encoding.value,
     )
 
 
@@ -62,6 +79,19 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         dtype=message.dtype,
         pages=_unpack_pages(message),
         remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
+        offers=_unpack_offers(message),
+        encoding=_ENCODINGS.get(fields.text(message.encoding, "ticket.encoding", 32), Encoding.PLAIN),
+    )
+
+
+def _unpack_offers(message: kv.Ticket) -> tuple[Offer, ...]:
+    fields.at_most(_MAX_OFFERS, len(message.offers), "ticket.offers")
+    return tuple(
+        Offer(
+            fields.name(offer.transport, "ticket.offers.transport", 32),
+            fields.name(offer.endpoint, "ticket.offers.endpoint", 256),
+        )
+        for offer in message.offers
     )
 
 
@@ -92,6 +122,8 @@ def pack_handoff(handoff: Handoff) -> common.Handoff:
         transport=handoff.transport,
         wait_ms=handoff.wait_ms,
         transfer_ms=handoff.transfer_ms,
+        prefill_ms=handoff.prefill_ms,
+        exposed_ms=handoff.exposed_ms,
     )
 
 
@@ -108,4 +140,6 @@ def unpack_handoff(message: common.Handoff) -> Handoff:
         transport=fields.text(message.transport, "handoff.transport", 32),
         wait_ms=fields.milliseconds(message.wait_ms, "handoff.wait_ms"),
         transfer_ms=fields.milliseconds(message.transfer_ms, "handoff.transfer_ms"),
+        prefill_ms=fields.milliseconds(message.prefill_ms, "handoff.prefill_ms"),
+        exposed_ms=fields.milliseconds(message.exposed_ms, "handoff.exposed_ms"),
     )

@@ -2,7 +2,7 @@
 
 from batonmesh.v1 import mesh_pb2 as pb
 from runtime.domain.membership import MAX_REFUSED
-from runtime.domain.messages import Refused, View, Worker
+from runtime.domain.messages import Path, Refused, Traffic, View, Worker
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
@@ -10,6 +10,8 @@ from runtime.wire import fields
 from runtime.wire.sequence import pack_load, unpack_load
 
 _MAX_WORKERS = 65_536
+_MAX_PATHS = 1024
+_MAX_REASONS = 64
 _ROLES = (PREFILL, DECODE)
 
 
@@ -59,6 +61,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         load=None if worker.load is None else pack_load(worker.load),
         frame_version=worker.frame_version,
         draining=worker.draining,
+        traffic=_pack_traffic(worker.traffic),
     )
 
 
@@ -79,4 +82,32 @@ def unpack_worker(message: pb.Worker) -> Worker:
         load=unpack_load(message.load) if message.HasField("load") else None,
         frame_version=message.frame_version or 1,
         draining=message.draining,
+        traffic=_unpack_traffic(message.traffic),
+    )
+
+
+def _pack_traffic(traffic: Traffic) -> pb.Traffic:
+    paths = [
+        pb.Path(
+            boot=path.boot, transport=path.transport, reason=path.reason, transfers=path.transfers, bytes=path.bytes
+        )
+        for path in traffic.paths
+    ]
+    return pb.Traffic(paths=paths, refused=dict(traffic.refused))
+
+
+def _unpack_traffic(message: pb.Traffic) -> Traffic:
+    fields.at_most(_MAX_PATHS, len(message.paths), "worker.traffic.paths")
+    fields.at_most(_MAX_REASONS, len(message.refused), "worker.traffic.refused")
+    refused = [(fields.text(name, "worker.traffic.refused", 64), count) for name, count in message.refused.items()]
+    return Traffic(tuple(map(_unpack_path, message.paths)), tuple(sorted(refused)))
+
+
+def _unpack_path(message: pb.Path) -> Path:
+    return Path(
+        BootId(fields.name(message.boot, "worker.traffic.paths.boot")),
+        fields.name(message.transport, "worker.traffic.paths.transport", 32),
+        fields.text(message.reason, "worker.traffic.paths.reason", 512),
+        message.transfers,
+        message.bytes,
     )

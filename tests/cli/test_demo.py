@@ -82,7 +82,7 @@ def test_the_shipped_model_gets_its_first_prompt_by_handoff_and_is_judged(shippe
     report = run_demo(shipped, Console(file=told, width=200))
     first = report.played[0].reply.handoff
     assert first.moved_tokens == first.prompt_tokens - 1 >= HandoffConfig().remote_min_tokens
-    assert (first.transport, first.moved_pages) == ("grpc", -(-first.moved_tokens // 32))
+    assert (first.transport, first.moved_pages) == ("shm", -(-first.moved_tokens // 32))
     right = sum(one.right is True for one in report.played)
     assert f"{right} of {len(LIVE)} answers were right" in told.getvalue()
     assert told.getvalue().count("wrong, it should be") == report.wrong == len(LIVE) - right

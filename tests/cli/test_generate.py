@@ -39,7 +39,7 @@ def test_a_long_prompt_from_stdin_tells_who_prefilled_it(target: str) -> None:
     result = RUNNER.invoke(app, asked, input=said)
     assert result.stdout == expected(SimulatedTokenizer().encode(said), 3) + "\n"
     assert f"prefill-0 prefilled {len(said) - 1} tokens" in result.stderr
-    assert "12 pages, 2.8 KiB, moved by grpc" in result.stderr
+    assert "12 pages, 2.8 KiB, moved by shm" in result.stderr
 
 
 def test_json_holds_the_answer_and_all_figures(target: str) -> None:

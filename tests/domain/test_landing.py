@@ -30,7 +30,7 @@ ABORTED = SenderAborted(TRANSFER, EPOCH, "the path broke")
 
 
 def arrived(frame: Frame) -> FrameArrived:
-    return FrameArrived(TRANSFER, EPOCH, frame)
+    return FrameArrived(TRANSFER, EPOCH, frame, "grpc")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_sender_that_gives_up_leaves_what_landed(landing: Landing) -> None:
 def test_words_of_another_transfer_or_epoch_change_nothing(landing: Landing, transfer: TransferId) -> None:
     epoch = EPOCH if transfer != TRANSFER else EPOCH - 1
     stale: list[LandingEvent] = [
-        FrameArrived(transfer, epoch, FRAMES[0]),
+        FrameArrived(transfer, epoch, FRAMES[0], "grpc"),
         CommitArrived(transfer, epoch, 3),
         SenderAborted(transfer, epoch, ""),
     ]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import grpc
@@ -11,14 +12,14 @@ import pytest
 
 from batonmesh.v1 import kv_pb2
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
-from runtime.domain.messages import Ticket
+from runtime.domain.messages import Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
 from runtime.errors import DeadlineExceeded, EngineFailed, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TransferId
 from runtime.kv.frames import FrameCodec
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
-from runtime.kv.transport.sending import WINDOW_BYTES
+from runtime.kv.transport.sending import WINDOW_BYTES, GrpcSender
 from runtime.services.server import GrpcServer
 from tests.kv.test_frames import CODEC, SPEC
 
@@ -54,7 +55,13 @@ class Landing:
 class Side:
     """One worker: its server and its transport, with channels that end with it."""
 
-    def __init__(self, spec: ModelSpec, channel: Callable[[str], grpc.aio.Channel]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        channel: Callable[[str, int], grpc.aio.Channel],
+        channels: dict[tuple[str, int], grpc.aio.Channel],
+    ) -> None:
+        self.channels = channels
         self.server = GrpcServer("127.0.0.1", 0, message_bytes=message_bytes(spec))
         self.transport = GrpcTransport(spec, f"127.0.0.1:{self.server.port}", channel)
 
@@ -62,14 +69,15 @@ class Side:
 @asynccontextmanager
 async def side(spec: ModelSpec = SPEC) -> AsyncIterator[Side]:
     async with AsyncExitStack() as stack:
-        channels: dict[str, grpc.aio.Channel] = {}
+        channels: dict[tuple[str, int], grpc.aio.Channel] = {}
 
-        def channel(address: str) -> grpc.aio.Channel:
-            if address not in channels:
-                channels[address] = grpc.aio.insecure_channel(address)
-            return channels[address]
+        def channel(address: str, lane: int) -> grpc.aio.Channel:
+            if (address, lane) not in channels:
+                own_connection = (("grpc.use_local_subchannel_pool", 1),)
+                channels[address, lane] = grpc.aio.insecure_channel(address, options=own_connection)
+            return channels[address, lane]
 
-        worker = Side(spec, channel)
+        worker = Side(spec, channel, channels)
         worker.server.add(worker.transport.service)
         await stack.enter_async_context(worker.server)
         try:
@@ -105,10 +113,38 @@ async def test_two_hundred_frames_land_in_order_before_the_commit(sender: Side, 
             await push.send(frame(index))
         await push.commit()
     assert landing.events == [
-        *(FrameArrived(TRANSFER, 1, frame(index)) for index in range(200)),
+        *(FrameArrived(TRANSFER, 1, frame(index), "grpc") for index in range(200)),
         CommitArrived(TRANSFER, 1, 200),
     ]
     assert receiver.transport.receiving() == 0
+
+
+async def test_what_is_written_by_hand_is_what_the_generated_code_writes(sender: Side) -> None:
+    frames = [frame(index) for index in range(3)]
+    push = GrpcSender(ticket_for("unused:1"), CODEC, [sender.transport._channel("unused:1", 0)])
+    push.outbox.extend(frames)
+    message, size = push.message()
+    push.close()
+    assert size == 3 * SPEC.page_bytes
+    generated = kv_pb2.PushRequest(transfer=TRANSFER, epoch=1, frames=[CODEC.encode(each) for each in frames])
+    assert message == generated.SerializeToString()
+
+
+async def test_a_large_transfer_goes_over_two_connections_and_all_of_it_lands() -> None:
+    large = replace(SPEC, page_tokens=2048, kv_fingerprint="ef" * 16)
+    pages = tuple(TicketPage(index, PageId(index.to_bytes(16)), 2048) for index in range(60))
+    landing = Landing()
+    async with side(large) as source, side(large) as target:
+        endpoint = target.transport.expect(TRANSFER, 1, pages, landing)
+        async with source.transport.open(replace(ticket_for(endpoint), pages=pages)) as push:
+            for page in pages:
+                await push.send(Frame(page.id, page.index, 2048, page.index.to_bytes(1) * large.page_bytes))
+            await push.commit()
+        assert set(map(itemgetter(1), source.channels)) == {0, 1}
+    arrived = [event.frame for event in landing.events if isinstance(event, FrameArrived)]
+    assert sorted(each.index for each in arrived) == list(range(60))
+    assert all(each.payload == each.index.to_bytes(1) * large.page_bytes for each in arrived)
+    assert landing.events[-1] == CommitArrived(TRANSFER, 1, 60)
 
 
 async def test_a_corrupt_frame_is_told_and_the_others_land(sender: Side, receiver: Side) -> None:
@@ -144,7 +180,7 @@ async def test_a_page_that_is_larger_than_usual_messages_still_lands() -> None:
     async with side(large) as source, side(large) as target, source.transport.open(expect(target, landing)) as push:
         await push.send(page)
         await push.commit()
-    assert landing.events == [FrameArrived(TRANSFER, 1, page), CommitArrived(TRANSFER, 1, 1)]
+    assert landing.events == [FrameArrived(TRANSFER, 1, page, "grpc"), CommitArrived(TRANSFER, 1, 1)]
 
 
 async def test_a_push_under_an_older_epoch_is_refused_and_the_connection_stays(sender: Side, receiver: Side) -> None:
@@ -175,7 +211,7 @@ async def test_nothing_lands_after_the_fence_not_even_of_the_message_that_is_bei
     class FencesAtOnce(Landing):
         def __call__(self, event: LandingEvent) -> None:
             super().__call__(event)
-            receiver.transport._transfers.close(TRANSFER)
+            receiver.transport.transfers.close(TRANSFER)
 
     landing = FencesAtOnce()
     ticket = expect(receiver, landing)
@@ -183,7 +219,7 @@ async def test_nothing_lands_after_the_fence_not_even_of_the_message_that_is_bei
         frames = [CODEC.encode(frame(index)) for index in range(3)]
         await call.write(kv_pb2.PushRequest(transfer=TRANSFER, epoch=1, frames=frames))
         await call.read()
-    assert landing.events == [FrameArrived(TRANSFER, 1, frame(0))]
+    assert landing.events == [FrameArrived(TRANSFER, 1, frame(0), "grpc")]
 
 
 async def test_an_abort_midway_reaches_the_landing_and_what_landed_stays(sender: Side, receiver: Side) -> None:
@@ -197,7 +233,10 @@ async def test_an_abort_midway_reaches_the_landing_and_what_landed_stays(sender:
 
     with pytest.raises(EngineFailed):
         await prefill()
-    assert landing.events == [FrameArrived(TRANSFER, 1, frame(0)), SenderAborted(TRANSFER, 1, "the sender gave up")]
+    assert landing.events == [
+        FrameArrived(TRANSFER, 1, frame(0), "grpc"),
+        SenderAborted(TRANSFER, 1, "the sender gave up"),
+    ]
     assert receiver.transport.receiving() == 0
 
 
@@ -226,13 +265,14 @@ async def test_a_receiver_that_stops_midway_is_unavailable_promptly(sender: Side
         ticket = expect(leaving, landing)
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
-                await push_until_it_fails(sender, leaving, ticket)
+                await push_until_it_fails(sender, leaving, ticket, landing)
         await landing.wait_for(SenderAborted)
 
 
-async def push_until_it_fails(sender: Side, leaving: Side, ticket: Ticket) -> None:
+async def push_until_it_fails(sender: Side, leaving: Side, ticket: Ticket, landing: Landing) -> None:
     async with sender.transport.open(ticket) as push:
         await push.send(frame(0))
+        await landing.wait_for(FrameArrived)
         await leaving.server.__aexit__(None, None, None)
         while True:
             await push.send(frame(1))

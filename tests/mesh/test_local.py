@@ -90,7 +90,7 @@ async def test_a_mesh_answers_with_pages_from_its_prefill_worker(tmp_path: Path)
         assert text == expected()
         assert final.handoff.prefill_worker == PREFILL
         assert final.handoff.moved_tokens == len(PROMPT) - 1
-        assert final.handoff.transport == "grpc"
+        assert final.handoff.transport == "shm", "they are on one host"
         assert final.attempts == 1
         mesh.check()
 
@@ -191,6 +191,12 @@ async def test_too_little_memory_for_pages_is_told_by_its_field(tmp_path: Path) 
     starved = config(tmp_path, engine=EngineConfig(pages=2, page_tokens=8, max_running=32))
     with pytest.raises(ConfigError, match=r"engine\.pages"):
         await local_mesh(starved).__aenter__()
+
+
+async def test_pages_without_numbers_are_not_compressed(tmp_path: Path) -> None:
+    rounded = config(tmp_path, handoff=HandoffConfig(wire="fp8"))
+    with pytest.raises(ConfigError, match=r"handoff\.wire is fp8"):
+        await local_mesh(rounded).__aenter__()
 
 
 async def test_a_worker_that_would_serve_something_else_is_refused(tmp_path: Path) -> None:

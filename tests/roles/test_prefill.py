@@ -9,7 +9,7 @@ import pytest
 
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
-from runtime.domain.messages import PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.messages import PrefillCall, Ticket, TicketPage
 from runtime.domain.pages import extend_chain
 from runtime.domain.steps import StepOutput
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
@@ -76,7 +76,8 @@ def ticket(*indices: int, **changes: object) -> PrefillCall:
 @in_virtual_time
 async def test_all_pages_but_those_of_the_last_token_are_pushed_then_committed() -> None:
     async with worker() as it:
-        assert await it.role.prefill(CALL) == PrefillDone(cached_tokens=0, pages=5, payload_bytes=18 * 8)
+        done = await it.role.prefill(CALL)
+        assert (done.cached_tokens, done.pages, done.payload_bytes) == (0, 5, 18 * 8)
         assert [(frame.index, frame.valid_tokens) for frame in it.transport.frames] == [
             (0, 4), (1, 4), (2, 4), (3, 4), (4, 2),
         ]  # fmt: skip
@@ -97,6 +98,19 @@ async def test_pages_go_out_while_the_next_are_computed() -> None:
             counts.append(len(it.transport.frames))
         assert counts == [1, 2, 3, 4, 5]
         await call
+
+
+@in_virtual_time
+async def test_it_tells_how_long_it_computed_and_how_much_of_the_pushing_that_did_not_hide() -> None:
+    async with worker() as it:
+        call = it.group.create_task(it.role.prefill(CALL))
+        await asyncio.sleep(0.25)
+        it.transport.gate.clear()
+        await asyncio.sleep(0.6)
+        it.transport.gate.set()
+        done = await call
+        assert done.prefill_ms == pytest.approx(500, abs=1), "five steps of 100 ms"
+        assert done.exposed_ms == pytest.approx(350, abs=1), "the path was shut until then"
 
 
 @in_virtual_time

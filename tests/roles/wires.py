@@ -9,6 +9,7 @@ from runtime.domain.landing import CommitArrived, FrameArrived, LandingEvent
 from runtime.domain.messages import (
     AttemptFailed,
     GatewayCommand,
+    Offer,
     Output,
     PrefillCall,
     PrefillDone,
@@ -74,6 +75,7 @@ class Receiving:
     """A transport whose frames a test lets arrive. `fenced` are the transfers that were given up."""
 
     name = "by hand"
+    offers: tuple[Offer, ...] = ()
 
     def __init__(self) -> None:
         self.pages: dict[TransferId, tuple[TicketPage, ...]] = {}
@@ -95,7 +97,7 @@ class Receiving:
 
     def arrive(self, ticket: Ticket, *frames: Frame) -> None:
         for frame in frames:
-            self._sinks[ticket.transfer](FrameArrived(ticket.transfer, ticket.epoch, frame))
+            self._sinks[ticket.transfer](FrameArrived(ticket.transfer, ticket.epoch, frame, self.name))
 
     def commit(self, ticket: Ticket, frames: int = 0) -> None:
         self._sinks[ticket.transfer](CommitArrived(ticket.transfer, ticket.epoch, frames))
@@ -131,6 +133,7 @@ class Pushing:
     the path breaks."""
 
     name = "by hand"
+    offers: tuple[Offer, ...] = ()
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()

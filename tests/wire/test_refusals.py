@@ -159,6 +159,7 @@ def output(**changes: object) -> worker_pb2.StepBatch:
         ("finish", output(finish=common_pb2.FINISH_REASON_UNSPECIFIED)),
         ("handoff.wait_ms", output(handoff={"wait_ms": math.nan})),
         ("handoff.transfer_ms", output(handoff={"transfer_ms": -1.0})),
+        ("handoff.exposed_ms", output(handoff={"exposed_ms": float("nan")})),
     ],
 )
 def test_step_batches(field: str, batch: worker_pb2.StepBatch) -> None:

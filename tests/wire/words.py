@@ -14,7 +14,9 @@ from runtime.domain.messages import (
     GatewayCommand,
     Handoff,
     Hello,
+    Offer,
     Output,
+    Path,
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
@@ -23,6 +25,7 @@ from runtime.domain.messages import (
     StepBatch,
     Ticket,
     TicketPage,
+    Traffic,
     View,
     Worker,
 )
@@ -32,7 +35,7 @@ from runtime.domain.sampling import Penalties
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import DTYPE_BYTES
-from runtime.domain.steps import Load
+from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError, from_code
 from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
@@ -106,6 +109,8 @@ HANDOFFS = st.builds(
     transport=st.text(max_size=32),
     wait_ms=MILLISECONDS,
     transfer_ms=MILLISECONDS,
+    prefill_ms=MILLISECONDS,
+    exposed_ms=MILLISECONDS,
 )
 SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
 
@@ -140,6 +145,7 @@ OUTPUTS = st.builds(
 LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
 BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
 
+TRANSPORTS = st.text(min_size=1, max_size=32)
 PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)
 TICKETS = st.builds(
     Ticket,
@@ -154,12 +160,15 @@ TICKETS = st.builds(
         lambda pages: tuple(sorted(pages, key=lambda page: page.index))
     ),
     remaining_ms=POSITIVE,
+    offers=st.lists(st.builds(Offer, TRANSPORTS, ADDRESSES), max_size=4).map(tuple),
+    encoding=st.sampled_from(Encoding),
 )
 PREFILL_CALLS = st.builds(
     PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32
 )
-PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64)
+PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64, MILLISECONDS, MILLISECONDS)
 
+PATHS = st.builds(Path, NAMES.map(BootId), TRANSPORTS, st.text(max_size=512), U64, U64)
 WORKERS = st.builds(
     Worker,
     id=NAMES.map(WorkerId),
@@ -175,6 +184,11 @@ WORKERS = st.builds(
     load=st.none() | LOADS,
     frame_version=st.integers(1, 2**32 - 1),
     draining=st.booleans(),
+    traffic=st.builds(
+        Traffic,
+        st.lists(PATHS, max_size=4).map(tuple),
+        st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items()))),
+    ),
 )
 REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))
 VIEWS = st.builds(

@@ -520,6 +520,8 @@ class Handoff(_message.Message):
     TRANSPORT_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     TRANSFER_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    EXPOSED_MS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the request's prompt."""
     cached_tokens: _builtins.int
@@ -540,6 +542,10 @@ class Handoff(_message.Message):
     """Milliseconds from the arrival of the attempt at the decode worker to its first engine step."""
     transfer_ms: _builtins.float
     """Milliseconds from the first page that arrived to the last."""
+    prefill_ms: _builtins.float
+    """Milliseconds from the prefill worker's call to the end of its computation, as it says."""
+    exposed_ms: _builtins.float
+    """Milliseconds from there until all pages had arrived, as it says: the part of the transfer that no computation hid."""
     def __init__(
         self,
         *,
@@ -553,10 +559,12 @@ class Handoff(_message.Message):
         transport: _builtins.str = ...,
         wait_ms: _builtins.float = ...,
         transfer_ms: _builtins.float = ...,
+        prefill_ms: _builtins.float = ...,
+        exposed_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "prefill_worker", b"prefill_worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "exposed_ms", b"exposed_ms", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_worker: _TypeAlias = _typing.Literal["prefill_worker"]  # noqa: Y015
     _WhichOneofArgType__prefill_worker: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker"]  # noqa: Y015

@@ -35,6 +35,8 @@ class Ticket(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     transfer: _builtins.str
     """Names the transfer, unique in the mesh; 1 to 128 characters."""
     epoch: _builtins.int
@@ -42,7 +44,7 @@ class Ticket(_message.Message):
     boot: _builtins.str
     """The generation of the receiving worker, chosen anew at every start of it; 1 to 128 characters."""
     transport: _builtins.str
-    """How the pages travel; here always `grpc`. 1 to 32 characters."""
+    """How the pages travel unless the sender takes one of `offers`; here always `grpc`. 1 to 32 characters."""
     endpoint: _builtins.str
     """Where the receiver's Kv service listens, host:port; 1 to 256 characters."""
     fingerprint: _builtins.str
@@ -51,9 +53,17 @@ class Ticket(_message.Message):
     """Data type of the payload: `float32`, `bfloat16` or `float16`."""
     remaining_ms: _builtins.int
     """Milliseconds that the transfer and the work before it may take, at least 1."""
+    encoding: _builtins.str
+    """How the payload may be encoded (FRAME.md), beside plain: `plain`, `fp8` or `int8`; at most 32 characters. Plain is
+    always taken, so who does not know the word sends that. Absent: plain.
+    """
     @_builtins.property
     def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketPage]:
         """The pages asked for, at least one, by rising index. Other pages are not accepted."""
+
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
+        """Other ways to the same pages that the receiver has, best first; at most 16. Who knows none of them ignores them."""
 
     def __init__(
         self,
@@ -67,14 +77,44 @@ class Ticket(_message.Message):
         dtype: _builtins.str = ...,
         pages: _abc.Iterable[Global___TicketPage] | None = ...,
         remaining_ms: _builtins.int = ...,
+        offers: _abc.Iterable[Global___Offer] | None = ...,
+        encoding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "pages", b"pages", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ticket: _TypeAlias = Ticket  # noqa: Y015
+
+@_typing.final
+class Offer(_message.Message):
+    """A way to a receiver that only some senders can take. `shm` is shared memory, for workers of this project on the same
+    host: the sender tries it by connecting, so nobody has to know beforehand which hosts are the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    """What kind of way; 1 to 32 characters."""
+    endpoint: _builtins.str
+    """Where it ends, in words of that kind; 1 to 256 characters."""
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Offer: _TypeAlias = Offer  # noqa: Y015
 
 @_typing.final
 class TicketPage(_message.Message):

@@ -67,22 +67,30 @@ class PrefillResponse(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    EXPOSED_MS_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
     """Tokens that the worker's prefix cache held."""
     pages: _builtins.int
     """Pages pushed."""
     payload_bytes: _builtins.int
     """Bytes of payload in these pages."""
+    prefill_ms: _builtins.float
+    """Milliseconds from the arrival of the call to the end of its computation."""
+    exposed_ms: _builtins.float
+    """Milliseconds from there until the receiver had all pages: what the computation did not hide."""
     def __init__(
         self,
         *,
         cached_tokens: _builtins.int = ...,
         pages: _builtins.int = ...,
         payload_bytes: _builtins.int = ...,
+        prefill_ms: _builtins.float = ...,
+        exposed_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "pages", b"pages", "payload_bytes", b"payload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "exposed_ms", b"exposed_ms", "pages", b"pages", "payload_bytes", b"payload_bytes", "prefill_ms", b"prefill_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

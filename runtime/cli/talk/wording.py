@@ -13,7 +13,8 @@ def kv_in_words(handoff: Handoff) -> list[str]:
         size = bytes_in_words(handoff.moved_bytes)
         told.append(f"{handoff.prefill_worker} prefilled {handoff.moved_tokens:,} tokens{cached}")
         told.append(
-            f"{handoff.moved_pages:,} pages, {size}, moved by {handoff.transport} in {handoff.transfer_ms:.1f} ms"
+            f"{handoff.moved_pages:,} pages, {size}, moved by {handoff.transport} in {handoff.transfer_ms:.1f} ms, "
+            f"{handoff.exposed_ms:.1f} ms of waiting after the prefill"
         )
     elif handoff.prefill_worker is not None:
         told.append(f"{handoff.prefill_worker} was asked, but none of its pages arrived")

@@ -46,7 +46,7 @@ class GroupPages:
         parts += [self._followers.hear(rank, list) for rank in others]
         return [self._joined([part[place] for part in parts], tokens) for place, (_, tokens) in enumerate(wanted)]
 
-    def write_page(self, page: int, payload: bytes, tokens: int) -> None:
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         whole = np.frombuffer(payload, np.uint8).reshape(self._rows * tokens, -1, self._head_bytes)
         for rank in range(1, self._heads.ranks):
             self._followers.tell(rank, Write(page, tokens, whole[:, self._heads.of(rank)].tobytes()))

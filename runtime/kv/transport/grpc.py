@@ -6,15 +6,19 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 
 from runtime.domain.landing import LandingEvent
-from runtime.domain.messages import Ticket, TicketPage
+from runtime.domain.messages import Offer, Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
+from runtime.domain.steps import Encoding
 from runtime.errors import BatonError
 from runtime.ids import TransferId
 from runtime.kv.frames import FrameCodec
-from runtime.kv.transport.receiving import KvService, OpenTransfers
-from runtime.kv.transport.sending import GrpcSender
+from runtime.kv.transport.arrivals import OpenTransfers
+from runtime.kv.transport.receiving import NAME, KvService
+from runtime.kv.transport.sending import MESSAGE_BYTES, GrpcSender
+from runtime.scope import Scope
 
 _SMALL_MESSAGES_BYTES = 8 << 20
+_LANES = 2
 
 
 def message_bytes(spec: ModelSpec) -> int:
@@ -23,42 +27,54 @@ def message_bytes(spec: ModelSpec) -> int:
 
 
 class GrpcTransport:
-    """`endpoint` is host:port where others reach `service`; `channel` gives the channel to such an endpoint.
+    """`endpoint` is host:port where others reach `service`; `channel` gives the channels to such an endpoint, numbered
+    from 0, each with a connection of its own. Pages are taken in `encoding` beside plain ones.
 
     Frames are copied by whoever receives them, on the event loop, so closing a transfer is its fence.
     """
 
-    name = "grpc"
+    name = NAME
+    offers: tuple[Offer, ...] = ()
 
-    def __init__(self, spec: ModelSpec, endpoint: str, channel: Callable[[str], grpc.aio.Channel]) -> None:
-        self._codec = FrameCodec(spec)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        endpoint: str,
+        channel: Callable[[str, int], grpc.aio.Channel],
+        encoding: Encoding = Encoding.PLAIN,
+    ) -> None:
+        self.codec = FrameCodec(spec, encoding)
+        self.transfers = OpenTransfers(self.codec)
+        self.service = KvService(self.transfers)
         self._endpoint = endpoint
         self._channel = channel
-        self._transfers = OpenTransfers()
-        self.service = KvService(self._codec, self._transfers)
 
     @asynccontextmanager
     async def open(self, ticket: Ticket) -> AsyncIterator[GrpcSender]:
-        sender = GrpcSender(ticket, self._codec, self._channel(ticket.endpoint))
-        try:
-            yield sender
-        finally:
-            if not sender.committed:
-                # A receiver that cannot be told notices that the push ended, or is gone itself.
-                with suppress(BatonError):
-                    await sender.abort()
-            sender.close()
+        large = len(ticket.pages) * self.codec.max_bytes > 2 * MESSAGE_BYTES
+        channels = [self._channel(ticket.endpoint, lane) for lane in range(_LANES if large else 1)]
+        async with Scope() as group:
+            sender = GrpcSender(ticket, self.codec, channels)
+            sender.start(group)
+            try:
+                yield sender
+            finally:
+                if not sender.committed:
+                    # A receiver that cannot be told notices that the push ended, or is gone itself.
+                    with suppress(BatonError):
+                        await sender.abort()
+                sender.close()
 
     def expect(
         self, transfer: TransferId, epoch: int, pages: tuple[TicketPage, ...], sink: Callable[[LandingEvent], None]
     ) -> str:
         """Which pages may land is for the landing behind `sink` to know; nothing has to be prepared for them here."""
-        self._transfers.open(transfer, epoch, sink)
+        self.transfers.open(transfer, epoch, len(pages), sink)
         return self._endpoint
 
     async def fence(self, transfer: TransferId) -> None:
-        self._transfers.close(transfer)
+        self.transfers.close(transfer)
 
     def receiving(self) -> int:
         """Transfers that may still land."""
-        return len(self._transfers)
+        return len(self.transfers)

@@ -1,65 +1,17 @@
-"""The receiving end of pushes over gRPC: which transfers are open here, and the Kv service that fills them.
+"""The receiving end of pushes over gRPC: the Kv service, which fills the transfers that are open here."""
 
-Keeps nothing of a transfer that is not open, and never decides what becomes of a frame: that is the sink's.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from batonmesh.v1 import kv_pb2 as pb
-from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
-from runtime.errors import DataCorrupt, InvalidArgument, StaleAttempt
-from runtime.ids import TransferId
-from runtime.kv.frames import FrameCodec
+from runtime.domain.landing import CommitArrived, SenderAborted
+from runtime.errors import InvalidArgument
+from runtime.kv.transport.arrivals import OpenTransfer, OpenTransfers
 from runtime.wire.encoding import read_fields
 
-Sink = Callable[[LandingEvent], None]
+NAME = "grpc"
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenTransfer:
-    transfer: TransferId
-    epoch: int
-    sink: Sink
-
-
-class OpenTransfers:
-    """The transfers that may land on this worker now."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, OpenTransfer] = {}
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def open(self, transfer: TransferId, epoch: int, sink: Sink) -> None:
-        assert transfer not in self._open, f"{transfer} is open already"
-        self._open[transfer] = OpenTransfer(transfer, epoch, sink)
-
-    def find(self, transfer: str, epoch: int) -> OpenTransfer:
-        """Raises `StaleAttempt` saying why when it may not land."""
-        found = self._open.get(transfer)
-        if found is None:
-            raise StaleAttempt(f"transfer {transfer[:128]} is not open here: closed, or never opened", field="transfer")
-        if found.epoch != epoch:
-            raise StaleAttempt(f"transfer {transfer} is open with epoch {found.epoch}, not {epoch}", field="epoch")
-        return found
-
-    def take(self, transfer: str, epoch: int) -> OpenTransfer:
-        """Find and close it."""
-        found = self.find(transfer, epoch)
-        del self._open[transfer]
-        return found
-
-    def close(self, transfer: str) -> None:
-        self._open.pop(transfer, None)
-
-    def is_open(self, transfer: OpenTransfer) -> bool:
-        return self._open.get(transfer.transfer) is transfer
 
 
 class KvService:
@@ -67,8 +19,7 @@ class KvService:
 
     name = pb.DESCRIPTOR.services_by_name["Kv"].full_name
 
-    def __init__(self, codec: FrameCodec, transfers: OpenTransfers) -> None:
-        self._codec = codec
+    def __init__(self, transfers: OpenTransfers) -> None:
         self._transfers = transfers
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -108,13 +59,7 @@ class KvService:
             if not self._transfers.is_open(transfer):
                 return
             counts.frames += 1
-            try:
-                frame = self._codec.decode(data)
-            except DataCorrupt as error:
-                counts.corrupt += 1
-                transfer.sink(FrameCorrupt(transfer.transfer, transfer.epoch, None, error.message))
-            else:
-                transfer.sink(FrameArrived(transfer.transfer, transfer.epoch, frame))
+            counts.corrupt += not self._transfers.land(transfer, data, NAME)
 
     async def commit(self, request: pb.CommitRequest, _context: _Context) -> pb.CommitResponse:
         transfer = self._transfers.take(request.transfer, request.epoch)

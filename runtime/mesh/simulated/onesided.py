@@ -1,18 +1,19 @@
 """A simulated one-sided transport: writes that arrive in the receiver's staging memory late, unasked, or damaged.
 
-A posted write cannot be recalled, and it lands whether or not anybody still wants it. The world watches every write:
-one that lands in a slot which is not its transfer's breaks invariant 16. Without free slots frames travel inside
+A posted write cannot be recalled, and it lands whether or not anybody still wants it: in two parts, between which
+anything may happen. The world watches every part: one that lands in a slot which is not its transfer's breaks
+invariant 16. A few slots serve a whole transfer, one frame after the other. Without free slots frames travel inside
 their announcements, as they do over grpc.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
-from runtime.domain.messages import Ticket, TicketPage
+from runtime.domain.messages import Offer, Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
 from runtime.domain.staging import Staging
 from runtime.domain.steps import Frame
@@ -24,6 +25,7 @@ from runtime.ports import Sender
 
 T = TypeVar("T")
 _WINDOW = 4
+_SLOTS = 3
 _ASK_AGAIN_S = 1.0
 
 
@@ -33,13 +35,14 @@ class _Expected:
     pages: tuple[TicketPage, ...]
     sink: Callable[[LandingEvent], None]
     writer: "OneSidedTransport | None" = None
-    slots: dict[int, int] = field(default_factory=dict)
+    slots: tuple[int, ...] = ()
 
 
 class OneSidedTransport:
     """Both ends on one worker. `hold_s` must exceed the longest time that a write of a dead process can take."""
 
     name = "one-sided"
+    offers: tuple[Offer, ...] = ()
 
     def __init__(
         self,
@@ -78,28 +81,28 @@ class OneSidedTransport:
         await self._silence(expected.writer, transfer)
         self.staging.release(transfer)
 
-    def grant(self, transfer: TransferId, epoch: int, writer: "OneSidedTransport") -> dict[int, int]:
-        """Page index -> slot for a writer that introduces itself; empty when it has to send frames instead."""
+    def grant(self, transfer: TransferId, epoch: int, writer: "OneSidedTransport") -> tuple[int, ...]:
+        """Slots for a writer that introduces itself; none when it has to send frames instead."""
         expected = self._expected.get(transfer)
         if expected is None or expected.epoch != epoch:
             raise StaleAttempt("the transfer is not expected here any more", field="ticket.epoch")
         expected.writer = writer
-        slots = self.staging.try_grant(transfer, len(expected.pages)) or ()
-        expected.slots = dict(zip((page.index for page in expected.pages), slots, strict=False))
+        count = min(len(expected.pages), _SLOTS, self.staging.free)
+        expected.slots = (self.staging.try_grant(transfer, count) or ()) if count else ()
         return expected.slots
 
-    def announced(self, transfer: TransferId, epoch: int, index: int, data: bytes | None) -> None:
-        """A frame is in its slot, or here: copy it out and check the copy."""
+    def announced(self, transfer: TransferId, epoch: int, index: int, slot: int | None, data: bytes) -> None:
+        """A frame is in a slot, or here: copy it out and check the copy."""
         expected = self._expected.get(transfer)
         if expected is None or expected.epoch != epoch:
             return
-        copy = self.memory[expected.slots[index]] if data is None else data
+        copy = data if slot is None else self.memory[slot]
         try:
             frame = self.codec.decode(copy)
         except DataCorrupt as error:
             expected.sink(FrameCorrupt(transfer, epoch, index, error.message))
         else:
-            expected.sink(FrameArrived(transfer, epoch, frame))
+            expected.sink(FrameArrived(transfer, epoch, frame, self.name))
 
     def committed(self, transfer: TransferId, epoch: int, count: int) -> None:
         """The sender has nothing in flight and sends no more."""
@@ -161,9 +164,10 @@ class OneSidedSender:
         self._transport = transport
         self._receiver = receiver
         self._ticket = ticket
-        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+        self._slotted = False
         self._in_flight = 0
-        self._unanswered: set[int] = set()
+        self._unanswered: dict[int, int | None] = {}
         self._sent = 0
         self._done = False
         self._lost = False
@@ -172,28 +176,31 @@ class OneSidedSender:
         receiver.process.at_death(self._receiver_died)
 
     async def introduce(self) -> None:
-        granted: asyncio.Future[dict[int, int]] = self._world.loop.create_future()
+        granted: asyncio.Future[tuple[int, ...]] = self._world.loop.create_future()
         self._tell(lambda: self._grant_there(granted))
         try:
-            self._slots = await self._answer(granted)
+            slots = await self._answer(granted)
+            self._free = list(slots)
+            self._slotted = bool(self._free)
         except BatonError:
             self._done = True
             raise
 
     async def send(self, frame: Frame) -> None:
-        while len(self._unanswered) >= _WINDOW:
+        while len(self._unanswered) >= _WINDOW or (self._slotted and not self._free):
+            if self._done or self._lost:
+                break
             await self._progress()
         if self._done or self._lost:
             raise Unavailable("the receiver is gone") if self._lost else StaleAttempt("the receiver gave up")
-        data = self._transport.codec.encode(frame)
+        data = self._damaged(self._transport.codec.encode(frame))
         self._sent += 1
-        self._unanswered.add(frame.index)
-        slot = self._slots.get(frame.index)
+        slot = self._unanswered[frame.index] = self._free.pop() if self._slotted else None
         if slot is None:
-            self._announce(frame.index, self._damaged(data))
+            self._announce(frame.index, None, data)
         else:
             self._in_flight += 1
-            self._post(slot, frame.index, self._damaged(data))
+            self._post(slot, frame.index, data, 0)
 
     async def commit(self) -> None:
         while self._unanswered and not self._lost:
@@ -219,34 +226,40 @@ class OneSidedSender:
         self._when_quiet.append(when_quiet)
         self._step()
 
-    def _post(self, slot: int, index: int, data: bytes) -> None:
-        self._world.loop.call_later(self._world.delay(), self._write, slot, index, data)
+    def _post(self, slot: int, index: int, data: bytes, begin: int) -> None:
+        self._world.loop.call_later(self._world.delay(), self._write, slot, index, data, begin)
 
-    def _write(self, slot: int, index: int, data: bytes) -> None:
-        """The write reaches the receiver's memory; a frozen or parted writer's does so when it wakes or heals."""
+    def _write(self, slot: int, index: int, data: bytes, begin: int) -> None:
+        """A part of a frame, from byte `begin` on, reaches the receiver's memory; a frozen or parted writer's does so
+        when it wakes or heals."""
         source, target = self._transport.process, self._receiver.process
         later = max(self._world.reachable_at(source, target), source.thaws)
         if later > self._world.loop.time():
             if source.alive:
-                self._world.loop.call_at(later, self._write, slot, index, data)
+                self._world.loop.call_at(later, self._write, slot, index, data, begin)
             return
-        self._in_flight -= 1
+        end = len(data) if begin else self._world.rng.randrange(1, len(data))
         if target.alive:
             owner = self._receiver.staging.writer(slot)
             if owner != self._ticket.transfer:
                 self._world.violated(16, f"a write of {self._ticket.transfer} landed in slot {slot} of {owner}")
-            self._receiver.memory[slot] = data
+            was = self._receiver.memory[slot]
+            self._receiver.memory[slot] = was[:begin] + data[begin:end] + was[end:]
+        if end < len(data):
+            self._post(slot, index, data, end)
+            return
+        self._in_flight -= 1
         if not self._done:
-            self._announce(index, None)
+            self._announce(index, slot, b"")
         self._step()
 
-    def _announce(self, index: int, data: bytes | None) -> None:
+    def _announce(self, index: int, slot: int | None, data: bytes) -> None:
         times = 2 if self._world.chance(self._world.weather.duplicate) else 1
         for _ in range(times):
-            self._tell(lambda: self._announce_there(index, data))
+            self._tell(lambda: self._announce_there(index, slot, data))
 
-    def _announce_there(self, index: int, data: bytes | None) -> None:
-        self._receiver.announced(self._ticket.transfer, self._ticket.epoch, index, data)
+    def _announce_there(self, index: int, slot: int | None, data: bytes) -> None:
+        self._receiver.announced(self._ticket.transfer, self._ticket.epoch, index, slot, data)
         self._reply(lambda: self._answered(index))
 
     def _commit_there(self, answered: "asyncio.Future[None]") -> None:
@@ -254,7 +267,10 @@ class OneSidedSender:
         self._reply(lambda: resolve(answered, None))
 
     def _answered(self, index: int) -> None:
-        self._unanswered.discard(index)
+        """A late answer to an announcement that came twice gives no slot back once more."""
+        slot = self._unanswered.pop(index, None)
+        if slot is not None:
+            self._free.append(slot)
         self._step()
 
     def _damaged(self, data: bytes) -> bytes:
@@ -266,7 +282,7 @@ class OneSidedSender:
     def _tell(self, call: Callable[[], None]) -> None:
         self._world.deliver(self._transport.process, self._receiver.process, call)
 
-    def _grant_there(self, answer: "asyncio.Future[dict[int, int]]") -> None:
+    def _grant_there(self, answer: "asyncio.Future[tuple[int, ...]]") -> None:
         try:
             slots = self._receiver.grant(self._ticket.transfer, self._ticket.epoch, self._transport)
         except StaleAttempt as error:
@@ -303,7 +319,7 @@ class OneSidedSender:
             self._when_quiet.clear()
 
 
-def _refuse(answer: "asyncio.Future[dict[int, int]]", error: BatonError) -> None:
+def _refuse(answer: "asyncio.Future[tuple[int, ...]]", error: BatonError) -> None:
     if not answer.done():
         answer.set_exception(error)
         # Marks it as seen: whoever asked may have been cancelled meanwhile.

@@ -101,13 +101,14 @@ class GreedyModel:
     def answers(self, chats: Sequence[Messages]) -> list[str]:
         """The next text of each chat, up to the end token, or "..." at its end where none came in time."""
         inputs: Any = self.tokenizer(
-            [self._prompt(chat) for chat in chats], padding=True, padding_side="left", return_tensors="pt"
+            [self.prompt(chat) for chat in chats], padding=True, padding_side="left", return_tensors="pt"
         )
         with torch.inference_mode():
             outputs = self._model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
         return [self._text(output) for output in outputs[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def _prompt(self, chat: Messages) -> str:
+    def prompt(self, chat: Messages) -> str:
+        """The chat as the model reads it, up to where its answer begins."""
         messages = [{"role": role, "content": content} for role, content in chat]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 

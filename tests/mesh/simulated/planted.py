@@ -1,4 +1,4 @@
-"""Ten bugs that the simulation has to find. Each is a switch that patches the production code or the simulated path."""
+"""Twelve bugs that the simulation has to find. Each is a switch that patches production code or the simulated path."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +15,7 @@ from runtime.domain.steps import Generated, Work
 from runtime.engine.core import EngineCore, _Live
 from runtime.engine.history import History
 from runtime.ids import SequenceId, TransferId
+from runtime.kv.frames import FrameCodec
 from runtime.mesh.simulated.onesided import OneSidedSender, OneSidedTransport
 from runtime.roles.attempt import Attempt
 from runtime.roles.gateway import GatewayRole
@@ -64,6 +65,26 @@ def staging_slot_reused_before_its_fence(patch: Patch) -> None:
         self.staging.release(transfer)
 
     patch.setattr(OneSidedTransport, "fence", fence)
+
+
+def half_written_frame_believed(patch: Patch) -> None:
+    """A frame is announced before all of it is written, and nobody computes its checksum."""
+    original = OneSidedSender._write
+
+    def write(self: OneSidedSender, slot: int, index: int, data: bytes, begin: int) -> None:
+        if begin and not self._done:
+            self._announce(index, slot, b"")
+        original(self, slot, index, data, begin)
+
+    def no_digest(_codec: FrameCodec, _fields: object, _payload: object) -> int:
+        return 0
+
+    def announce_at_once(self: OneSidedSender, index: int, slot: int | None, data: bytes) -> None:
+        self._announce_there(index, slot, data)
+
+    patch.setattr(OneSidedSender, "_write", write)
+    patch.setattr(OneSidedSender, "_announce", announce_at_once)
+    patch.setattr(FrameCodec, "digest", no_digest)
 
 
 def missing_deadline(patch: Patch) -> None:
@@ -154,6 +175,7 @@ BUGS: dict[Callable[[Patch], None], set[int]] = {
     output_of_an_older_attempt_accepted: {7},
     page_freed_while_landing: {8, 16},
     staging_slot_reused_before_its_fence: {16},
+    half_written_frame_believed: {8},
     missing_deadline: {17},
     double_run: {16},
     lost_cancel: {16},

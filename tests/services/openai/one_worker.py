@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.landing import LandingEvent
-from runtime.domain.messages import GatewayCommand, StepBatch, Ticket, TicketPage, View, Worker
+from runtime.domain.messages import GatewayCommand, Offer, StepBatch, Ticket, TicketPage, View, Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, Placement, Router
 from runtime.domain.sequence import Ref
@@ -31,6 +31,7 @@ class NoTransport:
     """There is no prefill worker, so nothing may ever be moved."""
 
     name = "none"
+    offers: tuple[Offer, ...] = ()
 
     def open(self, ticket: Ticket) -> AbstractAsyncContextManager[Sender]:
         raise AssertionError(ticket)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from runtime.errors import StartError
-from runtime.mesh.scope import Scope
+from runtime.scope import Scope
 
 
 async def forever() -> None:

@@ -1,0 +1,35 @@
+"""What `baton status` says, asked of a mesh without Ray."""
+
+import asyncio
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import actors.main  # noqa: F401 - it adds the command
+from runtime.cli.app import app
+from runtime.mesh.local import LocalMesh, local_mesh
+from tests.mesh.test_local import asked, config
+
+_ASK_AGAIN_S = 0.1
+
+
+async def test_it_says_by_which_path_pages_went_and_why(tmp_path: Path) -> None:
+    async with local_mesh(config(tmp_path)) as mesh, asked(mesh) as user:
+        await user.ask()
+        shown = await shown_by(mesh, "pages")
+    (line,) = (line for line in shown.splitlines() if line.startswith("pages"))
+    assert "prefill-0 -> decode-" in line
+    assert "shm" in line
+    assert "1 transfers" in line
+    assert "one host: its memory could be mapped" in line
+
+
+async def shown_by(mesh: LocalMesh, word: str) -> str:
+    """The output of `baton status`, once it has the word: workers report some times in a lease."""
+    async with asyncio.timeout(20):
+        while True:
+            done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc])
+            assert done.exit_code == 0, done.output
+            if word in done.output.splitlines()[-1]:
+                return done.output
+            await asyncio.sleep(_ASK_AGAIN_S)
