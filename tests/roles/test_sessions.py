@@ -25,7 +25,7 @@ from tests.roles.virtual import settle
 
 TENANT = TenantId("tenant")
 ASKED = Asked((Item("user", "Hi"),), Sampling(max_tokens=9), True, 60.0)
-SETTINGS = SessionSettings(lease_s=30.0, beat_s=0.05, retry_s=0.01, store_grace_s=0.2, poll_s=0.01)
+SETTINGS = SessionSettings(lease_s=30.0, beat_s=0.05, retry_s=0.01, store_grace_s=1.0, poll_s=0.01)
 QUEUED = replace(ASKED, on_conflict=OnConflict.ENQUEUE, sampling=Sampling(max_tokens=1))
 Meddling = Callable[[str], Awaitable[None]]
 
