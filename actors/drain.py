@@ -38,6 +38,8 @@ def drain(
         with Client(target, credentials) as client:
             boots = {each.id: each.boot for each in client.topology(timeout=_ANSWER_S).workers}
             client.drain(worker, grace, timeout=_ANSWER_S)
+            if worker not in boots:
+                raise StartError(f"{worker} is told to leave, and this gateway has not seen it yet: ask again")
             _wait_gone(client, boots[worker], grace + _PATIENCE_S, Console())
     except Unavailable as error:
         raise StartError(f"the gateway at {target} does not answer: {error}") from error

@@ -109,6 +109,8 @@ class _Live:
         # Whether trying again is counted: it failed, and has given nothing yet.
         self.counted = False
         self.gave = False
+        # By an earlier owner of the turn, if not here.
+        self.gave_before = generation.claim is not None and bool(generation.claim.given)
         self.timers: dict[str, Timer] = {}
 
 
@@ -255,12 +257,12 @@ class GatewayRole:
                 pace = (now - live.heard) / len(output.tokens) if live.gave and output.tokens else None
                 self._tell_avoided(turn.boot, self._breakers.served(turn.boot, pace, now), "slow")
             case t.AttemptLost(failed) if failed.ref == turn.ref and failed.error.status.retryable:
-                live.counted = not live.gave
+                live.counted = not (live.gave or live.gave_before)
                 # That it is full is no reason to avoid it: its load says so.
                 if not isinstance(failed.error, ResourceExhausted):
                     self._tell_avoided(turn.boot, self._breakers.failed(turn.boot, now), failed.error.message)
             case t.Overdue():
-                live.counted = not live.gave
+                live.counted = not (live.gave or live.gave_before)
                 self._tell_avoided(turn.boot, self._breakers.failed(turn.boot, now), "overdue")
             case _:
                 live.counted = False

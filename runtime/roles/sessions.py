@@ -6,10 +6,9 @@ Owns the turns that run here; whether that is still so is the store's to say, by
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
@@ -22,7 +21,6 @@ from runtime.domain.sessions import (
     Halt,
     Key,
     OnConflict,
-    Prepared,
     Progress,
     Session,
     TurnEvent,
@@ -30,16 +28,16 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
-from runtime.errors import BatonError, FailedPrecondition, Unavailable
+from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
 from runtime.roles.committing import kept_tokens
-from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.gateway import GatewayRole
+from runtime.roles.rendering import Offload, Rendering
 from runtime.roles.session_turn import RunningTurn
 
 _log = logging.getLogger(__name__)
 _TRIES = 64
-Offload = Callable[[Callable[[], Prepared]], Awaitable[Prepared]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class SessionRole:
         self.observe = observe
         self.group: asyncio.TaskGroup
         self._ids = ids
-        self._offload = offload
+        self._rendering = Rendering(gateway, settings.inline_chars, offload)
         self._running: dict[TurnId, RunningTurn] = {}
         self._waiting: dict[TurnId, TurnRecord] = {}
         self._opening: set[TurnId] = set()
@@ -86,6 +84,8 @@ class SessionRole:
         """Serve until cancelled. What runs then is left to the next owner, who need not wait for the lease's end."""
         try:
             async with asyncio.TaskGroup() as self.group:
+                await self._say_alive()
+                self.group.create_task(self._beats())
                 while True:
                     await self._look_after()
                     await self.clock.sleep(self.settings.beat_s)
@@ -129,6 +129,11 @@ class SessionRole:
         self._opening.add(ident)
         try:
             return await self._open(ident, tenant, session, branch, asked, key)
+        except asyncio.CancelledError:
+            if asked.cancel_unwatched:
+                # It may be there all the same, and nobody will ever watch it.
+                self.group.create_task(self._cancel_unwatched(tenant, session, ident))
+            raise
         finally:
             self._opening.discard(ident)
 
@@ -137,7 +142,7 @@ class SessionRole:
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
             context = await self.store.context(tenant, session, branch)
-            prepared = await self._prepare(context, asked)
+            prepared = await self._rendering.prepare(context, asked)
             model, owner = context.session.model, self.gateway.gateway
             record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
             opened = await self.store.open(record, key)
@@ -152,7 +157,7 @@ class SessionRole:
             self._waiting[turn.id] = turn
             if asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
                 await self._beat()
-            await self._begin_next(session, branch)
+            self.group.create_task(self._begin_next(session, branch))
         return turn, fresh
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, how: Halt) -> TurnRecord:
@@ -173,7 +178,7 @@ class SessionRole:
             if not self._watchers[turn.id]:
                 del self._watchers[turn.id]
                 if turn.asked.cancel_unwatched and (turn.id in self._running or turn.id in self._waiting):
-                    self.group.create_task(self._cancel_unwatched(turn))
+                    self.group.create_task(self._cancel_unwatched(turn.tenant, turn.session, turn.id))
 
     async def watch(self, record: TurnRecord, after: int) -> AsyncIterator[Progress]:
         """Its events above `after` as they become durable, whoever its owner is; the last has its ending."""
@@ -200,14 +205,18 @@ class SessionRole:
     def over(self, running: RunningTurn) -> None:
         """A turn ended here, or left."""
         record = running.turn.record
-        if self._running.pop(record.id, None) is not None:
+        # One that was fenced may have been taken up here again.
+        if self._running.get(record.id) is running:
+            del self._running[record.id]
             self.group.create_task(self._begin_next(record.session, record.branch))
 
-    async def _cancel_unwatched(self, turn: TurnRecord) -> None:
+    async def _cancel_unwatched(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
         try:
-            await self.halt(turn.tenant, turn.session, turn.id, Halt.DISCARD)
+            await self.halt(tenant, session, turn, Halt.DISCARD)
+        except NotFound:
+            return  # it never came to be, or was deleted
         except BatonError:
-            _log.warning("a turn that nobody watches could not be cancelled", extra={"turn": turn.id})
+            _log.warning("a turn that nobody watches could not be cancelled", extra={"turn": turn})
 
     async def _leave(self) -> None:
         try:
@@ -215,10 +224,21 @@ class SessionRole:
         except BatonError:
             _log.warning("the lease could not be given up: another owner will wait for its end")
 
-    async def _look_after(self) -> None:
-        """Beat, take over what was left, and begin what waits."""
+    async def _beats(self) -> None:
+        """However long it takes to take over what others left: who is silent meanwhile loses all that he has."""
+        while True:
+            await self.clock.sleep(self.settings.beat_s)
+            await self._say_alive()
+
+    async def _say_alive(self) -> None:
         try:
             await self._beat()
+        except BatonError as error:
+            _log.warning("the session store does not answer: %s", error.message)
+
+    async def _look_after(self) -> None:
+        """Take over what was left, and begin what waits."""
+        try:
             if not any(worker.role == DECODE for worker in self.gateway.view().workers):
                 return
             mine = frozenset(self._running) | frozenset(self._waiting) | frozenset(self._opening)
@@ -232,6 +252,7 @@ class SessionRole:
             except BatonError as error:
                 _log.warning("a turn is not taken over yet: %s", error.message, extra={"turn": record.id})
         for place in {(record.session, record.branch) for record in self._waiting.values()}:
+            await self._forget_gone(*place)
             await self._begin_next(*place)
 
     async def _beat(self) -> None:
@@ -264,26 +285,49 @@ class SessionRole:
         if record.halt is not None:
             await self._stop(record.id, record.halt)
 
+    async def _forget_gone(self, session: SessionId, branch: str) -> None:
+        """Let go of what does not wait here any more: it was deleted, another gateway has it, or it has begun and the
+        store's answer was lost, upon which it is adopted as any other."""
+        here = [record for record in self._waiting.values() if (record.session, record.branch) == (session, branch)]
+        for record in here:
+            if record.id in self._opening:
+                return
+            try:
+                known = (await self.store.progress(record.tenant, session, record.id, 0)).turn
+                if known.status is TurnStatus.QUEUED and known.owner == self.gateway.gateway:
+                    return  # and so do those behind it, or they are found when it has begun
+            except NotFound:
+                pass
+            except BatonError as error:
+                _log.warning("the session store does not answer: %s", error.message)
+                return
+            self._waiting.pop(record.id, None)
+
     async def _begin_next(self, session: SessionId, branch: str) -> None:
-        """Run what is next on a branch, if it waits here."""
+        """Run what is next on a branch, if it waits here and nobody begins it already."""
         try:
             record = await self.store.waiting(session, branch)
-            if record is None or record.id not in self._waiting:
-                return
-            context = await self.store.context(record.tenant, session, branch)
-            try:
-                prepared = await self._prepare(context, record.asked)
-            except Unavailable:
-                raise
-            except BatonError as error:
-                if await self.store.drop(record, Ending(TurnStatus.FAILED, error=error)):
-                    self._waiting.pop(record.id, None)
-                    self.group.create_task(self._begin_next(session, branch))
-                return
-            begun = await self.store.begin(replace(record, prepared=prepared, owner=self.gateway.gateway))
+            if record is not None and record.id in self._waiting and record.id not in self._opening:
+                self._opening.add(record.id)
+                try:
+                    await self._begin(record)
+                finally:
+                    self._opening.discard(record.id)
         except BatonError as error:
             _log.warning("a turn that waits could not begin: %s", error.message, extra={"session": session})
+
+    async def _begin(self, record: TurnRecord) -> None:
+        context = await self.store.context(record.tenant, record.session, record.branch)
+        try:
+            prepared = await self._rendering.prepare(context, record.asked)
+        except Unavailable:
+            raise
+        except BatonError as error:
+            if await self.store.drop(record, Ending(TurnStatus.FAILED, error=error)):
+                self._waiting.pop(record.id, None)
+                self.group.create_task(self._begin_next(record.session, record.branch))
             return
+        begun = await self.store.begin(replace(record, prepared=prepared, owner=self.gateway.gateway))
         if begun is not None:
             self._waiting.pop(begun.id, None)
             self._run(begun, (), context)
@@ -291,7 +335,7 @@ class SessionRole:
     def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
         prepared = record.prepared
         assert prepared is not None, "a running turn was prepared"
-        served = self._served(context.session)
+        served = self._rendering.served(context.session)
         past = () if context.session.rerender else context.tokens
         given = tuple(token for event in persisted for token in event.tokens)
         generation = Generation(
@@ -309,49 +353,6 @@ class SessionRole:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
         self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
-
-    def _served(self, session: Session) -> ServedModel:
-        """Raises `NotFound`, and `FailedPrecondition` when the session's tokens mean something else to it."""
-        served = self.gateway.served(session.model)
-        if not session.rerender and session.vocabulary != served.tokenizer.vocabulary:
-            told = f"model {session.model!r} has another tokenizer than when the session was made"
-            raise FailedPrecondition(f"{told}, so its tokens mean something else", field="session")
-        return served
-
-    async def _prepare(self, context: Context, asked: Asked) -> Prepared:
-        """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
-        work = partial(self._render, context, asked)
-        size = sum(len(item.content) for item in (*asked.items, *context.items))
-        prepared = work() if size <= self.settings.inline_chars else await self._offload(work)
-        past = () if context.session.rerender else context.tokens
-        sampling = replace(asked.sampling, max_tokens=prepared.max_tokens)
-        tokens = (*past, *prepared.prompt)
-        self.gateway.check(
-            Generation(context.session.model, tokens, sampling, context.session.tenant, asked.deadline_s)
-        )
-        return prepared
-
-    def _render(self, context: Context, asked: Asked) -> Prepared:
-        served = self._served(context.session)
-        messages = [item.message for item in asked.items]
-        past, drift = len(context.tokens), 0
-        if context.session.rerender:
-            prompt = served.tokenizer.render_chat([*(item.message for item in context.items), *messages])
-            past, drift = 0, past - _common(context.tokens, prompt)
-        elif context.tokens:
-            prompt = served.tokenizer.render_delta([item.message for item in context.preamble], messages)
-        else:
-            prompt = served.tokenizer.render_chat(messages)
-        room = served.spec.max_tokens - past - len(prompt)
-        # At least 1, so that a conversation that fills the context is refused as that.
-        max_tokens = asked.sampling.max_tokens if asked.max_tokens_given else max(room, 1)
-        return Prepared(context.branch.place, tuple(prompt), past, max_tokens, drift)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of the first tokens are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _progress(running: RunningTurn, after: int) -> Progress:

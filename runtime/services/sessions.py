@@ -73,10 +73,11 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         session, turn = wire.unpack_session_id(request.session), wire.unpack_turn_id(request.turn)
         progress = await self._role.store.progress(self._tenant, session, turn, 0)
         after = request.after_seq if request.HasField("after_seq") else None
-        last = len(progress.events) + 1
-        if after is not None and progress.turn.ending is not None and after > last:
-            raise InvalidArgument(f"after_seq is {after}, the turn ended with {last}", field="after_seq")
-        if progress.turn.ending is None or after != last:
+        ended = progress.turn.ending is not None
+        last = len(progress.events) + ended
+        if after is not None and after > last:
+            raise InvalidArgument(f"after_seq is {after}, the last message so far has {last}", field="after_seq")
+        if not ended or after != last:
             await self._stream(progress.turn, after, context)
 
     async def CancelTurn(self, request: pb.CancelTurnRequest, _context: Context) -> pb.Turn:
@@ -114,10 +115,10 @@ class SessionService(session_pb2_grpc.SessionsServicer):
 
     async def _stream(self, turn: TurnRecord, after: int | None, context: Context) -> None:
         """The rest of a turn after the message `after`, from its opening when that is None."""
-        if after is None:
-            await context.write(wire.opening(turn))
         seq = after or 0
         with self._role.watching(turn):
+            if after is None:
+                await context.write(wire.opening(turn))
             async for progress in self._role.watch(turn, seq):
                 for message in wire.pack_progress(progress, seq):
                     await context.write(message)

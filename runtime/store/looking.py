@@ -18,6 +18,7 @@ from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 from runtime.store.packing import (
     ROOT_CHAIN,
+    UNREADABLE,
     chained,
     unpack,
     unpack_asked,
@@ -101,10 +102,6 @@ async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> Tur
         branch,
     )
     return None if row is None else await turn_from(tx, row)
-
-
-async def turns_where(tx: Transaction, condition: str, *arguments: object) -> list[TurnRecord]:
-    return [await turn_from(tx, row) for row in await tx.rows(f"{_TURN} WHERE {condition}", *arguments)]
 
 
 async def known_turn(tx: Transaction, session: SessionId, key: Key) -> TurnRecord | None:
@@ -209,8 +206,15 @@ def _branch(row: Row) -> Branch:
 
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
+    """Raises `DataCorrupt` when it makes no sense to this Baton."""
     payloads = await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", row[0])
-    items = tuple(unpack_item(payload[0]) for payload in payloads)
+    try:
+        return _turn(row, tuple(unpack_item(payload[0]) for payload in payloads))
+    except UNREADABLE as error:
+        raise DataCorrupt(f"turn {row[0]} cannot be read, it is damaged or of a newer Baton: {error}") from error
+
+
+def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
     prepared = None
     if row[11] is not None:
         prepared = Prepared(Place(row[9], row[10]), tuple(unpack_tokens(row[11])), row[12], row[13], row[14])

@@ -3,11 +3,15 @@
 Only the store's clock is read. A lease is for liveness; what an owner may write, its epoch decides.
 """
 
+import logging
+
 from runtime.domain.sessions import Halt, TurnRecord, TurnStatus
-from runtime.errors import NotFound
+from runtime.errors import DataCorrupt, NotFound
 from runtime.ids import GatewayId, TurnId
-from runtime.store.looking import branch_of, turn_of, turns_where
+from runtime.store.looking import branch_of, turn_of
 from runtime.store.transaction import Transaction
+
+_log = logging.getLogger(__name__)
 
 
 async def beat(tx: Transaction, owner: GatewayId, lease_s: float) -> dict[TurnId, Halt]:
@@ -24,47 +28,55 @@ async def beat(tx: Transaction, owner: GatewayId, lease_s: float) -> dict[TurnId
 
 
 async def adopt(tx: Transaction, owner: GatewayId, mine: frozenset[TurnId], limit: int) -> tuple[TurnRecord, ...]:
-    left = await turns_where(
-        tx,
-        "t.status IN ('queued', 'running') AND (t.owner = $1"
+    left = await tx.rows(
+        "SELECT t.id, t.owner, t.epoch FROM turns t WHERE t.status IN ('queued', 'running') AND (t.owner = $1"
         " OR NOT EXISTS (SELECT 1 FROM owners o WHERE o.id = t.owner AND o.expires > now_ms()))"
         " ORDER BY t.status DESC, t.place",
         owner,
     )
-    taken = []
-    for turn in [turn for turn in left if turn.id not in mine][:limit]:
+    taken: list[TurnRecord] = []
+    for ident, left_by, left_at in left:
+        if ident in mine:
+            continue
+        if len(taken) == limit:
+            break
         try:
-            branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+            turn = await turn_of(tx, ident)
+            # Else another gateway was quicker.
+            if turn is not None and (turn.owner, turn.epoch) == (left_by, left_at):
+                taken += await _taken_over(tx, turn, owner)
         except NotFound:
             continue  # deleted, before the lock
-        epoch = branch.epoch + 1
-        if turn.status is TurnStatus.RUNNING:
-            # Another gateway may have been quicker, before the lock.
-            changed = await tx.run(
-                "UPDATE branches SET epoch = $4 WHERE session = $1 AND name = $2 AND live = $3 AND epoch = $5",
-                turn.session,
-                turn.branch,
-                turn.id,
-                epoch,
-                turn.epoch,
-            )
-            if not changed:
-                continue
-            await tx.run("UPDATE turns SET owner = $2, epoch = $3 WHERE id = $1", turn.id, owner, epoch)
-        else:
-            changed = await tx.run(
-                "UPDATE turns SET owner = $2 WHERE id = $1 AND status = 'queued' AND owner = $3",
-                turn.id,
-                owner,
-                turn.owner,
-            )
-            if not changed:
-                continue
-        adopted = await turn_of(tx, turn.id)
-        assert adopted is not None
-        taken.append(adopted)
+        except DataCorrupt as error:
+            _log.error("a turn that was left is not taken over: %s", error.message, extra={"turn": ident})
     await tx.run(
         "DELETE FROM owners WHERE expires <= now_ms() AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.owner = owners.id"
         " AND t.status IN ('queued', 'running'))"
     )
     return tuple(taken)
+
+
+async def _taken_over(tx: Transaction, turn: TurnRecord, owner: GatewayId) -> tuple[TurnRecord, ...]:
+    """The turn as it is with its new owner; nothing when another gateway was quicker, before the lock."""
+    branch = await branch_of(tx, turn.session, turn.branch, lock=True)
+    if turn.status is TurnStatus.RUNNING:
+        epoch = branch.epoch + 1
+        changed = await tx.run(
+            "UPDATE branches SET epoch = $4 WHERE session = $1 AND name = $2 AND live = $3 AND epoch = $5",
+            turn.session,
+            turn.branch,
+            turn.id,
+            epoch,
+            turn.epoch,
+        )
+        if changed:
+            await tx.run("UPDATE turns SET owner = $2, epoch = $3 WHERE id = $1", turn.id, owner, epoch)
+    else:
+        changed = await tx.run(
+            "UPDATE turns SET owner = $2 WHERE id = $1 AND status = 'queued' AND owner = $3",
+            turn.id,
+            owner,
+            turn.owner,
+        )
+    adopted = await turn_of(tx, turn.id) if changed else None
+    return () if adopted is None else (adopted,)

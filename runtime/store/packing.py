@@ -12,13 +12,16 @@ from dataclasses import asdict
 from typing import Any
 
 import msgpack
+from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
 from runtime.domain.sessions import Asked, Ending, Item, OnConflict, Spent, StopReason, TurnEvent, TurnStatus
-from runtime.errors import DataCorrupt, from_code
+from runtime.errors import DataCorrupt, InvalidArgument, from_code
 from runtime.ids import BootId, TurnId, WorkerId
 from runtime.wire.sequence import sampling_bytes, sampling_from
 
+UNREADABLE = (ValueError, KeyError, TypeError, msgpack.UnpackException, DecodeError, InvalidArgument, DataCorrupt)
+"""What reading a value raises that is damaged, or that only a newer Baton understands."""
 _PLAIN, _DEFLATED = b"\0", b"\1"
 _WORTH_IT = 64
 _CHAIN_BYTES = 16

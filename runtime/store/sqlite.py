@@ -5,6 +5,7 @@ once, the fewer flushes of the disk each of them costs.
 """
 
 import asyncio
+import contextlib
 import functools
 import queue
 import re
@@ -112,6 +113,8 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
             raise _unavailable(error) from error
+        except sqlite3.Error as error:
+            raise Internal(f"the session store failed: {error}") from error
 
     def _write_all(self) -> None:
         """The writer's life."""
@@ -140,7 +143,8 @@ class SqliteDatabase:
             answers = [self._run(connection, job) for job in batch]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if connection.in_transaction:
+            # One that fails is tried again with the next batch, which cannot begin before.
+            with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             return [functools.partial(_fail, job.done, _unavailable(error)) for job in batch]
         return answers

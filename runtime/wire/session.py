@@ -65,19 +65,23 @@ _ON_DISCONNECT = {
 
 
 def unpack_session_id(text: str) -> SessionId:
-    return SessionId(fields.name(text, "session", _MAX_ID))
+    return SessionId(_storable(fields.name(text, "session", _MAX_ID), "session"))
 
 
 def unpack_turn_id(text: str) -> TurnId:
-    return TurnId(fields.name(text, "turn", _MAX_ID))
+    return TurnId(_storable(fields.name(text, "turn", _MAX_ID), "turn"))
 
 
 def unpack_branch(text: str, field: str = "branch") -> str:
     """A branch's name; empty is `main`."""
-    name = fields.text(text, field, _MAX_ID) or MAIN
-    if "\0" in name:
+    return _storable(fields.text(text, field, _MAX_ID) or MAIN, field)
+
+
+def _storable(text: str, field: str) -> str:
+    """PostgreSQL's texts have no NUL."""
+    if "\0" in text:
         raise InvalidArgument(f"{field} holds a NUL character", field=field)
-    return name
+    return text
 
 
 def unpack_limit(limit: int) -> int:
@@ -93,8 +97,7 @@ def unpack_key(
     name = fields.text(request.idempotency_key, "idempotency_key", _MAX_KEY)
     if not name:
         return None
-    if "\0" in name:
-        raise InvalidArgument("idempotency_key holds a NUL character", field="idempotency_key")
+    _storable(name, "idempotency_key")
     rest: Message = type(request)()
     rest.CopyFrom(request)
     rest.ClearField("idempotency_key")

@@ -5,12 +5,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from runtime.domain.breaking import BreakerPolicy, RetryPolicy
+from runtime.domain.generation import Claim
 from runtime.domain.messages import AttemptFailed
 from runtime.domain.sequence import FinishReason
 from runtime.errors import EngineFailed, ResourceExhausted, Unavailable
-from runtime.ids import BootId
+from runtime.ids import BootId, TurnId
 from runtime.roles.gateway import GatewaySettings
-from tests.roles.one_gateway import SETTINGS, Held, failure, gateway, member, opened, out
+from tests.roles.one_gateway import ASK, SETTINGS, Held, failure, gateway, member, opened, out
 from tests.roles.virtual import in_virtual_time, settle
 
 BREAKING = replace(
@@ -131,3 +132,16 @@ async def test_what_a_client_has_tokens_of_goes_on_without_any_budget() -> None:
             await asyncio.sleep(1)
         assert [(await anext(deltas)).index for _ in range(3)] == [0, 1, 2]
         assert max(start.ref.attempt for name in "ab" for start in it.starts(name)) == 4
+
+
+@in_virtual_time
+async def test_a_turn_of_a_session_that_had_tokens_before_goes_on_without_any_budget() -> None:
+    """Its gateway died, and then workers do: what its client has seen is not given up for that."""
+    ask = replace(ASK, claim=Claim(TurnId("turn-1"), 2, (60,)))
+    async with gateway(member("a"), member("b"), settings=POOR) as it, opened(it, ask):
+        for name in ("a", "b", "a"):
+            await fail_at(it, name, Unavailable("it leaves"))
+            await asyncio.sleep(1)
+        starts = [start for name in "ab" for start in it.starts(name)]
+        assert max(start.ref.attempt for start in starts) >= 3
+        assert {start.forced for start in starts} == {(60,)}

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pytest
 from runtime.clock import LoopClock
 from runtime.domain.messages import Start
 from runtime.domain.sequence import FinishReason, Ref, Sampling
-from runtime.domain.sessions import Asked, Item, Progress, Session, TurnRecord, TurnStatus
+from runtime.domain.sessions import Asked, Ending, Halt, Item, OnConflict, Progress, Session, TurnRecord, TurnStatus
 from runtime.errors import Unavailable
-from runtime.ids import Ids, SessionId, TenantId
+from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionRole, SessionSettings
 from runtime.store.sessions import SqlSessionStore
@@ -25,7 +25,8 @@ from tests.roles.virtual import settle
 
 TENANT = TenantId("tenant")
 ASKED = Asked((Item("user", "Hi"),), Sampling(max_tokens=9), True, 60.0)
-SETTINGS = SessionSettings(lease_s=30.0, beat_s=0.05, retry_s=0.01, store_grace_s=0.2, poll_s=0.01)
+SETTINGS = SessionSettings(lease_s=30.0, beat_s=0.05, retry_s=0.01, store_grace_s=1.0, poll_s=0.01)
+QUEUED = replace(ASKED, on_conflict=OnConflict.ENQUEUE, sampling=Sampling(max_tokens=1))
 Meddling = Callable[[str], Awaitable[None]]
 
 
@@ -67,10 +68,23 @@ class Kept:
         self.held.mesh.workers["a"].say(out(ref, index, finish=finish))
         await settle()
 
-    async def open(self) -> TurnRecord:
-        turn, fresh = await self.role.open(TENANT, self.session, "main", ASKED, None)
+    async def open(self, asked: Asked = ASKED) -> TurnRecord:
+        turn, fresh = await self.role.open(TENANT, self.session, "main", asked, None)
         assert fresh
         return turn
+
+    async def live(self) -> TurnId | None:
+        """The turn that runs on the branch."""
+        _, (branch,) = await self.store.get(TENANT, self.session)
+        live: TurnId | None = branch.live
+        return live
+
+    async def started(self, count: int) -> Start:
+        """The last of so many starts that the decode worker got."""
+        async with asyncio.timeout(5):
+            while len(self.held.starts("a")) < count:  # noqa: ASYNC110 - it comes from another thread in the end
+                await asyncio.sleep(0.01)
+        return self.held.starts("a")[-1]
 
     async def watched(self, turn: TurnRecord) -> list[Progress]:
         async with asyncio.timeout(20):
@@ -160,3 +174,102 @@ async def test_a_store_that_stays_silent_leaves_the_turn_to_be_taken_up_again(tm
         await kept.bring(again.ref, 1, FinishReason.STOP)
         progress = await kept.watched(turn)
         assert [token for each in progress for event in each.events for token in event.tokens] == [60, 61]
+
+
+async def test_a_turn_that_has_begun_runs_although_the_store_did_not_tell(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        lost = 1
+
+        async def lose(called: str) -> None:
+            nonlocal lost
+            if called == "begin" and lost:
+                lost -= 1
+                raise Unavailable("no answer")
+
+        kept.store.after = lose
+        first, waits = await kept.open(), await kept.open(QUEUED)
+        await kept.started(1)
+        await kept.role.halt(TENANT, kept.session, first.id, Halt.DISCARD)
+        again = await kept.started(2)
+        assert (again.ref.turn, lost) == (waits.id, 0)
+        await kept.bring(again.ref, 0, FinishReason.STOP)
+        (*_, last) = await kept.watched(waits)
+        assert last.turn.ending is not None
+        assert last.turn.ending.status is TurnStatus.COMMITTED
+
+
+async def test_who_waited_and_is_gone_is_forgotten(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        await kept.open()
+        waits = [await kept.open(QUEUED) for _ in range(2)]
+        await kept.store.drop(waits[0], Ending(TurnStatus.CANCELLED))
+        async with asyncio.timeout(5):
+            while waits[0].id in kept.role._waiting:  # noqa: ASYNC110 - a beat or two
+                await asyncio.sleep(0.01)
+            assert waits[1].id in kept.role._waiting
+            await kept.store.delete(TENANT, kept.session)
+            while kept.role._waiting:  # noqa: ASYNC110 - a beat or two
+                await asyncio.sleep(0.01)
+
+
+async def test_an_owner_beats_while_it_takes_over_what_others_left(tmp_path: Path) -> None:
+    """Else it would lose its lease by that, and whoever takes over then would be next."""
+    async with keeping(tmp_path) as kept:
+        beats, stuck = 0, asyncio.Event()
+
+        async def hang(called: str) -> None:
+            nonlocal beats
+            beats += called == "beat" and stuck.is_set()
+            if called == "adopt":
+                stuck.set()
+                await asyncio.Event().wait()
+
+        kept.store.after = hang
+        async with asyncio.timeout(5):
+            await stuck.wait()
+            while beats < 3:  # noqa: ASYNC110 - they come by the clock
+                await asyncio.sleep(0.01)
+
+
+async def test_who_leaves_while_a_turn_is_opened_leaves_none_that_was_not_to_go_on_alone(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        stored = asyncio.Event()
+
+        async def hang(called: str) -> None:
+            if called == "open":
+                stored.set()
+                await asyncio.Event().wait()
+
+        kept.store.after = hang
+        opening = asyncio.get_running_loop().create_task(kept.open(replace(ASKED, cancel_unwatched=True)))
+        await stored.wait()
+        opening.cancel()
+        await asyncio.wait((opening,))
+        async with asyncio.timeout(5):
+            while await kept.live():  # noqa: ASYNC110 - a beat or two
+                await asyncio.sleep(0.01)
+
+
+async def test_a_turn_that_is_taken_up_again_where_it_runs_is_taken_up_once(tmp_path: Path) -> None:
+    """The one that was fenced by that does not take the other with it."""
+    async with keeping(tmp_path) as kept:
+        told = asyncio.Event()
+
+        async def hang(called: str) -> None:
+            if called == "append":
+                await told.wait()
+
+        kept.store.after = hang
+        turn = await kept.open()
+        first = await kept.started(1)
+        await kept.bring(first.ref, 0)
+        await kept.bring(first.ref, 1)
+        (left,) = await kept.store.adopt(kept.held.role.gateway, frozenset(), 64)
+        await kept.role._adopt(left)
+        second = await kept.started(2)
+        told.set()
+        await asyncio.sleep(5 * SETTINGS.beat_s)
+        assert kept.held.starts("a") == [first, second]
+        await kept.bring(second.ref, 1, FinishReason.STOP)
+        (*_, last) = await kept.watched(turn)
+        assert (last.turn.epoch, kept.role.running()) == (2, 0)

@@ -97,6 +97,16 @@ async def test_a_stream_resumes_after_every_message(user: User) -> None:
     assert whole.tokens == expected("Hello.")[0]
 
 
+async def test_a_stream_cannot_resume_after_what_has_not_come(user: User) -> None:
+    session = await user.create()
+    seen, reading = await begun(user, session)
+    assert seen.opened is not None
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await user.resume(session, seen.opened.id, Seen(seq=100_000))
+    assert told(refused.value)["baton-error-field"] == "after_seq"
+    await reading
+
+
 async def test_a_turn_goes_on_when_its_client_has_gone(user: User) -> None:
     session = await user.create()
     seen, reading = await begun(user, session)
