@@ -23,8 +23,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One prefill worker, two decode workers; 64 tokens are enough to be prefilled elsewhere."""
     config = Config(
         mesh=MeshConfig(name="cli", state=tmp_path_factory.mktemp("state")),
-        model=ModelConfig(simulated=SimulatedConfig(max_tokens=4096, base_ms=1, token_ms=0.01)),
-        engine=EngineConfig(pages=1024),
+        model=ModelConfig(simulated=SimulatedConfig(max_tokens=4096, base_ms=1, token_ms=0.05)),
+        engine=EngineConfig(pages=1024, itl_ms=None),
         handoff=HandoffConfig(remote_min_tokens=64),
     )
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(local_mesh(config, http_port=0)) as mesh:
