@@ -1,6 +1,8 @@
-"""What all tests share: examples drawn without a clock, since a busy machine is no reason to fail; logs left alone."""
+"""What all tests share: examples drawn without a clock, since a busy machine is no reason to fail; logs and arithmetic
+left alone."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,3 +20,11 @@ def logs_as_they_were() -> Iterator[None]:
     yield
     for logger, handlers, level, propagate in before:
         logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+@pytest.fixture(autouse=True)
+def denormals_as_they_were() -> Iterator[None]:
+    """An engine that was built on this thread has turned them off, and strategies for floats need them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

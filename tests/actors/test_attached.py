@@ -34,9 +34,10 @@ def cluster(mesh: Mesh) -> Iterator[dict[str, object]]:
 
 
 def running(mesh: Mesh) -> set[str]:
-    """Names of the host's actors by the titles of their processes, as Ray sets them; idle ones do not count."""
+    """Names of the host's actors by the titles of their processes, as Ray sets them; idle ones do not count, and after
+    a dot stands what they do now."""
     titles = [" ".join(process.cmdline()) for process in of_run(mesh.record.run)]
-    return {title for title in titles if title.startswith("ray::") and "IDLE" not in title}
+    return {title.strip().partition(".")[0] for title in titles if title.startswith("ray::") and "IDLE" not in title}
 
 
 def test_a_mesh_serves_on_a_running_cluster_and_leaves_it_as_it_was(

@@ -1,6 +1,6 @@
 """The checkpoints that the tests of this folder share, and what transformers itself answers with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,6 @@ from tests.engine.generating import generated
 def _one_thread() -> None:
     """Tensors as small as here gain nothing from more, and lose much beside other processes."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _denormals() -> Iterator[None]:
-    """As other tests need them, which an engine that was built on this thread has turned off."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
