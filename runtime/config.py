@@ -69,9 +69,9 @@ class EngineConfig(_Section):
     `kv_memory_share` of a worker's part of the free memory less its weights, by default 0.5 on a host, of which
     everybody else needs some too, and 0.8 on a GPU (`runtime/domain/pool_size.py`). `step_tokens` bounds the tokens of
     one engine step (the chunk of a prefill), `max_running` the sequences that decode together. `itl_ms` is how long
-    these may wait for their next token when others are prefilled in chunks beside them, and never more than twice as
-    long as without; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its threads:
-    each has some of the heads."""
+    these may wait for their next token when others are prefilled in chunks beside them, a prefill being planned to take
+    no longer than they do; null lets them wait. `tensor_parallel` processes share a worker's model, its pages and its
+    threads: each has some of the heads."""
 
     kv_mib: int | None = Field(default=None, ge=1)
     pages: int | None = Field(default=None, ge=2)
