@@ -22,6 +22,7 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.roles.one_gateway import Held, gateway, member, out
 from tests.roles.virtual import settle
+from tests.store.talking import MASTER
 
 TENANT = TenantId("tenant")
 ASKED = Asked((Item("user", "Hi"),), Sampling(max_tokens=9), True, 60.0)
@@ -93,7 +94,7 @@ class Kept:
 
 @asynccontextmanager
 async def keeping(tmp_path: Path) -> AsyncIterator[Kept]:
-    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    database = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
     await database.open()
     store = MeddledStore(SqlSessionStore(database))
     async with gateway(member("a")) as held, asyncio.TaskGroup() as group:
