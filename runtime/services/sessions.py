@@ -122,7 +122,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         for start in range(0, len(data), _PIECE):
             await context.write(pb.ExportResponse(data=data[start : start + _PIECE]))
 
-    async def Import(self, _requests: object, context: Context) -> pb.SessionState:  # type: ignore[override]  # as Guard says
+    async def Import(self, _requests: object, context: Context) -> pb.SessionState:
         # Each is in memory whole until it is checked.
         async with self._importing:
             name, bundle = await _uploaded(context)

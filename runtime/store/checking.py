@@ -78,10 +78,11 @@ def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
     if rows.columns != columns:
         raise damaged(f"its table {rows.table} has columns that this Baton does not know")
     for row in rows.rows:
-        if not isinstance(row, tuple) or len(row) != len(columns):
+        if len(row) != len(columns):
             raise damaged(f"a row of its {rows.table} has not one value a column")
         for column, letter, value in zip(columns, shape, row, strict=True):
-            if not (value is None if letter.isupper() and value is None else _FITS[letter.lower()](value)):
+            may_be_null = letter.isupper() and value is None
+            if not may_be_null and not _FITS[letter.lower()](value):
                 raise damaged(f"its {rows.table}.{column} holds what does not belong there")
     return [*rows.rows]
 

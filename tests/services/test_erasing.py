@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Awaitable
 from pathlib import Path
 
 import grpc
@@ -57,7 +58,7 @@ def data_key(state: Path, master: MasterKey, session: str) -> tuple[bytes, bytes
     return master.unwrap(SessionId(session), wrapped), wrapped
 
 
-async def refused(call: "grpc.aio.UnaryUnaryCall[object, object]") -> grpc.StatusCode:
+async def refused(call: Awaitable[object]) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return error.value.code()

@@ -33,18 +33,17 @@ def test_a_sealed_value_opens_at_its_own_place_only() -> None:
     assert seal.open(sealed, "items.payload", "turn-1", 0) == b"what was said"
     assert b"said" not in sealed
     assert seal.seal(b"what was said", "items.payload", "turn-1", 0) != sealed
-    elsewhere = (
-        lambda: seal.open(sealed, "items.payload", "turn-1", 1),
-        lambda: seal.open(sealed, "turns.asked", "turn-1", 0),
-        lambda: Seal(SessionId("sess-2"), bytes(KEY_BYTES)).open(sealed, "items.payload", "turn-1", 0),
-        lambda: Seal(SESSION, bytes([1] * KEY_BYTES)).open(sealed, "items.payload", "turn-1", 0),
-        lambda: seal.open(sealed[:-1], "items.payload", "turn-1", 0),
-        lambda: seal.open(b"\2" + sealed[1:], "items.payload", "turn-1", 0),
-        lambda: seal.open(b"", "items.payload", "turn-1", 0),
-    )
-    for opening in elsewhere:
+    for other, what, *place in (
+        (seal, sealed, "items.payload", "turn-1", 1),
+        (seal, sealed, "turns.asked", "turn-1", 0),
+        (Seal(SessionId("sess-2"), bytes(KEY_BYTES)), sealed, "items.payload", "turn-1", 0),
+        (Seal(SESSION, bytes([1] * KEY_BYTES)), sealed, "items.payload", "turn-1", 0),
+        (seal, sealed[:-1], "items.payload", "turn-1", 0),
+        (seal, b"\2" + sealed[1:], "items.payload", "turn-1", 0),
+        (seal, b"", "items.payload", "turn-1", 0),
+    ):
         with pytest.raises(DataCorrupt, match="cannot be opened"):
-            opening()
+            other.open(what, str(place[0]), *place[1:])
 
 
 def test_a_data_key_opens_under_its_master_key_and_for_its_session_only() -> None:
@@ -73,8 +72,9 @@ async def test_every_payload_in_every_table_is_sealed(store: SessionStore, kept:
                     if values[name] is not None:
                         seal.open(values[name], f"{table.name}.{name}", *ident)
                         looked += 1
-        (about,) = await tx.row("SELECT about FROM sessions WHERE id = $1", sess)
-        seal.open(about, "sessions.about")
+        about = await tx.row("SELECT about FROM sessions WHERE id = $1", sess)
+        assert about is not None
+        seal.open(about[0], "sessions.about")
         return looked
 
     assert await kept.read(look) == LOOKED
