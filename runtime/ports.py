@@ -268,6 +268,10 @@ class SessionStore(Protocol):
     ) -> Branch:
         """Move the head back to the turn `to`, or to the beginning. What came after it stays readable by its id."""
 
+    async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other. Raises `FailedPrecondition` naming `branch` for
+        `main`, and while a turn of it has not ended."""
+
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
     ) -> tuple[tuple[int, TurnId, Item], ...]:

@@ -154,6 +154,10 @@ class AsyncSessions:
         request = pb.RollbackRequest(session=session, branch=branch, turn=turn, idempotency_key=key or fresh_key())
         return await told(self._stub.Rollback(request))
 
+    async def delete_branch(self, session: str, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other."""
+        await told(self._stub.DeleteBranch(pb.DeleteBranchRequest(session=session, branch=branch)))
+
     async def erase(self, session: str) -> pb.EraseResponse:
         """Forget a session everywhere; tells what became of it where it was kept."""
         return await told(self._stub.Erase(pb.EraseRequest(session=session)))

@@ -163,6 +163,10 @@ class Sessions:
         answer: pb.Branch = told(lambda: self._stub.Rollback(request))
         return answer
 
+    def delete_branch(self, session: str, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other."""
+        told(lambda: self._stub.DeleteBranch(pb.DeleteBranchRequest(session=session, branch=branch)))
+
     def erase(self, session: str) -> pb.EraseResponse:
         """Forget a session everywhere; tells what became of it where it was kept."""
         answer: pb.EraseResponse = told(lambda: self._stub.Erase(pb.EraseRequest(session=session)))

@@ -114,6 +114,11 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         key = wire.unpack_key(request)
         return wire.pack_branch(await self._role.store.rollback(self._tenant, session, branch, to, key))
 
+    async def DeleteBranch(self, request: pb.DeleteBranchRequest, _context: Context) -> pb.DeleteBranchResponse:
+        branch = wire.unpack_branch(fields.name(request.branch, "branch", 64))
+        await self._role.store.drop_branch(self._tenant, wire.unpack_session_id(request.session), branch)
+        return pb.DeleteBranchResponse()
+
     async def Erase(self, request: pb.EraseRequest, _context: Context) -> pb.EraseResponse:
         return pack_erasure(await self._erasing.erase(self._tenant, wire.unpack_session_id(request.session)))
 

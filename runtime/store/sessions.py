@@ -19,7 +19,7 @@ from runtime.domain.sessions import (
 )
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import branching, erasing, looking, moving, opening, owning, running
+from runtime.store import branching, erasing, looking, moving, opening, owning, pruning, running
 from runtime.store.bundle import Bundle, read_bundle, write_bundle
 from runtime.store.checking import check_bundle
 from runtime.store.transaction import Database, Transaction
@@ -93,6 +93,11 @@ class SqlSessionStore:
         self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
     ) -> Branch:
         return await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+
+    async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
+        await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
+        with suppress(Unavailable):
+            await self._database.scrub()
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int

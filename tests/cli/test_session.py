@@ -48,6 +48,9 @@ def test_a_fork_and_a_rollback(target: str, session: str) -> None:
     assert "Three." in baton(target, "show", session, "--branch", "other")
     assert baton(target, "rollback", session, "1").startswith("Branch main has 0 turns and 0 tokens")
     assert "cannot be taken back" in baton(target, "rollback", session, "1", ends=2)
+    told = f"branch other of {session} is deleted.\n"
+    assert baton(target, "delete", session, "--branch", "other", "--yes") == told
+    assert "has no branch 'other'" in baton(target, "delete", session, "--branch", "other", "--yes", ends=1)
 
 
 def test_the_turn_that_runs_is_shown_to_its_end(target: str, session: str) -> None:

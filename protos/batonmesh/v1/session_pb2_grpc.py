@@ -89,6 +89,11 @@ class SessionsStub:
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_session__pb2.Branch.FromString,
                 _registered_method=True)
+        self.DeleteBranch = channel.unary_unary(
+                '/batonmesh.v1.Sessions/DeleteBranch',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.FromString,
+                _registered_method=True)
         self.Erase = channel.unary_unary(
                 '/batonmesh.v1.Sessions/Erase',
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.EraseRequest.SerializeToString,
@@ -187,6 +192,14 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteBranch(self, request, context):
+        """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+        has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Erase(self, request, context):
         """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
         and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
@@ -264,6 +277,11 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=batonmesh_dot_v1_dot_session__pb2.RollbackRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_session__pb2.Branch.SerializeToString,
+            ),
+            'DeleteBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBranch,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.SerializeToString,
             ),
             'Erase': grpc.unary_unary_rpc_method_handler(
                     servicer.Erase,
@@ -556,6 +574,33 @@ class Sessions:
             '/batonmesh.v1.Sessions/Rollback',
             batonmesh_dot_v1_dot_session__pb2.RollbackRequest.SerializeToString,
             batonmesh_dot_v1_dot_session__pb2.Branch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/DeleteBranch',
+            batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.FromString,
             options,
             channel_credentials,
             insecure,

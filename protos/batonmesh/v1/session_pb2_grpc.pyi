@@ -46,6 +46,10 @@ class SessionsStub:
     """A new branch that begins after a turn. Takes the same time whatever was said before."""
     Rollback: _aio.UnaryUnaryMultiCallable[_session_pb2.RollbackRequest, _session_pb2.Branch]
     """Moves a branch back to an earlier turn of its history."""
+    DeleteBranch: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteBranchRequest, _session_pb2.DeleteBranchResponse]
+    """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+    has not ended.
+    """
     Erase: _aio.UnaryUnaryMultiCallable[_session_pb2.EraseRequest, _session_pb2.EraseResponse]
     """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
     and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
@@ -152,6 +156,16 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_session_pb2.RollbackRequest, _abc.Awaitable[_session_pb2.Branch]],
     ) -> _abc.Awaitable[_session_pb2.Branch]:
         """Moves a branch back to an earlier turn of its history."""
+
+    @_abc_1.abstractmethod
+    def DeleteBranch(
+        self,
+        request: _session_pb2.DeleteBranchRequest,
+        context: _aio.ServicerContext[_session_pb2.DeleteBranchRequest, _abc.Awaitable[_session_pb2.DeleteBranchResponse]],
+    ) -> _abc.Awaitable[_session_pb2.DeleteBranchResponse]:
+        """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+        has not ended.
+        """
 
     @_abc_1.abstractmethod
     def Erase(

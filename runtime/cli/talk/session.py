@@ -103,14 +103,20 @@ def rollback(
 def delete(
     session: _Session,
     target: Target = DEFAULT_TARGET,
+    branch: Annotated[str | None, typer.Option(help="Only this branch, and what was said on no other.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
 ) -> None:
-    """Forget a session and all that was said in it."""
+    """Forget a session and all that was said in it, or a branch of it."""
+    what = session if branch is None else f"branch {branch} of {session}"
     with connected(target) as (client, _):
         client.sessions.get(session)
-        if yes or typer.confirm(f"Forget {session} for ever?", abort=True):
+        if not yes:
+            typer.confirm(f"Forget {what} for ever?", abort=True)
+        if branch is None:
             client.sessions.delete(session)
-    typer.echo(f"{session} is deleted.")
+        else:
+            client.sessions.delete_branch(session, branch)
+    typer.echo(f"{what} is deleted.")
 
 
 @app.command()
