@@ -1,16 +1,34 @@
 """Erased sessions at the stores: one transaction, a tombstone that outlives it, and who has been told."""
 
+from pathlib import Path
+
 import pytest
 
 from runtime.domain.erasure import WorkerReceipt
-from runtime.domain.sessions import MAIN, Ending, OnConflict, TurnEvent, TurnStatus
+from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, TurnEvent, TurnStatus
 from runtime.errors import NotFound, StaleAttempt, Unavailable
 from runtime.ids import BootId, WorkerId
 from runtime.ports import SessionStore
+from runtime.store.sessions import SqlSessionStore
 from runtime.store.transaction import Database
 from tests.store.conftest import Rows
-from tests.store.talking import COMMITTED, HERE, OTHER, TENANT, THERE, enqueued, key, opened, record, session, talked
+from tests.store.scanning import holding, opened_on, spellings
+from tests.store.talking import (
+    COMMITTED,
+    HERE,
+    MASTER,
+    OTHER,
+    TENANT,
+    THERE,
+    enqueued,
+    key,
+    opened,
+    record,
+    session,
+    talked,
+)
 
+CANARY = "my dog is called Rumpelstiltskin"
 NOWHERE = WorkerReceipt(WorkerId("decode-0"), BootId("boot-a"))
 ANSWERED = WorkerReceipt(WorkerId("decode-0"), BootId("boot-a"), 5, 2)
 
@@ -66,6 +84,41 @@ async def test_who_was_told_is_kept_until_no_late_start_can_come(store: SessionS
     await store.settle(sess, -1.0)
     assert await store.erasures() == ()
     assert (await store.erasure(TENANT, sess)).workers == (ANSWERED,)
+
+
+async def test_a_postgresql_server_has_nothing_of_it_that_could_be_read(database: str) -> None:
+    """Its files and its log hold no text, no token and no data key, before and after; its tables hold them sealed."""
+    from runtime.store.postgres import PostgresDatabase
+
+    folder = Path(database.rpartition("host=")[2])
+    kept = PostgresDatabase(database, MASTER)
+    await kept.open()
+    store = SqlSessionStore(kept)
+    sess = await session(store)
+    turn = record(sess, items=(Item("user", CANARY),), prompt=tuple(CANARY.encode()))
+    running = await opened(store, turn)
+    await store.append(running, TurnEvent(1, 0, (7,), CANARY))
+    row = await kept.read(lambda tx: tx.row("SELECT wrapped FROM session_keys"))
+    assert row is not None
+    key = MASTER.unwrap(sess, row[0])
+
+    async def found() -> set[str]:
+        everything = await kept.read(opened_on)
+        return {place for place, value in everything if any(each in value for each in spellings(CANARY))}
+
+    def on_disk() -> set[str]:
+        return {name for each in (key, *spellings(CANARY)) for name in holding(folder, each)}
+
+    assert await found() == {"items.payload", "turns.prompt", "events.text"}
+    assert on_disk() == set()
+    erased = await store.erase(TENANT, sess)
+    assert not erased.scrubbed, "the server's files are not ours to clear, and the receipt says so"
+    assert await found() == set()
+    assert await kept.read(lambda tx: tx.row("SELECT wrapped FROM session_keys")) is None
+    assert on_disk() == set()
+    await kept.write(lambda tx: tx.run("INSERT INTO owners (id, expires) VALUES ($1, 0)", CANARY))
+    assert on_disk(), "the same look finds what is not sealed"
+    await kept.close()
 
 
 async def test_files_that_could_not_be_cleared_yet_are_cleared_later(
