@@ -1,5 +1,6 @@
 """Payloads are unreadable without their session's data key, and that without the store's master key."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -121,21 +122,24 @@ async def test_a_store_under_another_master_key_is_left_alone(kept: Database, st
         await kept.write(schema.migrate)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 async def test_what_an_older_baton_wrote_in_the_clear_is_sealed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "state"
-    file = folder / "sessions.sqlite"
+    open_it = _sqlite(folder) if kind == "sqlite" else _postgres(request.getfixturevalue("database"))
     monkeypatch.setattr(schema, "MIGRATIONS", MIGRATIONS[:2])
-    older = SqliteDatabase(file, MASTER)
-    await older.open()
+    older = await open_it()
     await older.write(_in_the_clear)
     await older.close()
-    assert "sessions.sqlite" in scan_files(folder)
+    assert kind == "postgres" or "sessions.sqlite" in scan_files(folder)
     monkeypatch.undo()
-    newer = SqliteDatabase(file, MASTER)
-    await newer.open()
-    assert scan_files(folder) == set()
+    newer = await open_it()
+    assert kind == "postgres" or scan_files(folder) == set()
+    columns = [f"{table.name}.{name}" for table in TABLES for name in table.sealed]
+    for table, column in [name.split(".") for name in (*columns, "sessions.about")]:
+        for row in await newer.read(lambda tx, sql=f"SELECT {column} FROM {table}": tx.rows(sql)):  # type: ignore[misc]
+            assert row[0] is None or CANARY.encode() not in bytes(row[0]), column
     store = SqlSessionStore(newer)
     found, _ = await store.get(TENANT, SESSION)
     assert found.metadata == {"who": CANARY}
@@ -147,6 +151,26 @@ async def test_what_an_older_baton_wrote_in_the_clear_is_sealed(
     (event,) = (await store.progress(TENANT, SESSION, taken.id, 0)).events
     assert (event.tokens, event.text) == ((7,), CANARY)
     await newer.close()
+
+
+def _sqlite(folder: Path) -> Callable[[], Awaitable[Database]]:
+    async def open_it() -> Database:
+        database = SqliteDatabase(folder / "sessions.sqlite", MASTER)
+        await database.open()
+        return database
+
+    return open_it
+
+
+def _postgres(dsn: str) -> Callable[[], Awaitable[Database]]:
+    async def open_it() -> Database:
+        from runtime.store.postgres import PostgresDatabase
+
+        database = PostgresDatabase(dsn, MASTER)
+        await database.open()
+        return database
+
+    return open_it
 
 
 def scan_files(folder: Path) -> set[str]:
