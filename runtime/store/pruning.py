@@ -52,7 +52,8 @@ def _reached(lines: dict[int, tuple[int | None, int]], places: list[tuple[int, i
         at: int | None = line
         while at is not None and depth > reached.get(at, -1):
             reached[at] = depth
-            at, depth = lines[at][0], min(lines[at][1], depth)
+            parent, base = lines[at]
+            at, depth = parent, min(base, depth)
     return reached
 
 

@@ -57,9 +57,9 @@ async def test_a_thousand_forks_of_a_long_parent_cost_the_same_rows_and_leave_no
     alive = [MAIN]
     for number in range(forks):
         had = await rows()
-        at = TurnId(f"turn-{chance.randrange(10)}") if chance.random() < 0.5 else None
-        source = MAIN if at is not None else chance.choice(alive)
-        await store.fork(TENANT, sess, source, at, f"fork-{number}", None)
+        turn = TurnId(f"turn-{chance.randrange(10)}") if chance.random() < 0.5 else None
+        source = chance.choice(alive) if turn is None else MAIN
+        await store.fork(TENANT, sess, source, turn, f"fork-{number}", None)
         now = await rows()
         assert {table: now[table] - had[table] for table in now if now[table] != had[table]} == FORKED
         alive.append(f"fork-{number}")
