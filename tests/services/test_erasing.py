@@ -12,11 +12,13 @@ from batonmesh.v1 import common_pb2
 from batonmesh.v1 import session_pb2 as pb
 from runtime.domain.pages import extend_chain
 from runtime.engine.simulated import SimulatedTokenizer
-from runtime.ids import PageId, SessionId
+from runtime.ids import PageId, SessionId, TenantId
 from runtime.mesh.local import LocalMesh
 from runtime.mesh.tenants import open_tenants
 from runtime.roles.decode import DecodeRole
+from runtime.store.erasing import erase
 from runtime.store.sealing import MasterKey
+from runtime.store.sqlite import SqliteDatabase
 from tests.services.session_mesh import Seen, User, expected, run, session_mesh
 from tests.store.scanning import holding, scan
 
@@ -157,3 +159,32 @@ async def test_workers_that_were_not_there_are_told_when_they_come(tmp_path: Pat
         refusal = role._forgetting.refusal(SessionId(session))
         assert refusal is not None
         assert not refusal.status.retryable
+
+
+async def test_what_a_gateway_had_no_time_to_tell_is_told_by_the_next_that_looks(tmp_path: Path) -> None:
+    """The tombstone is durable, and then the gateway that wrote it is no more."""
+    state = tmp_path / "state"
+    async with session_mesh(state, base_ms=2.0) as (mesh, user):
+        session = await user.create()
+        await user.run(session, CANARY)
+        _, reading = await decoding(user, session)
+        ids = chain(mesh, CANARY)
+        master = MasterKey((state / "sessions.key").read_bytes())
+        _, wrapped = data_key(state, master, session)
+        database = SqliteDatabase(state / "sessions.sqlite", master)
+        await database.open()
+        await database.write(lambda tx: erase(tx, TenantId("default"), SessionId(session)))
+        await database.close()
+
+        assert await refused(reading) is grpc.StatusCode.NOT_FOUND
+        async with asyncio.timeout(20):
+            while resident(mesh, ids):  # noqa: ASYNC110 - told by no event
+                await asyncio.sleep(0.05)
+            while not all(each.done for each in await receipts(user, session)):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)
+        assert {each.store for each in await receipts(user, session)} == {"sessions", *mesh.workers}
+        assert scan(state, CANARY, master) | holding(state, wrapped) == set()
+
+
+async def receipts(user: User, session: str) -> list[pb.ErasureReceipt]:
+    return [*(await user.stub.Erase(pb.EraseRequest(session=session), timeout=20)).receipts]
