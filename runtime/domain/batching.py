@@ -140,6 +140,7 @@ class Batcher:
         if taken is None:
             return False
         entry.table, hits = taken
+        self.pool.read_by(entry.table[:hits], entry.sequence.session)
         entry.local = entry.computed = min(hits * self._spec.page_tokens, entry.target)
         return True
 
@@ -287,6 +288,7 @@ class Batcher:
             return NoRoom(entry.sequence.id)
         self._passed += waits
         entry.table, hits = taken
+        self.pool.read_by(entry.table[:hits], entry.sequence.session)
         entry.local = hits * self._spec.page_tokens
         entry.phase = Phase.AWAITING
         return Reserved(entry.sequence.id, entry.local)
@@ -313,6 +315,7 @@ class Batcher:
         self._extend(entry)
         for index in range(entry.published, full):
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
+        self.pool.read_by(entry.table[entry.published : full], entry.sequence.session)
         entry.published = full
 
     def _grow(self, entry: Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:

@@ -11,7 +11,7 @@ from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
-from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Start:
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
     priority: int = 0
+    session: SessionId | None = None
 
     @property
     def scored(self) -> bool:
@@ -182,6 +183,7 @@ class PrefillCall:
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
     priority: int = 0
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
-from runtime.ids import PageId, SequenceId
+from runtime.ids import PageId, SequenceId, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,15 @@ StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | Se
 
 @quick
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a `Forget` did: pages dropped, and pages of the session that stay because others have used them as well."""
+
+    session: SessionId
+    dropped: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What an engine has to do: sequences by state, tokens still to prefill, pages."""
 
@@ -176,6 +185,7 @@ class StepOutput:
     pages_freed: bool = False
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,4 +214,11 @@ class Cancel:
     sequence: SequenceId
 
 
-EngineCommand = Submit | Land | Run | Cancel
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop what the prefix cache has of a session, whose sequences were cancelled before."""
+
+    session: SessionId
+
+
+EngineCommand = Submit | Land | Run | Cancel | Forget
