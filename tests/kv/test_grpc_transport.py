@@ -193,6 +193,7 @@ async def test_a_push_under_an_older_epoch_is_refused_and_the_connection_stays(s
     with pytest.raises(StaleAttempt, match="epoch 2, not 1"):
         await push_one(sender, replace(ticket, epoch=1))
     assert landing.events == []
+    assert set(receiver.transport.transfers.refused) == {"epoch"}
     await push_one(sender, ticket)
     assert [type(event) for event in landing.events] == [FrameArrived, CommitArrived]
 

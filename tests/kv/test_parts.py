@@ -94,8 +94,8 @@ def test_heads_that_come_again_change_nothing_and_cost_nothing() -> None:
 
 def test_pages_are_joined_apart_by_identity_place_and_tokens() -> None:
     spec = of_heads(2)
-    joined = Joined(spec, 4)
-    pages = [page(spec, 3, 5), page(spec, 3, 6), page(spec, 4, 5), replace(page(spec, 3, 5), page=PageId(b"x" * 16))]
+    joined, one = Joined(spec, 4), page(spec, 3)
+    pages = [one, replace(one, index=6), page(spec, 4), replace(one, page=PageId(b"x" * 16))]
     assert [joined.add(cut_heads(each, spec, range(1))) for each in pages] == [None] * 4
     assert [joined.add(cut_heads(each, spec, range(1, 2))) for each in pages] == pages
 
