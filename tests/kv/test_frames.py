@@ -94,6 +94,7 @@ def test_a_cut_or_extended_frame_is_found_at_every_length() -> None:
         ("valid_tokens", 44, "<I", 9),
         ("payload_bytes", 44, "<I", 7),
         ("layer_group", 48, "<H", 1),
+        ("layer_groups", 50, "<H", 0),
         ("layer_groups", 50, "<H", 2),
         ("first_head", 52, "<H", 3),
         ("heads", 52, "<H", 1),

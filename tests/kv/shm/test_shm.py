@@ -148,9 +148,9 @@ async def test_who_did_not_say_hello_is_granted_nothing(side: Side) -> None:
 
 async def test_a_frame_that_no_slot_holds_is_not_written(side: Side) -> None:
     landing = side.expect("one")
-    wide = FrameCodec(replace(SPEC, page_tokens=2 * SPEC.page_tokens))
-    writers = ShmWriters(wide)
-    large = replace(frame(0), valid_tokens=2 * SPEC.page_tokens, payload=bytes(2 * SPEC.page_bytes))
+    wide = replace(SPEC, page_tokens=8 * SPEC.page_tokens)
+    writers = ShmWriters(FrameCodec(wide))
+    large = replace(frame(0), valid_tokens=wide.page_tokens, payload=bytes(wide.page_bytes))
     try:
         async with writers.open(ticket("one"), side.receiver.endpoint) as sender:
             with pytest.raises(Incompatible, match="more than the receiver's slots hold"):
@@ -163,8 +163,8 @@ async def test_a_frame_that_no_slot_holds_is_not_written(side: Side) -> None:
 async def test_a_writer_unmaps_before_its_socket_ends(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the socket is what tells the receiver that nothing can be written any more."""
     done: list[str] = []
-    kinds: tuple[tuple[Any, str], ...] = ((Arena, "unmapped"), (Connection, "socket ended"))
-    for kind, name in kinds:
+    ends: tuple[tuple[Any, str], ...] = ((Arena, "unmapped"), (Connection, "socket ended"))
+    for kind, name in ends:
 
         def closing(closed: object, close: Callable[[object], None] = kind.close, name: str = name) -> None:
             done.append(name)
