@@ -17,10 +17,12 @@ from runtime.faults import describe
 from runtime.kv_settings import HandoffConfig, KvConfig
 from runtime.on_neuron import NeuronConfig
 from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
+from runtime.sealing import SealingConfig
 from runtime.section import Name
 from runtime.section import Section as _Section
 
 SHIPPED = "shipped"
+_PATHS = (("mesh", "state"), ("tls", "folder"), ("access", "keys"), ("sealing", "key"))
 Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -233,6 +235,7 @@ class Config(_Section):
     )
     gateway: GatewayConfig = GatewayConfig()
     sessions: SessionsConfig = SessionsConfig()
+    sealing: SealingConfig = SealingConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
     tls: TlsConfig = TlsConfig()
@@ -278,6 +281,11 @@ class Config(_Section):
     def keys(self) -> Path:
         """The file of the API keys' hashes."""
         return self.access.keys or self.state / "keys.json"
+
+    @property
+    def master_key(self) -> Path:
+        """The file of the key that sessions' data keys are under."""
+        return self.sealing.key or self.state / "sessions.key"
 
     def _check_ranks(self, worker: WorkerConfig) -> None:
         ranks = self.ranks(worker)
@@ -359,17 +367,15 @@ def parse_config(content: dict[str, Any], source: str) -> Config:
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    model, mesh, tls, access = config.model, config.mesh, config.tls, config.access
+    model = config.model
     if model.path != SHIPPED:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
-    if mesh.state is not None:
-        mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
-    if tls.folder is not None:
-        tls = tls.model_copy(update={"folder": folder / tls.folder.expanduser()})
-    if access.keys is not None:
-        access = access.model_copy(update={"keys": folder / access.keys.expanduser()})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
-    anchored = {"model": model, "mesh": mesh, "tls": tls, "access": access, "workers": workers}
+    anchored: dict[str, object] = {"model": model, "workers": workers}
+    for section, field in _PATHS:
+        settings = getattr(config, section)
+        if (path := getattr(settings, field)) is not None:
+            anchored[section] = settings.model_copy(update={field: folder / path.expanduser()})
     return config.model_copy(update=anchored)
 
 

@@ -12,7 +12,7 @@ from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import LayerGroup
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
-from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Start:
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
     priority: int = 0
+    session: SessionId | None = None
 
     @property
     def scored(self) -> bool:
@@ -190,6 +191,7 @@ class PrefillCall:
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
     priority: int = 0
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

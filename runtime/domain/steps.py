@@ -12,7 +12,7 @@ from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
-from runtime.ids import PageId, SequenceId
+from runtime.ids import PageId, SequenceId, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,15 @@ StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | Se
 
 @quick
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a `Forget` did: pages dropped, and pages of the session that stay because others have used them as well."""
+
+    session: SessionId
+    dropped: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What an engine has to do: sequences by state, tokens still to prefill, pages."""
 
@@ -192,6 +201,7 @@ class StepOutput:
     pages_freed: bool = False
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,4 +230,11 @@ class Cancel:
     sequence: SequenceId
 
 
-EngineCommand = Submit | Land | Run | Cancel
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop what the prefix cache has of a session, whose sequences were cancelled before."""
+
+    session: SessionId
+
+
+EngineCommand = Submit | Land | Run | Cancel | Forget

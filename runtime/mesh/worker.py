@@ -33,6 +33,7 @@ from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
+from runtime.services.erasing import ErasureService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
 
@@ -96,6 +97,7 @@ async def worker_process(
             role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
+        server.add(ErasureService(role))
         pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
         group = await stack.enter_async_context(Scope())

@@ -18,7 +18,11 @@ _ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
     return pb.PrefillRequest(
-        tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket), priority=call.priority
+        tenant=call.tenant,
+        tokens=call.tokens,
+        ticket=pack_ticket(call.ticket),
+        priority=call.priority,
+        session=call.session or "",
     )
 
 
@@ -28,6 +32,7 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
         tokens=fields.tokens(message.tokens, "tokens", least=2),
         ticket=unpack_ticket(message.ticket),
         priority=message.priority,
+        session=fields.session(message.session),
     )
 
 

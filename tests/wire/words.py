@@ -38,7 +38,7 @@ from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampli
 from runtime.domain.spec import DTYPE_BYTES, Kind, LayerGroup
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError, from_code
-from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
 
 T = TypeVar("T")
@@ -79,6 +79,7 @@ SAMPLINGS = st.builds(
     banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
+SESSIONS = st.none() | st.text(min_size=1, max_size=64).map(SessionId)
 STARTS = st.builds(
     Start,
     ref=REFS,
@@ -89,6 +90,7 @@ STARTS = st.builds(
     candidates=st.lists(CANDIDATES, max_size=4).map(tuple),
     remaining_ms=POSITIVE,
     priority=I32,
+    session=SESSIONS,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -168,7 +170,7 @@ TICKETS = st.builds(
     parts=st.booleans(),
 )
 PREFILL_CALLS = st.builds(
-    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32
+    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32, SESSIONS
 )
 PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64, MILLISECONDS, MILLISECONDS)
 
