@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
+from runtime.kv_settings import HandoffConfig, KvConfig
 from runtime.on_neuron import NeuronConfig
 from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
 from runtime.sealing import SealingConfig
@@ -108,11 +109,13 @@ class WorkerConfig(_Section):
     tensor_parallel: int | None = Field(default=None, ge=1, le=64)
     device: Literal["cpu", "neuron", "cuda"] = "cpu"
     neuron: NeuronConfig | None = None
+    kv: KvConfig = KvConfig()
 
     @model_validator(mode="after")
     def _of_its_device(self) -> Self:
         if self.neuron is not None and self.device != "neuron":
             raise ValueError(f"neuron is for device neuron, not {self.device}")
+        self.kv.check_device(self.device)
         return self
 
     @property
@@ -177,18 +180,6 @@ class SessionsConfig(_Section):
         if where.password is not None or "password" in parse_qs(where.query):
             raise ValueError("holds a password, which belongs into ~/.pgpass or the file that PGPASSFILE names")
         return store
-
-
-class HandoffConfig(_Section):
-    """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
-    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
-
-    remote_min_tokens: int = Field(default=64, ge=1)
-    transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["auto", "grpc"] = "auto"
-    staging_mib: int = Field(default=64, ge=1, le=65_536)
-    wire: Literal["plain", "fp8", "int8"] = "plain"
 
 
 class TimingConfig(_Section):
@@ -314,6 +305,8 @@ class Config(_Section):
             )
 
     def _check_pool(self, worker: WorkerConfig) -> None:
+        if self.model.simulated is not None and worker.kv != KvConfig():
+            raise ValueError(f"model.simulated has no tensors: workers {worker.name} must have no kv")
         if worker.neuron_cores and not self.engine.kv_sized:
             raise ValueError(
                 f"engine.kv_mib is needed: workers {worker.name} are on Neuron cores, which do not tell what is free"

@@ -60,11 +60,24 @@ class Chunk:
 
 
 class Encoding(enum.Enum):
-    """How a payload is written: as the model computes it, or smaller and with losses for the way between workers."""
+    """How a payload is written: as the model computes it, or smaller and with losses for the way between workers.
+
+    `FP8` stays within what every chip's e4m3 has, 240; `FP8_448` goes to the end of OCP's, which some chips lack.
+    """
 
     PLAIN = "plain"
     FP8 = "fp8"
     INT8 = "int8"
+    FP8_448 = "fp8_448"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of a page, the KV heads from `first_head` on, `heads` of them, in one group of the model's layers."""
+
+    group: int
+    first_head: int
+    heads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,8 @@ class Frame:
     `encoding` says otherwise.
 
     `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload. A payload that
-    is a view lies in the message that brought it, and keeps it.
+    is a view lies in the message that brought it, and keeps it. Without `part` it is the whole page, of all groups one
+    after the other; without `dtype` its elements are of the model's.
     """
 
     page: PageId
@@ -81,6 +95,8 @@ class Frame:
     valid_tokens: int
     payload: bytes | memoryview = field(repr=False)
     encoding: Encoding = Encoding.PLAIN
+    part: Part | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

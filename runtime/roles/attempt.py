@@ -145,6 +145,8 @@ class Attempt:
             max(remaining, 1),
             role.transport.offers,
             role.settings.encoding,
+            role.settings.dtypes,
+            parts=True,
         )
 
     def _pages(self, local_tokens: int) -> list[TicketPage]:

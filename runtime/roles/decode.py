@@ -54,7 +54,7 @@ class DecodeSettings:
     """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
-    pages may be made on their way here."""
+    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's."""
 
     policy: r.Policy
     progress_s: float = 10.0
@@ -62,6 +62,7 @@ class DecodeSettings:
     heartbeat_s: float = 1.0
     batches: int = 4096
     encoding: Encoding = Encoding.PLAIN
+    dtypes: tuple[str, ...] = ()
 
 
 class Link:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.domain.messages import PrefillCall, PrefillDone
+from runtime.domain.messages import PrefillCall, PrefillDone, Ticket
 from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
@@ -67,8 +67,7 @@ class PrefillRole:
             raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
         if (erased := self._forgetting.refusal(call.session)) is not None:
             raise erased
-        if not ticket.pages:
-            raise InvalidArgument("the ticket names no page", field="ticket.pages")
+        self._check_form(ticket)
         sequence = Sequence(
             SequenceId(ticket.transfer),
             call.tokens,
@@ -94,6 +93,22 @@ class PrefillRole:
         finally:
             del self._running[sequence.id]
             self.engine.tell(Cancel(sequence.id))
+
+    def _check_form(self, ticket: Ticket) -> None:
+        """Refuse by name what this worker's pages cannot be made into."""
+        spec = self.engine.spec
+        if not ticket.pages:
+            raise InvalidArgument("the ticket names no page", field="ticket.pages")
+        if not ticket.takes(spec.dtype):
+            taken = " and ".join((ticket.dtype, *ticket.dtypes))
+            raise Incompatible(
+                f"the ticket takes pages computed in {taken} alone, and these are in {spec.dtype}", field="ticket.dtype"
+            )
+        if len(spec.page_groups) > 1 and not ticket.parts:
+            raise Incompatible(
+                f"a page has {len(spec.page_groups)} groups of layers here, and the receiver joins no parts",
+                field="ticket.parts",
+            )
 
     async def _push(self, call: PrefillCall, running: "_Running", sender: Sender) -> PrefillDone:
         wanted = {page.index for page in call.ticket.pages}

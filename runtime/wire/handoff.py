@@ -9,6 +9,7 @@ from runtime.domain.steps import Encoding
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
 from runtime.wire import fields
+from runtime.wire.pages import unpack_dtypes
 
 _PAGE_ID_BYTES = 16
 _MAX_OFFERS = 16
@@ -68,6 +69,8 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         remaining_ms=ticket.remaining_ms,
         offers=[kv.Offer(transport=offer.transport, endpoint=offer.endpoint) for offer in ticket.offers],
         encoding=ticket.encoding.value,
+        dtypes=ticket.dtypes,
+        parts=ticket.parts,
     )
 
 
@@ -86,6 +89,8 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
         offers=_unpack_offers(message),
         encoding=_ENCODINGS.get(fields.text(message.encoding, "ticket.encoding", 32), Encoding.PLAIN),
+        dtypes=unpack_dtypes(message.dtypes, "ticket.dtypes"),
+        parts=message.parts,
     )
 
 
