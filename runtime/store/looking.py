@@ -1,5 +1,8 @@
 """What the transactions read: sessions, branches, turns and the history that a branch stands on."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -24,15 +27,17 @@ from runtime.store.packing import (
     unpack_asked,
     unpack_ending,
     unpack_events,
+    unpack_instructions,
     unpack_item,
     unpack_tokens,
 )
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = "SELECT id, tenant, model, created, rerender, about FROM sessions"
+_SESSION = "SELECT id, tenant, model, created, rerender, about, hidden FROM sessions"
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
     t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending FROM turns t JOIN sessions s ON s.id = t.session"""
+_ITEMS = "SELECT payload FROM items WHERE turn = $1 ORDER BY number"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -56,11 +61,13 @@ async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, l
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
     if after is None:
-        rows = await tx.rows(f"{_SESSION} WHERE tenant = $1 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit)
+        rows = await tx.rows(
+            f"{_SESSION} WHERE tenant = $1 AND hidden = 0 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit
+        )
     else:
         rows = await tx.rows(
-            f"{_SESSION} WHERE tenant = $1 AND (created, id) < (SELECT created, id FROM sessions WHERE id = $2"
-            " AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
+            f"{_SESSION} WHERE tenant = $1 AND hidden = 0 AND (created, id) <"
+            " (SELECT created, id FROM sessions WHERE id = $2 AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
             tenant,
             after,
             limit,
@@ -94,6 +101,14 @@ async def turn_in(tx: Transaction, tenant: TenantId, session: SessionId, turn: T
     return found
 
 
+async def shown_turn(tx: Transaction, tenant: TenantId, turn: TurnId) -> TurnRecord:
+    """By its id alone. Raises `NotFound`, the same for another tenant's and for one that is no response."""
+    row = await tx.row(f"{_TURN} WHERE t.id = $1 AND s.tenant = $2 AND t.hidden = 0", turn, tenant)
+    if row is None:
+        raise NotFound("there is no such turn", field="turn")
+    return await turn_from(tx, row)
+
+
 async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> TurnRecord | None:
     row = await tx.row(
         f"{_TURN} JOIN branches b ON b.session = t.session AND b.name = t.branch WHERE t.session = $1 AND t.branch = $2"
@@ -105,8 +120,11 @@ async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> Tur
 
 
 async def known_turn(tx: Transaction, session: SessionId, key: Key) -> TurnRecord | None:
+    """Another try of a request whose turn failed is a turn of its own: nothing was committed."""
     result = await known_result(tx, session, key)
-    return None if result is None else await turn_of(tx, TurnId(result))
+    found = None if result is None else await turn_of(tx, TurnId(result))
+    failed = found is not None and found.status is TurnStatus.FAILED
+    return None if failed and key.window_s is not None else found
 
 
 async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
@@ -122,32 +140,42 @@ async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
     return str(row[1])
 
 
-async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> Context:
+async def context_of(
+    tx: Transaction, tenant: TenantId, session: SessionId, name: str, instructions: str | None
+) -> Context:
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
     rows = await tx.rows(
-        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot FROM path p JOIN segments s ON s.session = $1"
+        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.total FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
         session,
         branch.place.line,
         branch.place.depth,
     )
     tokens: list[int] = []
-    chain = ROOT_CHAIN
-    for row in rows:
+    chain, answers = ROOT_CHAIN, 0
+    for depth, row in enumerate(rows, start=1):
         segment = unpack_tokens(row[1])
-        if found.rerender:
-            tokens, chain = [], ROOT_CHAIN  # each of them is the whole context
+        if len(segment) == row[4]:
+            tokens, chain = [], ROOT_CHAIN  # it is the whole context
         chain = chained(chain, segment)
         if chain != bytes(row[0]):
             raise DataCorrupt(f"the committed tokens of turn {row[2]} are not those that were committed")
         tokens.extend(segment)
+        answers = depth if segment else answers
     if len(rows) != branch.place.depth:
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
-    preamble = await _preamble(tx, rows[0][2]) if rows else ()
-    items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
-    boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
-    return Context(found, branch, tuple(tokens), preamble, boot, items)
+    answered, added = [TurnId(row[2]) for row in rows[:answers]], [TurnId(row[2]) for row in rows[answers:]]
+    boot = BootId(rows[answers - 1][3]) if answers and rows[answers - 1][3] is not None else None
+    before = await _instructions_of(tx, answered[-1]) if answered else None
+    preamble = await _preamble(tx, answered)
+    if before is not None:
+        preamble = (Item("system", before), *preamble)
+    context = Context(found, branch, tuple(tokens), preamble, boot, instructions=before)
+    if context.anew(instructions):
+        return replace(context, items=tuple(item for *_, item in await items_at(tx, session, branch.place)))
+    unrendered = [item for turn in added for item in await _items_of(tx, turn)]
+    return replace(context, unrendered=tuple(unrendered))
 
 
 async def items_at(
@@ -182,21 +210,31 @@ async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, tur
     return Progress(found, unpack_events(row[0], after))
 
 
-async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
-    leading = []
-    for row in await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", turn):
-        item = unpack_item(row[0])
-        if item.role not in ("system", "developer"):
-            break
-        leading.append(item)
+async def _preamble(tx: Transaction, turns: Sequence[TurnId]) -> tuple[Item, ...]:
+    leading: list[Item] = []
+    for turn in turns:
+        for item in await _items_of(tx, turn):
+            if item.role not in ("system", "developer"):
+                return tuple(leading)
+            leading.append(item)
     return tuple(leading)
 
 
+async def _items_of(tx: Transaction, turn: TurnId) -> list[Item]:
+    return [unpack_item(row[0]) for row in await tx.rows(_ITEMS, turn)]
+
+
+async def _instructions_of(tx: Transaction, turn: TurnId) -> str | None:
+    row = await tx.row("SELECT asked FROM turns WHERE id = $1", turn)
+    return None if row is None else unpack_instructions(row[0])
+
+
 def _session(row: Row) -> Session:
-    ident, tenant, model, created, rerender, packed = row
+    ident, tenant, model, created, rerender, packed, hidden = row
     about = unpack(packed)
+    metadata, vocabulary = about["metadata"], about["vocabulary"]
     return Session(
-        SessionId(ident), TenantId(tenant), model, created, bool(rerender), about["metadata"], about["vocabulary"]
+        SessionId(ident), TenantId(tenant), model, created, bool(rerender), metadata, vocabulary, bool(hidden)
     )
 
 
@@ -207,7 +245,7 @@ def _branch(row: Row) -> Branch:
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
     """Raises `DataCorrupt` when it makes no sense to this Baton."""
-    payloads = await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", row[0])
+    payloads = await tx.rows(_ITEMS, row[0])
     try:
         return _turn(row, tuple(unpack_item(payload[0]) for payload in payloads))
     except UNREADABLE as error:

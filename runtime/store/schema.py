@@ -41,7 +41,14 @@ _FIRST = (
 )
 # When a key was used, for those that count for a while only.
 _SECOND = ("ALTER TABLE keys ADD COLUMN at BIGINT NOT NULL DEFAULT 0",)
-MIGRATIONS = (_FIRST, _SECOND)
+# What is there without being listed: sessions that were made for a response, turns that are no response (any more).
+_THIRD = (
+    "ALTER TABLE sessions ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE turns ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX sessions_shown ON sessions (tenant, created, id) WHERE hidden = 0",
+    "DROP INDEX sessions_listed",
+)
+MIGRATIONS = (_FIRST, _SECOND, _THIRD)
 
 
 async def migrate(tx: Transaction) -> None:
