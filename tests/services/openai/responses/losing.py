@@ -1,6 +1,7 @@
 """A real proxy between a client and a gateway, that loses answers after the gateway has given them."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -41,7 +42,8 @@ class LosingProxy:
                 self.cut = None
             else:
                 writer.write(answer)
-            await writer.drain()
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
         finally:
             writer.close()
 

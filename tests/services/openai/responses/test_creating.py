@@ -1,5 +1,7 @@
 """Responses by OpenAI's unmodified client: created, told as a stream, gone on from. A response is a turn."""
 
+import asyncio
+
 from openai.types.responses import Response
 
 from batonmesh.v1 import session_pb2 as pb
@@ -36,6 +38,12 @@ async def test_a_response_goes_on_from_another_one(api: Api) -> None:
     other = await api.ask("Is it a cat?", previous_response_id=one.id)
     assert other.output_text == words(expected(texts[0], "Is it a cat?")[1])
     assert (await api.ask(texts[2], previous_response_id=two.id)).output_text == answers[2]
+
+
+async def test_many_go_on_from_one_at_the_same_time(api: Api) -> None:
+    one = await api.ask("Hello.")
+    many = await asyncio.gather(*(api.ask(f"And {n}?", previous_response_id=one.id) for n in range(8)))
+    assert [each.output_text for each in many] == [words(expected("Hello.", f"And {n}?")[1]) for n in range(8)]
 
 
 async def test_a_stream_has_the_events_of_openai(api: Api) -> None:

@@ -13,6 +13,8 @@ from tests.services.openai.responses.conftest import Api, texts, words
 from tests.services.openai.responses.losing import LosingProxy
 from tests.services.session_mesh import NEW, expected
 
+LONG = 500
+
 
 @pytest.fixture
 async def proxy(api: Api) -> AsyncIterator[LosingProxy]:
@@ -79,6 +81,16 @@ async def test_a_lost_stream_begins_again_and_a_cut_one_is_resumed(unlucky: Api,
     text = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
     assert text == words(expected("Hello.", "Again.")[1])
     assert (await unlucky.user.branch(f"sess-{made.id.removeprefix('conv_')}")).turns == 2
+
+
+async def test_a_client_that_loses_patience_comes_back_to_the_turn_that_runs(unlucky: Api, proxy: LosingProxy) -> None:
+    made = await unlucky.client.conversations.create()
+    proxy.tries = 0
+    impatient = Api(proxy.url, unlucky.client.with_options(timeout=0.2, max_retries=20), unlucky.user, unlucky.file)
+    answer = await impatient.ask("Hello.", conversation=made.id, max_output_tokens=LONG)
+    assert proxy.tries > 1
+    assert answer.output_text == words(expected("Hello.", tokens=LONG)[0])
+    assert (await unlucky.user.branch(f"sess-{made.id.removeprefix('conv_')}")).turns == 1
 
 
 async def test_items_that_are_added_and_conversations_are_one_too(unlucky: Api, proxy: LosingProxy) -> None:
