@@ -138,3 +138,20 @@ async def test_a_conversation_that_is_busy_says_so(api: Api) -> None:
     await api.client.responses.cancel(running.id)
     assert (await api.client.conversations.items.list(made.id)).data == []
     assert (await api.ask("Now.", conversation=made.id)).output_text == words(expected("Now.")[0])
+
+
+async def test_a_session_is_a_conversation_and_its_turns_are_responses(api: Api) -> None:
+    session = await api.user.create()
+    first = (await api.user.run(session, "Hello.")).end
+    found = await api.client.responses.retrieve(f"resp_{first.id.removeprefix('turn-')}")
+    assert found.output_text == words(expected("Hello.")[0])
+    assert found.conversation is not None
+    assert found.conversation.id == f"conv_{session.removeprefix('sess-')}"
+    second = await api.ask("And?", conversation=found.conversation.id)
+    assert second.output_text == words(expected("Hello.", "And?")[1])
+    raw = await api.client.responses.with_raw_response.create(model="simulated", input="x", max_output_tokens=1)
+    hidden = raw.headers["x-baton-session"].removeprefix("sess-")
+    with pytest.raises(openai.NotFoundError):
+        await api.client.conversations.retrieve(f"conv_{hidden}")
+    with pytest.raises(openai.NotFoundError):
+        await api.ask("Hello.", conversation=f"conv_{hidden}")
