@@ -1,4 +1,4 @@
-"""What was said on a branch, in pages from either end and one by one. Costs a page, whatever the history."""
+"""What was said on a branch, in pages from either end and one by one. Never what a turn said that did not commit."""
 
 from runtime.domain.sessions import Branch, Said
 from runtime.errors import NotFound
