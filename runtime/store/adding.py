@@ -6,6 +6,7 @@ from runtime.store.looking import branch_of, known_turn, session_of, turn_of
 from runtime.store.opening import insert_turn, remember
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_tokens
 from runtime.store.running import chain_at
+from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
 
 
@@ -25,7 +26,9 @@ async def add_items(tx: Transaction, turn: TurnRecord, key: Key | None) -> TurnR
     ending = turn.ending
     assert ending is not None, "it has ended when it begins"
     await insert_turn(tx, turn, 0)
-    await tx.run("UPDATE turns SET hidden = 1, ending = $2 WHERE id = $1", turn.id, pack_ending(ending, (), ()))
+    seal = await seal_of(tx, turn.session)
+    sealed = seal.seal(pack_ending(ending, (), ()), "turns.ending", turn.id)
+    await tx.run("UPDATE turns SET hidden = 1, ending = $2 WHERE id = $1", turn.id, sealed)
     depth = branch.place.depth + 1
     await tx.run(
         "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens)"
@@ -36,7 +39,7 @@ async def add_items(tx: Transaction, turn: TurnRecord, key: Key | None) -> TurnR
         turn.id,
         branch.tokens,
         chained(await chain_at(tx, turn.session, branch.place) if branch.tokens else ROOT_CHAIN, ()),
-        pack_tokens(()),
+        seal.seal(pack_tokens(()), "segments.tokens", turn.id),
     )
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4 WHERE session = $1 AND name = $2",

@@ -31,13 +31,16 @@ from runtime.store.packing import (
     unpack_item,
     unpack_tokens,
 )
+from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = "SELECT id, tenant, model, created, rerender, about, hidden FROM sessions"
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, s.hidden, k.wrapped
+    FROM sessions s JOIN session_keys k ON k.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
-    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending FROM turns t JOIN sessions s ON s.id = t.session"""
-_ITEMS = "SELECT payload FROM items WHERE turn = $1 ORDER BY number"
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped
+    FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
+_ITEMS = "SELECT turn, number, payload FROM items WHERE turn = $1 ORDER BY number"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -53,26 +56,29 @@ def _no_session() -> NotFound:
 
 async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, lock: bool = False) -> Session:
     suffix = " FOR UPDATE" if lock else ""
-    row = await tx.row(f"{_SESSION} WHERE id = $1 AND tenant = $2{suffix}", session, tenant)
+    row = await tx.row(f"{_SESSION} WHERE s.id = $1 AND s.tenant = $2{suffix}", session, tenant)
     if row is None:
         raise _no_session()
-    return _session(row)
+    return _session(tx, row)
 
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
     if after is None:
         rows = await tx.rows(
-            f"{_SESSION} WHERE tenant = $1 AND hidden = 0 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit
+            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 ORDER BY s.created DESC, s.id DESC LIMIT $2",
+            tenant,
+            limit,
         )
     else:
         rows = await tx.rows(
-            f"{_SESSION} WHERE tenant = $1 AND hidden = 0 AND (created, id) <"
-            " (SELECT created, id FROM sessions WHERE id = $2 AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
+            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 AND (s.created, s.id) <"
+            " (SELECT created, id FROM sessions WHERE id = $2 AND tenant = $1)"
+            " ORDER BY s.created DESC, s.id DESC LIMIT $3",
             tenant,
             after,
             limit,
         )
-    return tuple(_session(row) for row in rows)
+    return tuple(_session(tx, row) for row in rows)
 
 
 async def branches_of(tx: Transaction, session: SessionId) -> tuple[Branch, ...]:
@@ -145,6 +151,7 @@ async def context_of(
 ) -> Context:
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.total FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
@@ -155,7 +162,7 @@ async def context_of(
     tokens: list[int] = []
     chain, answers = ROOT_CHAIN, 0
     for depth, row in enumerate(rows, start=1):
-        segment = unpack_tokens(row[1])
+        segment = unpack_tokens(seal.open(row[1], "segments.tokens", row[2]))
         if len(segment) == row[4]:
             tokens, chain = [], ROOT_CHAIN  # it is the whole context
         chain = chained(chain, segment)
@@ -167,22 +174,23 @@ async def context_of(
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
     answered, added = [TurnId(row[2]) for row in rows[:answers]], [TurnId(row[2]) for row in rows[answers:]]
     boot = BootId(rows[answers - 1][3]) if answers and rows[answers - 1][3] is not None else None
-    before = await _instructions_of(tx, answered[-1]) if answered else None
-    preamble = await _preamble(tx, answered)
+    before = await _instructions_of(tx, seal, answered[-1]) if answered else None
+    preamble = await _preamble(tx, seal, answered)
     if before is not None:
         preamble = (Item("system", before), *preamble)
     context = Context(found, branch, tuple(tokens), preamble, boot, instructions=before)
     if context.anew(instructions):
         return replace(context, items=tuple(item for *_, item in await items_at(tx, session, branch.place)))
-    unrendered = [item for turn in added for item in await _items_of(tx, turn)]
+    unrendered = [item for turn in added for item in await _items_of(tx, seal, turn)]
     return replace(context, unrendered=tuple(unrendered))
 
 
 async def items_at(
     tx: Transaction, session: SessionId, place: Place, after: int = 0, limit: int = 1 << 30
 ) -> tuple[tuple[int, TurnId, Item], ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
-        f"{PATH} SELECT i.turn, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
+        f"{PATH} SELECT i.turn, i.number, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
         " AND s.depth > p.base AND s.depth <= p.upto JOIN items i ON i.turn = s.turn"
         " ORDER BY s.depth, i.number LIMIT $4 OFFSET $5",
         session,
@@ -191,47 +199,61 @@ async def items_at(
         limit,
         after,
     )
-    return tuple((number, TurnId(row[0]), unpack_item(row[1])) for number, row in enumerate(rows, start=after + 1))
+    return tuple((number, TurnId(row[0]), item_from(seal, *row)) for number, row in enumerate(rows, start=after + 1))
 
 
-async def events_of(tx: Transaction, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+async def events_of(tx: Transaction, session: SessionId, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         "SELECT seq, first, tokens, text FROM events WHERE turn = $1 AND seq > $2 ORDER BY seq", turn, after
     )
-    return tuple(TurnEvent(row[0], row[1], tuple(unpack_tokens(row[2])), bytes(row[3]).decode()) for row in rows)
+    return tuple(
+        TurnEvent(
+            seq,
+            first,
+            tuple(unpack_tokens(seal.open(tokens, "events.tokens", turn, seq))),
+            seal.open(text, "events.text", turn, seq).decode(),
+        )
+        for seq, first, tokens, text in rows
+    )
 
 
 async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId, after: int) -> Progress:
     found = await turn_in(tx, tenant, session, turn)
     if found.ending is None:
-        return Progress(found, await events_of(tx, turn, after))
+        return Progress(found, await events_of(tx, session, turn, after))
     row = await tx.row("SELECT ending FROM turns WHERE id = $1", turn)
     assert row is not None
-    return Progress(found, unpack_events(row[0], after))
+    seal = await seal_of(tx, session)
+    return Progress(found, unpack_events(seal.open(row[0], "turns.ending", turn), after))
 
 
-async def _preamble(tx: Transaction, turns: Sequence[TurnId]) -> tuple[Item, ...]:
+async def _preamble(tx: Transaction, seal: Seal, turns: Sequence[TurnId]) -> tuple[Item, ...]:
     leading: list[Item] = []
     for turn in turns:
-        for item in await _items_of(tx, turn):
+        for item in await _items_of(tx, seal, turn):
             if item.role not in ("system", "developer"):
                 return tuple(leading)
             leading.append(item)
     return tuple(leading)
 
 
-async def _items_of(tx: Transaction, turn: TurnId) -> list[Item]:
-    return [unpack_item(row[0]) for row in await tx.rows(_ITEMS, turn)]
+async def _items_of(tx: Transaction, seal: Seal, turn: TurnId) -> list[Item]:
+    return [item_from(seal, *row) for row in await tx.rows(_ITEMS, turn)]
 
 
-async def _instructions_of(tx: Transaction, turn: TurnId) -> str | None:
+async def _instructions_of(tx: Transaction, seal: Seal, turn: TurnId) -> str | None:
     row = await tx.row("SELECT asked FROM turns WHERE id = $1", turn)
-    return None if row is None else unpack_instructions(row[0])
+    return None if row is None else unpack_instructions(seal.open(row[0], "turns.asked", turn))
 
 
-def _session(row: Row) -> Session:
-    ident, tenant, model, created, rerender, packed, hidden = row
-    about = unpack(packed)
+def item_from(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
+    return unpack_item(seal.open(payload, "items.payload", turn, number))
+
+
+def _session(tx: Transaction, row: Row) -> Session:
+    ident, tenant, model, created, rerender, sealed, hidden, wrapped = row
+    about = unpack(tx.seals.of(ident, wrapped).open(sealed, "sessions.about"))
     metadata, vocabulary = about["metadata"], about["vocabulary"]
     return Session(
         SessionId(ident), TenantId(tenant), model, created, bool(rerender), metadata, vocabulary, bool(hidden)
@@ -247,15 +269,17 @@ async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
     """Raises `DataCorrupt` when it makes no sense to this Baton."""
     payloads = await tx.rows(_ITEMS, row[0])
     try:
-        return _turn(row, tuple(unpack_item(payload[0]) for payload in payloads))
+        seal = tx.seals.of(row[1], row[17])
+        return _turn(row, seal, tuple(item_from(seal, *payload) for payload in payloads))
     except UNREADABLE as error:
         raise DataCorrupt(f"turn {row[0]} cannot be read, it is damaged or of a newer Baton: {error}") from error
 
 
-def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
+def _turn(row: Row, seal: Seal, items: tuple[Item, ...]) -> TurnRecord:
     prepared = None
     if row[11] is not None:
-        prepared = Prepared(Place(row[9], row[10]), tuple(unpack_tokens(row[11])), row[12], row[13], row[14])
+        prompt = unpack_tokens(seal.open(row[11], "turns.prompt", row[0]))
+        prepared = Prepared(Place(row[9], row[10]), tuple(prompt), row[12], row[13], row[14])
     return TurnRecord(
         TurnId(row[0]),
         SessionId(row[1]),
@@ -265,8 +289,8 @@ def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
         TurnStatus(row[5]),
         row[6],
         GatewayId(row[7]),
-        unpack_asked(row[8], items),
+        unpack_asked(seal.open(row[8], "turns.asked", row[0]), items),
         prepared,
         row[15] and Halt(row[15]),
-        row[16] and unpack_ending(row[16]),
+        row[16] and unpack_ending(seal.open(row[16], "turns.ending", row[0])),
     )

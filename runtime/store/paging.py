@@ -3,8 +3,8 @@
 from runtime.domain.sessions import Branch, Said
 from runtime.errors import NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.store.looking import PATH
-from runtime.store.packing import unpack_item
+from runtime.store.looking import PATH, item_from
+from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
 _SAID = f"""{PATH} SELECT i.turn, i.number, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line
@@ -37,7 +37,8 @@ async def page_of(
             depth,
             after[1],
         )
-    return tuple(_said(row) for row in rows)
+    seal = await seal_of(tx, session)
+    return tuple(_said(seal, row) for row in rows)
 
 
 async def item_of(tx: Transaction, session: SessionId, branch: Branch, turn: TurnId, number: int) -> Said:
@@ -46,7 +47,7 @@ async def item_of(tx: Transaction, session: SessionId, branch: Branch, turn: Tur
     row = await tx.row(f"{_SAID} WHERE i.turn = $4 AND i.number = $5", session, place.line, place.depth, turn, number)
     if row is None:
         raise _no_item()
-    return _said(row)
+    return _said(await seal_of(tx, session), row)
 
 
 async def _depth_of(tx: Transaction, session: SessionId, branch: Branch, turn: TurnId, number: int) -> int:
@@ -66,8 +67,8 @@ async def _depth_of(tx: Transaction, session: SessionId, branch: Branch, turn: T
     return depth
 
 
-def _said(row: Row) -> Said:
-    return Said(TurnId(row[0]), row[1], unpack_item(row[2]))
+def _said(seal: Seal, row: Row) -> Said:
+    return Said(TurnId(row[0]), row[1], item_from(seal, *row))
 
 
 def _no_item() -> NotFound:

@@ -17,7 +17,20 @@ from runtime.store.schema import MIGRATIONS
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.store.conftest import Rows
-from tests.store.talking import EVENTS, HERE, OTHER, OUTPUT, TENANT, committed, key, opened, record, session, talked
+from tests.store.talking import (
+    EVENTS,
+    HERE,
+    MASTER,
+    OTHER,
+    OUTPUT,
+    TENANT,
+    committed,
+    key,
+    opened,
+    record,
+    session,
+    talked,
+)
 
 
 def said(sess: SessionId, name: str, *texts: str, branch: str = MAIN) -> TurnRecord:
@@ -139,6 +152,7 @@ async def test_a_hidden_session_is_not_listed_and_goes_with_the_last_of_its_resp
         "sessions": 1,
         "lines": 1,
         "branches": 1,
+        "session_keys": 1,
     }
 
 
@@ -182,10 +196,29 @@ async def test_a_store_of_an_older_baton_is_brought_up(tmp_path: Path) -> None:
         row = ("sess-old", TENANT, "model", 1, 1, 0, pack_about({}, ""))
         older.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         older.commit()
-    database = SqliteDatabase(file)
+    database = SqliteDatabase(file, MASTER)
     await database.open()
     (found,) = await SqlSessionStore(database).list(TENANT, None, 9)
     assert (found.id, found.hidden) == ("sess-old", False)
+    await database.close()
+
+
+async def test_all_of_it_goes_along_to_another_store(store: SessionStore, tmp_path: Path) -> None:
+    sess = await session(store)
+    await store.add(said(sess, "turn-a", "One."), None)
+    await committed(store, record(sess, base=Place(0, 1), items=(), instructions="Be brief.", memo=b"mine"))
+    await committed(store, record(sess, "turn-2", Place(0, 2), prompt=(5, 6), context=0))
+    await store.add(said(sess, "turn-b", "Two."), None)
+    database = SqliteDatabase(tmp_path / "elsewhere.sqlite", MASTER)
+    await database.open()
+    elsewhere = SqlSessionStore(database)
+    await elsewhere.take_in(TENANT, await store.read_out(TENANT, sess), None)
+    context = await store.context(TENANT, sess, MAIN)
+    assert await elsewhere.context(TENANT, sess, MAIN) == context
+    assert (context.tokens, [item.content for item in context.unrendered]) == ((5, 6, 7, 8), ["Two."])
+    assert (await elsewhere.turn(TENANT, TurnId("turn-1"))).asked.memo == b"mine"
+    with pytest.raises(NotFound):
+        await elsewhere.turn(TENANT, TurnId("turn-b"))
     await database.close()
 
 

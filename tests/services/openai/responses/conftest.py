@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from runtime.engine.simulated import SimulatedTokenizer
 from runtime.mesh.local import local_mesh
-from runtime.store.branching import OF_A_SESSION
+from runtime.store.content import OF_A_SESSION
 from tests.services.session_mesh import NEW, User, config, user
 
 TABLES = (*OF_A_SESSION, "sessions", "keys")
