@@ -190,6 +190,7 @@ async def test_a_store_of_an_older_baton_is_brought_up(tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as older:
         for statements in MIGRATIONS[:2]:
             for statement in statements:
+                assert isinstance(statement, str)
                 older.execute(statement.replace("BYTEA", "BLOB"))
         older.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
         older.execute("INSERT INTO schema_version VALUES (2)")
