@@ -29,6 +29,7 @@ from runtime.domain.sessions import (
     Item,
     Key,
     Progress,
+    Said,
     Session,
     TurnEvent,
     TurnRecord,
@@ -214,8 +215,11 @@ class SessionStore(Protocol):
     async def list(self, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
         """The newest first, those after `after`."""
 
-    async def context(self, tenant: TenantId, session: SessionId, branch: str) -> Context:
-        """Raises `DataCorrupt` when the committed tokens are not what was committed (invariant 5)."""
+    async def context(
+        self, tenant: TenantId, session: SessionId, branch: str, instructions: str | None = None
+    ) -> Context:
+        """For a turn with these instructions. Raises `DataCorrupt` when the committed tokens are not what was committed
+        (invariant 5)."""
 
     async def known(self, tenant: TenantId, session: SessionId, key: Key) -> TurnRecord | None:
         """The turn that was opened under this key; raises `FailedPrecondition` when by another request."""
@@ -276,6 +280,34 @@ class SessionStore(Protocol):
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
     ) -> tuple[tuple[int, TurnId, Item], ...]:
         """What was said on a branch, oldest first: those whose number is above `after`."""
+
+    async def turn(self, tenant: TenantId, turn: TurnId) -> TurnRecord:
+        """By its id alone; `NotFound` also where it is no response: it was forgotten, or has only items."""
+
+    async def add(self, turn: TurnRecord, key: Key | None) -> TurnRecord:
+        """Commit a turn that has items and no answer; the next one renders them. Raises as `open` where the branch is
+        busy."""
+
+    async def page(
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        after: tuple[TurnId, int] | None,
+        limit: int,
+        *,
+        newest_first: bool,
+    ) -> tuple[Said, ...]:
+        """What was said on a branch beyond the item `after`; raises `NotFound` naming `item` when it has none such."""
+
+    async def item(self, tenant: TenantId, session: SessionId, branch: str, turn: TurnId, number: int) -> Said: ...
+
+    async def describe(self, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
+        """Replace a session's metadata."""
+
+    async def forget(self, tenant: TenantId, turn: TurnId) -> None:
+        """No response any more; its session stays, but for a hidden one that has no other. A turn that is unfinished
+        then is fenced."""
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         """Forget a session and all of it. Its unfinished turns are fenced."""
