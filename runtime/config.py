@@ -18,6 +18,7 @@ from runtime.on_neuron import NeuronConfig
 from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
 from runtime.section import Name
 from runtime.section import Section as _Section
+from runtime.tiering import KvConfig
 
 SHIPPED = "shipped"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -243,6 +244,7 @@ class Config(_Section):
     gateway: GatewayConfig = GatewayConfig()
     sessions: SessionsConfig = SessionsConfig()
     handoff: HandoffConfig = HandoffConfig()
+    kv: KvConfig = KvConfig()
     timing: TimingConfig = TimingConfig()
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
@@ -377,7 +379,7 @@ def _anchored(config: Config, folder: Path) -> Config:
         access = access.model_copy(update={"keys": folder / access.keys.expanduser()})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
     anchored = {"model": model, "mesh": mesh, "tls": tls, "access": access, "workers": workers}
-    return config.model_copy(update=anchored)
+    return config.model_copy(update={**anchored, "kv": config.kv.anchored(folder)})
 
 
 def _anchored_worker(worker: WorkerConfig, folder: Path) -> WorkerConfig:
