@@ -46,11 +46,11 @@ async def written(state: Path, tokens: int) -> None:
 async def tiers_of(mesh: LocalMesh, user: Asking, worker: str, told: Callable[[mesh_pb2.Tier], bool]) -> None:
     """Wait until a worker tells of its only tier what is wanted."""
     for _ in range(600):
-        tiers = (await user.workers())[worker].tiers
-        if tiers and told(tiers[0]):
+        running = (await user.workers()).get(worker)
+        if running is not None and running.tiers and told(running.tiers[0]):
             return
         await asyncio.sleep(0.1)
-    raise AssertionError(f"it was not told: {(await user.workers())[worker].tiers}")
+    raise AssertionError(f"it was not told: {await user.workers()}")
 
 
 async def test_after_a_restart_a_known_prompt_is_loaded_and_not_computed(tmp_path: Path) -> None:
