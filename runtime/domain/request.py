@@ -5,8 +5,7 @@ Owns where one attempt stands and what has to happen next; never waits, computes
     state         event -> next                                                        commands
     NEW           Begin, suffix short, prompt scored, nobody to prefill -> RUNNING     SubmitWork(local)
                   Begin -> RESERVING                                                   SubmitWork(awaiting)
-    RESERVING     Reserved, the tiers have more -> LANDING                             LoadPages
-                  Reserved -> LANDING                                                  OpenLanding
+    RESERVING     Reserved -> LANDING                                                  LoadPages, else OpenLanding
                   NoRoom -> WAITING_ROOM
                   Generated(finish), as forced tokens can -> FINISHED                  Emit, ArmGrace
     WAITING_ROOM  PagesFreed -> RESERVING                                              SubmitWork(awaiting)
@@ -33,6 +32,7 @@ from dataclasses import dataclass
 
 from runtime.domain.loading import LoadEnded, LoadPages, PageLoaded
 from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, PrefillDone, Start
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
 from runtime.domain.sources import Policy, Sources
@@ -123,6 +123,7 @@ class InBatch:
     landed_tokens: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class NewTokens:
     index: int
@@ -221,6 +222,7 @@ class CancelSequence:
     pass
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Emit:
     output: Output | AttemptFailed
@@ -270,13 +272,12 @@ class Request:
                 return self._to(RequestState.WAITING_ROOM)
             case PagesFreed() if self.state is RequestState.WAITING_ROOM:
                 return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]
-            case PageLoaded() | LoadEnded():
+            case PageLoaded() | LoadEnded() if (self.state, event.transfer) == (RequestState.LANDING, self.transfer):
                 return self._on_loading(event)
             case FrameVerified() | LandingComplete() | LandingLost() | PeerDone():
                 return self._on_landing(event)
-            case InBatch(cached_tokens, landed_tokens):
-                if not self._log:
-                    self._sources.batched(cached_tokens, landed_tokens)
+            case InBatch(cached_tokens, landed_tokens) if not self._log:
+                self._sources.batched(cached_tokens, landed_tokens)
                 return []
             case NewTokens():
                 return self._generated(event)
@@ -327,8 +328,6 @@ class Request:
         return OpenLanding(self.transfer, sources.ask(), sources.local_tokens, frozenset(sources.verified))
 
     def _on_loading(self, event: PageLoaded | LoadEnded) -> list[RequestCommand]:
-        if event.transfer != self.transfer or self.state is not RequestState.LANDING:
-            return []
         if isinstance(event, LoadEnded):
             return self._go_on(self._policy.remote_min_tokens)
         self._sources.loaded(event.frame, event.tier)
