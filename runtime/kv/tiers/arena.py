@@ -63,7 +63,8 @@ class Arena:
         except DataCorrupt as error:
             self._count.failed(str(error.field), error.message)
             with self._lock:
-                if self._places.pop(page, None) is not None:
+                if self._places.get(page) == place:
+                    del self._places[page]
                     self._free.append(place[0])
             return None
         self._count.read += 1

@@ -66,8 +66,8 @@ class ColdTier:
             content = self._objects.get(name)
             self.reading.worked()
             frame = self._codec.decode(unseal(content, page, name, salt))
-            if frame.page != page:
-                raise DataCorrupt(f"{name} holds another page", field="page")
+            if (frame.page, frame.valid_tokens) != (page, self._codec.spec.page_tokens):
+                raise DataCorrupt(f"{name} holds something else", field="page")
         except NotFound:
             self._index.forget(page)
             return None

@@ -50,6 +50,7 @@ class PagesLoading:
         self._window = window
         self._held = window.take(min(ahead, len(chain) - start))
         self._reading: deque[asyncio.Future[Found]] = deque()
+        self._place = start
         self._begin(self._held)
 
     async def pages(self) -> AsyncIterator[tuple[Frame, Tier]]:
@@ -60,8 +61,9 @@ class PagesLoading:
                 if not self._reading:
                     return
                 found = await self._found(self._reading.popleft())
-                if found is None:
+                if found is None or found[0].index != self._place:
                     return
+                self._place += 1
                 yield found
         finally:
             self.close()

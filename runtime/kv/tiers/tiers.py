@@ -19,6 +19,7 @@ from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.behind import WriteBehind
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.loading import Found, PagesLoading, Window
+from runtime.scope import Scope
 
 _READERS = 4
 _WRITERS = 2
@@ -101,7 +102,7 @@ class PageTiers:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write behind and look after the store while the context is open."""
-        async with asyncio.TaskGroup() as group:
+        async with Scope() as group:
             tasks = [group.create_task(self._behind.run(self._pause))]
             if self._cold is not None:
                 tasks.append(group.create_task(self._keep(self._cold)))

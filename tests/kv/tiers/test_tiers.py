@@ -5,12 +5,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from runtime.clock import LoopClock
 from runtime.domain.pages import Occupancy
 from runtime.domain.steps import Copied, Filled, Load, StepOutput
 from runtime.domain.tiers import Tier
+from runtime.errors import StartError
 from runtime.ids import PageId
 from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.cold import ColdTier
@@ -171,6 +175,20 @@ async def test_reading_begins_before_there_is_room_but_not_all_of_it(tmp_path: P
         assert sum(len(each._reading) for each in others) == 64, "all that wait share a window"
         for each in others:
             each.close()
+
+
+async def test_a_page_that_was_kept_as_another_place_of_its_sequence_is_not_given_out(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    cold.write(frame(0), wanted(0))
+    cold.write(replace(frame(1), index=7), wanted(1))
+    async with behind(cold=cold) as pool:
+        assert await loaded(pool.tiers, 2) == [(0, Tier.COLD)]
+
+
+async def test_what_ends_a_worker_passes_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(StartError):
+        async with behind(cold=cold_tier(open_objects(str(tmp_path), 5.0))):
+            raise StartError("the mesh refused it")
 
 
 async def test_a_load_that_is_closed_brings_nothing_more(tmp_path: Path) -> None:
