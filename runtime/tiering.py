@@ -40,7 +40,7 @@ class TiersConfig(Section):
         return self.model_copy(update={"cold": str(folder / Path(self.cold).expanduser())})
 
 
-class KvConfig(Section):
+class KvKeepingConfig(Section):
     """How KV is kept."""
 
     tiers: TiersConfig = TiersConfig()

@@ -23,6 +23,8 @@ from runtime.domain.steps import (
     Copy,
     EngineCommand,
     Exported,
+    Forget,
+    Forgotten,
     Frame,
     Generated,
     Land,
@@ -147,11 +149,12 @@ class EngineCore:
         self._copied: list[Copied] = []
         self._step = 0
         self._freed = False
+        self._forgotten: list[Forgotten] = []
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do or to tell."""
-        return self._batcher.busy or bool(self._early or self._copied) or self._freed
+        return self._batcher.busy or bool(self._early or self._forgotten or self._copied) or self._freed
 
     def match(self, chain: Iterable[PageId]) -> int:
         return self._batcher.pool.match(tuple(chain))
@@ -189,6 +192,8 @@ class EngineCore:
                 self._remove(sequence)
             case Copy(pages):
                 self._copy(pages)
+            case Forget(session):
+                self._forgotten.append(Forgotten(session, *self._batcher.pool.forget(session)))
 
     def step(self) -> StepOutput:
         """Admit, run one batch, and report."""
@@ -200,19 +205,22 @@ class EngineCore:
         events += self._export()
         self._step += 1
         freed, self._freed = self._freed, False
+        forgotten, self._forgotten = self._forgotten, []
         stored, removed = self._batcher.pool.drain_changes()
         filled, copied = self._batcher.drain_filled(), tuple(self._copied)
         self._copied = []
         ran = sum(len(chunk.tokens) for chunk in chunks)
+        load, told = self.load(), tuple(forgotten)
         return StepOutput(
             self._step,
             tuple(events),
-            self.load(),
+            load,
             ran,
             len(chunks),
             freed,
             stored,
             removed,
+            told,
             filled=filled,
             copied=copied,
         )

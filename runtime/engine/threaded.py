@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.domain.steps import Copy, EngineCommand, Load, StepOutput, Submit
+from runtime.domain.steps import Copy, EngineCommand, Forget, Load, StepOutput, Submit
 from runtime.engine.core import EngineCore
 from runtime.errors import EngineFailed
 from runtime.ids import PageId, SequenceId
@@ -151,6 +151,6 @@ class ThreadedEngine:
 
 def _sequence(command: EngineCommand) -> SequenceId | None:
     """Of which sequence a command is, if of one."""
-    if isinstance(command, Copy):
+    if isinstance(command, Copy | Forget):
         return None
     return command.sequence.id if isinstance(command, Submit) else command.sequence

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from runtime.clock import Clock
 from runtime.config import Config
 from runtime.domain.steps import Copy
-from runtime.kv.frames import FrameCodec
 from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import open_objects
+from runtime.kv.tiers.pages import PageCodec
 from runtime.kv.tiers.tiers import PageTiers, TierSettings
 from runtime.ports import Engine, Tiers
 from runtime.roles.tierless import TIERLESS
@@ -23,7 +23,7 @@ _FOLDER = "kv"
 @asynccontextmanager
 async def running_tiers(config: Config, engine: Engine, clock: Clock) -> AsyncIterator[Tiers]:
     """Raises `StartError` when there can be no such store. One that does not answer is none of that."""
-    settings, codec = config.kv.tiers, FrameCodec(engine.spec)
+    settings, codec = config.kv.tiers, PageCodec(engine.spec)
     host = Arena(codec, settings.host_mib * _MIB) if settings.host_mib else None
     cold = _cold(config, settings, codec)
     if host is None and cold is None:
@@ -35,7 +35,7 @@ async def running_tiers(config: Config, engine: Engine, clock: Clock) -> AsyncIt
         yield tiers
 
 
-def _cold(config: Config, settings: TiersConfig, codec: FrameCodec) -> ColdTier | None:
+def _cold(config: Config, settings: TiersConfig, codec: PageCodec) -> ColdTier | None:
     if settings.cold is None:
         return None
     where = str(config.state / _FOLDER) if settings.cold == LOCAL else settings.cold

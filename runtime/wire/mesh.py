@@ -7,6 +7,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
+from runtime.wire.pages import pack_pages, unpack_pages
 from runtime.wire.sequence import pack_load, unpack_load
 from runtime.wire.tiers import pack_tier, unpack_tiers
 
@@ -64,6 +65,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         draining=worker.draining,
         traffic=_pack_traffic(worker.traffic),
         tiers=map(pack_tier, worker.tiers),
+        pages=pack_pages(worker.pages),
     )
 
 
@@ -86,6 +88,7 @@ def unpack_worker(message: pb.Worker) -> Worker:
         draining=message.draining,
         traffic=_unpack_traffic(message.traffic),
         tiers=unpack_tiers(message.tiers),
+        pages=unpack_pages(message.pages),
     )
 
 

@@ -11,7 +11,7 @@ from batonmesh.v1 import mesh_pb2
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.errors import StartError
 from runtime.mesh.local import LocalMesh, local_mesh
-from runtime.tiering import LOCAL, KvConfig, TiersConfig
+from runtime.tiering import LOCAL, KvKeepingConfig, TiersConfig
 from tests.mesh.test_local import DECODE_0, PROMPT, TOKENS, Asking, asked, config, expected
 
 DECODE = WorkerConfig(name="decode", role="decode")
@@ -25,7 +25,7 @@ def kept(state: Path, *workers: WorkerConfig, pages: int = 256, **tiers: object)
     """A small mesh that keeps pages in its state."""
     settings = TiersConfig.model_validate({"cold": LOCAL, "least_tokens": 16, "patience_s": 5.0} | tiers)
     engine = EngineConfig(pages=pages, page_tokens=PAGE, step_tokens=32, max_running=8)
-    return config(state, workers=workers or (DECODE,), kv=KvConfig(tiers=settings), engine=engine)
+    return config(state, workers=workers or (DECODE,), kv=KvKeepingConfig(tiers=settings), engine=engine)
 
 
 def files(state: Path) -> list[Path]:

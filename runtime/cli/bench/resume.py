@@ -29,10 +29,10 @@ from runtime.domain.messages import Handoff
 from runtime.domain.spec import ModelSpec
 from runtime.errors import StartError
 from runtime.ids import GatewayId
-from runtime.kv.frames import FrameCodec
+from runtime.kv.tiers.pages import PageCodec
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.spec import sized_spec
-from runtime.tiering import LOCAL, KvConfig, TiersConfig
+from runtime.tiering import LOCAL, KvKeepingConfig, TiersConfig
 
 _HISTORY, _QUICK_HISTORY = 8192, 1024
 _TIMES, _QUICK_TIMES = 4, 2
@@ -192,20 +192,20 @@ def _spec(model: Path) -> ModelSpec:
 
 def _config(folder: Path, model: Path, history: int, spec: ModelSpec) -> Config:
     pages = history // spec.page_tokens
-    memory_bytes = (2 * pages + _SPARE_PAGES) * FrameCodec(spec).max_bytes
+    memory_bytes = (2 * pages + _SPARE_PAGES) * PageCodec(spec).page_bytes
     return Config(
         mesh=MeshConfig(name="bench", state=folder),
         model=ModelConfig(path=str(model), dtype=fast_dtype()),
         # So few that a history leaves nothing of the other in the pool.
         engine=EngineConfig(pages=pages + 1, max_running=1),
         workers=(WorkerConfig(name="decode", role="decode"),),
-        kv=KvConfig(tiers=TiersConfig(host_mib=(memory_bytes >> 20) + 1, cold=LOCAL, patience_s=10.0)),
+        kv=KvKeepingConfig(tiers=TiersConfig(host_mib=(memory_bytes >> 20) + 1, cold=LOCAL, patience_s=10.0)),
     )
 
 
 def _without_memory(config: Config) -> Config:
     tiers = config.kv.tiers.model_copy(update={"host_mib": 0})
-    return config.model_copy(update={"kv": KvConfig(tiers=tiers)})
+    return config.model_copy(update={"kv": KvKeepingConfig(tiers=tiers)})
 
 
 @asynccontextmanager

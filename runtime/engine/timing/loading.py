@@ -12,10 +12,10 @@ from runtime.domain.steps import Frame
 from runtime.domain.tiers import Wanted
 from runtime.engine.kv_tensors import KVTensors
 from runtime.ids import PageId
-from runtime.kv.frames import FrameCodec
 from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import open_objects
+from runtime.kv.tiers.pages import PageCodec
 
 _SALT = b"a tenant of a bench"
 _ROUNDS = 3
@@ -23,8 +23,8 @@ _ROUNDS = 3
 
 def host_rate(spec: ModelSpec, pages: int) -> float:
     """Bytes of payload a second: copied out of an arena, checked, written into a pool."""
-    codec = FrameCodec(spec)
-    arena = Arena(codec, pages * codec.max_bytes)
+    codec = PageCodec(spec)
+    arena = Arena(codec, pages * codec.page_bytes)
     frames = _frames(spec, pages)
     for frame in frames:
         arena.put(frame)
@@ -33,7 +33,7 @@ def host_rate(spec: ModelSpec, pages: int) -> float:
 
 def cold_rate(spec: ModelSpec, pages: int, folder: Path) -> float:
     """Bytes of payload a second: read from a folder, opened, checked, written into a pool."""
-    cold = ColdTier(open_objects(str(folder), patience_s=60.0), FrameCodec(spec), 1 << 40, 3600.0)
+    cold = ColdTier(open_objects(str(folder), patience_s=60.0), PageCodec(spec), 1 << 40, 3600.0)
     frames = _frames(spec, pages)
     for frame in frames:
         cold.write(frame, Wanted(frame.page, ROOT, frame.index, _SALT))

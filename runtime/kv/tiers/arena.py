@@ -1,4 +1,4 @@
-"""The host tier: pages as frames in one piece of memory that never grows. The least recently used makes room.
+"""The host tier: pages in one piece of memory that never grows. The least recently used makes room.
 
 May be called from any thread; copies and checks under one lock, since a copy of a page takes less than a turn of it.
 """
@@ -11,21 +11,21 @@ from runtime.domain.steps import Frame
 from runtime.domain.tiers import Tier, TierReport
 from runtime.errors import DataCorrupt
 from runtime.ids import PageId
-from runtime.kv.frames import FrameCodec
 from runtime.kv.tiers.counting import Counting
+from runtime.kv.tiers.pages import PageCodec
 
 
 class Arena:
-    """Takes what is a whole page, unpacked. The kernel gives the memory when it is first written."""
+    """Room for `capacity_bytes` of whole pages. The kernel gives the memory when it is first written."""
 
-    def __init__(self, codec: FrameCodec, capacity_bytes: int) -> None:
+    def __init__(self, codec: PageCodec, capacity_bytes: int) -> None:
         self._codec = codec
-        self._slot_bytes = codec.max_bytes
+        self._slot_bytes = codec.page_bytes
         self._free = list(range(capacity_bytes // self._slot_bytes))
         self._capacity_bytes = len(self._free) * self._slot_bytes
         self._memory = memoryview(mmap.mmap(-1, max(self._capacity_bytes, 1)))
-        # Slot and length of each frame, the least recently used first.
-        self._places: OrderedDict[PageId, tuple[int, int]] = OrderedDict()
+        # The slot of each page, the least recently used first.
+        self._places: OrderedDict[PageId, int] = OrderedDict()
         self._lock = threading.Lock()
         self._count = Counting(Tier.HOST)
 
@@ -43,11 +43,10 @@ class Arena:
             if frame.page in self._places or not self._capacity_bytes:
                 return
             if not self._free:
-                _, (freed, _) = self._places.popitem(last=False)
-                self._free.append(freed)
+                self._free.append(self._places.popitem(last=False)[1])
             slot = self._free.pop()
-            length = self._codec.place(frame, self._slot(slot, self._slot_bytes))
-            self._places[frame.page] = slot, length
+            self._codec.place(frame, self._slot(slot))
+            self._places[frame.page] = slot
             self._count.written += 1
 
     def get(self, page: PageId) -> Frame | None:
@@ -57,7 +56,7 @@ class Arena:
             if place is None:
                 return None
             self._places.move_to_end(page)
-            copied = bytes(self._slot(*place))
+            copied = bytes(self._slot(place))
         try:
             frame = self._codec.decode(copied)
         except DataCorrupt as error:
@@ -65,16 +64,16 @@ class Arena:
             with self._lock:
                 if self._places.get(page) == place:
                     del self._places[page]
-                    self._free.append(place[0])
+                    self._free.append(place)
             return None
         self._count.read += 1
         return frame
 
     def report(self) -> TierReport:
         with self._lock:
-            used = sum(length for _, length in self._places.values())
-            return self._count.report("memory", len(self._places), used, self._capacity_bytes)
+            pages = len(self._places)
+            return self._count.report("memory", pages, pages * self._slot_bytes, self._capacity_bytes)
 
-    def _slot(self, slot: int, length: int) -> memoryview:
+    def _slot(self, slot: int) -> memoryview:
         first = slot * self._slot_bytes
-        return self._memory[first : first + length]
+        return self._memory[first : first + self._slot_bytes]

@@ -15,10 +15,11 @@ from runtime.domain.steps import Frame
 from runtime.domain.tiers import Stored, Tier, TierReport, Wanted, collectable
 from runtime.errors import DataCorrupt, NotFound, Unavailable
 from runtime.ids import PageId
-from runtime.kv.frames import VERSION, FrameCodec
+from runtime.kv.frames import VERSION
 from runtime.kv.tiers.counting import Counting
 from runtime.kv.tiers.index import Index
 from runtime.kv.tiers.objects import Listed, Objects
+from runtime.kv.tiers.pages import PageCodec
 from runtime.kv.tiers.patience import Patience
 from runtime.kv.tiers.sealing import seal, unseal
 
@@ -33,7 +34,7 @@ class ColdTier:
     def __init__(
         self,
         objects: Objects,
-        codec: FrameCodec,
+        codec: PageCodec,
         capacity_bytes: int,
         keep_s: float,
         now: Callable[[], float] = time.monotonic,
@@ -66,8 +67,8 @@ class ColdTier:
             content = self._objects.get(name)
             self.reading.worked()
             frame = self._codec.decode(unseal(content, page, name, salt))
-            if (frame.page, frame.valid_tokens) != (page, self._codec.spec.page_tokens):
-                raise DataCorrupt(f"{name} holds something else", field="page")
+            if frame.page != page:
+                raise DataCorrupt(f"{name} holds another page", field="page")
         except NotFound:
             self._index.forget(page)
             return None

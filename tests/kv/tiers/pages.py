@@ -7,12 +7,13 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
 from runtime.domain.tiers import Wanted
 from runtime.ids import PageId
-from runtime.kv.frames import FrameCodec
+from runtime.kv.tiers.pages import PageCodec
+from runtime.kv.tiers.sealing import SEAL_BYTES
 
 SPEC = ModelSpec("small", 2, 2, 4, "float32", 64, 4096, 8, "00112233445566778899aabbccddeeff", "aa" * 16)
-CODEC = FrameCodec(SPEC)
+CODEC = PageCodec(SPEC)
 SALT, OTHER_SALT = b"one tenant's secret", b"another tenant's"
-SEALED_BYTES = CODEC.max_bytes + 32
+SEALED_BYTES = CODEC.page_bytes + SEAL_BYTES
 
 
 def ident(number: int) -> PageId:

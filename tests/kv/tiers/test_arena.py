@@ -6,7 +6,7 @@ from tests.kv.tiers.pages import CODEC, SPEC, frame, ident, payload
 
 
 def arena(pages: int) -> Arena:
-    return Arena(CODEC, pages * CODEC.max_bytes)
+    return Arena(CODEC, pages * CODEC.page_bytes)
 
 
 def test_a_page_comes_back_as_it_was() -> None:
@@ -29,7 +29,7 @@ def test_the_least_recently_used_makes_room_and_the_memory_never_grows() -> None
     for number in range(100):
         tier.put(frame(number))
     report = tier.report()
-    assert (report.tier, report.pages, report.capacity_bytes) == (Tier.HOST, 2, 2 * CODEC.max_bytes)
+    assert (report.tier, report.pages, report.capacity_bytes) == (Tier.HOST, 2, 2 * CODEC.page_bytes)
     assert [bytes(found.payload) for number in (98, 99) if (found := tier.get(ident(number)))] == [
         payload(98),
         payload(99),
@@ -57,6 +57,6 @@ def test_a_page_that_is_spoilt_in_memory_is_counted_and_gone() -> None:
 
 
 def test_memory_that_is_too_small_for_a_page_holds_none() -> None:
-    tier = Arena(CODEC, CODEC.max_bytes - 1)
+    tier = Arena(CODEC, CODEC.page_bytes - 1)
     tier.put(frame(0))
     assert ident(0) not in tier
