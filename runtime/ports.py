@@ -36,6 +36,7 @@ from runtime.domain.sessions import (
 )
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Forgotten, Frame, Load, StepOutput
+from runtime.domain.tiers import Tier, TierReport
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
 Observe = Callable[[Ref, object, Sequence[object]], None]
@@ -143,6 +144,34 @@ class Transport(Protocol):
 
     async def fence(self, transfer: TransferId) -> None:
         """Accept nothing more of it; returns when no write of it can arrive in memory any more."""
+
+
+class Loading(Protocol):
+    """Pages on their way out of the tiers, read ahead of whoever takes them."""
+
+    def pages(self) -> AsyncIterator[tuple[Frame, Tier]]:
+        """Verified pages in the order of the chain, without a gap; ends with the first that is not to be had in time.
+        Never raises for what befalls a tier. Taken once."""
+
+    def close(self) -> None:
+        """Read no more; again and at any time."""
+
+
+class Tiers(Protocol):
+    """What is behind the pool of one worker: pages in host memory, or in a store. Any may be gone at any time, and none
+    of this ever fails or waits."""
+
+    def match(self, chain: Sequence[PageId], start: int) -> int:
+        """Up to where pages of `chain` are likely to be had, from the place `start` on; `start` when it is not worth
+        the way. Advisory."""
+
+    def load(self, chain: Sequence[PageId], start: int, salt: bytes) -> Loading:
+        """Begin to read the pages of `chain` from the place `start` on; `salt` keys their ids."""
+
+    def on_step(self, step: StepOutput) -> None:
+        """Learn what filled in the engine, and take what it was asked to copy."""
+
+    def reports(self) -> tuple[TierReport, ...]: ...
 
 
 class PrefillPeer(Protocol):
