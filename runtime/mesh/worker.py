@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
@@ -15,8 +14,8 @@ from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import PageForm, Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
+from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
@@ -28,6 +27,7 @@ from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
+from runtime.mesh.tiers import running_tiers
 from runtime.ports import Engine, Transport
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
@@ -70,6 +70,7 @@ async def worker_process(
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -78,21 +79,24 @@ async def worker_process(
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
-            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config))
+            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config), tiers=tiers)
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, moving, tenants)
+            role = PrefillRole(engine, moving, tenants, tiers)
             server.add(PrefillService(role))
         server.add(transport.service)
         server.add(ErasureService(role))
         pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
         group = await stack.enter_async_context(Scope())
-        serving = group.create_task(role.run())
-        stack.callback(serving.cancel)
+        stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
-        belonging = Belonging(directory, partial(_now, here, engine, transport), role, clock, config.timing.lease_s)
+
+        def describe() -> Worker:
+            return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
+
+        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
@@ -166,10 +170,6 @@ def _describe(
         frame_version=VERSION,
         pages=pages,
     )
-
-
-def _now(here: Worker, engine: Engine, transport: Paths) -> Worker:
-    return replace(here, load=engine.load(), traffic=transport.traffic())
 
 
 async def _join(belonging: Belonging) -> None:

@@ -76,7 +76,7 @@ class Histories:
             if branch.live is not None:
                 self._violated(17, f"branch {branch.name} still has {branch.live} running")
             try:
-                context = await context_of(self._tx, tenant, session, branch.name)
+                context = await context_of(self._tx, tenant, session, branch.name, None)
             except DataCorrupt as error:
                 self._violated(5, error.message)
                 continue

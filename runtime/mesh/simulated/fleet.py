@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from runtime.domain.batching import Limits
 from runtime.domain.breaking import BreakerPolicy, RetryPolicy
 from runtime.domain.messages import Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, PREFILL, Placement, Router
 from runtime.domain.sessions import Prepared
+from runtime.domain.sources import Policy
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.errors import BatonError, Incompatible
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
