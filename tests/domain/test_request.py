@@ -76,6 +76,12 @@ def test_forced_tokens_count_as_what_has_to_be_computed() -> None:
     assert r.Request(start, POLICY).on(r.Begin(0)) == [AWAITING]
 
 
+def test_what_only_the_pool_had_and_was_evicted_is_asked_of_no_tier() -> None:
+    request = r.Request(START, POLICY)
+    assert request.on(r.Begin(2, 2)) == [AWAITING]
+    assert not any(isinstance(command, r.LoadPages) for command in request.on(r.RoomReserved(0)))
+
+
 def test_without_a_prefill_worker_everything_is_local() -> None:
     request = r.Request(replace(START, candidates=()), POLICY)
     assert request.on(r.Begin(0)) == [LOCAL]
