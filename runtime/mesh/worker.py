@@ -91,12 +91,11 @@ async def worker_process(
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
-        directory = GrpcDirectory(channels, controller, clock)
 
         def describe() -> Worker:
             return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
 
-        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
+        belonging = Belonging(GrpcDirectory(channels, controller, clock), describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
