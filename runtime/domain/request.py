@@ -67,7 +67,7 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """`cached_tokens` of the prompt are in the prefix cache, `stored_tokens` with what a tier adds, or 0; advisory."""
+    """`cached_tokens` of the prompt are in the prefix cache, `stored_tokens` there or in a tier; advisory figures."""
 
     cached_tokens: int
     stored_tokens: int = 0
@@ -302,7 +302,8 @@ class Request:
 
     def _begin(self, event: Begin) -> list[RequestCommand]:
         sources = self._sources
-        sources.stored_tokens = 0 if self.start.scored else event.stored_tokens
+        beyond = event.stored_tokens > event.cached_tokens and not self.start.scored
+        sources.stored_tokens = event.stored_tokens if beyond else 0  # what only the pool has may be evicted any time
         remote = sources.elsewhere(event.cached_tokens, self._policy.remote_min_tokens)
         if remote or sources.stored_tokens > event.cached_tokens:
             return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]

@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
@@ -29,7 +28,7 @@ from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
-from runtime.ports import Engine, Tiers, Transport
+from runtime.ports import Engine, Transport
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
@@ -92,9 +91,11 @@ async def worker_process(
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
-        directory = GrpcDirectory(channels, controller, clock)
-        describe = partial(_now, here, engine, transport, tiers)
-        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
+
+        def describe() -> Worker:
+            return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
+
+        belonging = Belonging(GrpcDirectory(channels, controller, clock), describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
@@ -168,10 +169,6 @@ def _describe(
         frame_version=VERSION,
         pages=pages,
     )
-
-
-def _now(here: Worker, engine: Engine, transport: Paths, tiers: Tiers) -> Worker:
-    return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
 
 
 async def _join(belonging: Belonging) -> None:

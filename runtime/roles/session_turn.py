@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Generation
 from runtime.domain.sequence import Ref
-from runtime.domain.sessions import TurnEvent, TurnRecord
+from runtime.domain.sessions import Progress, TurnEvent, TurnRecord
 from runtime.errors import BatonError, ResourceExhausted, StaleAttempt, Unavailable
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class RunningTurn:
             self._do(command)
         if self.turn.over:
             self._role.over(self)
+
+    def progress(self, after: int) -> Progress:
+        """What may be given out above the event `after`."""
+        return Progress(replace(self.turn.record, ending=self.turn.ending), tuple(self.turn.published[after:]))
 
     async def wait_news(self, after: int) -> None:
         """Wait until there is an event above `after`, or nothing more will come."""

@@ -212,7 +212,7 @@ class SessionRole:
         while True:
             running = running or self._running.get(turn)
             if running is not None and running.left is None:
-                progress = _progress(running, after)
+                progress = running.progress(after)
             else:
                 running = None
                 progress = await self.store.progress(tenant, session, turn, after)
@@ -335,7 +335,6 @@ class SessionRole:
                 return
             try:
                 if not number:
-                    # It may have gone before others, that stand before it here.
                     _, branches = await self.store.get(record.tenant, session)
                     for live in (each.live for each in branches if each.name == branch and each.live is not None):
                         self._waiting.pop(live, None)
@@ -399,9 +398,3 @@ class SessionRole:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
         self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
-
-
-def _progress(running: RunningTurn, after: int) -> Progress:
-    turn = running.turn
-    record = replace(turn.record, ending=turn.ending)
-    return Progress(record, tuple(turn.published[after:]))
