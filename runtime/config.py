@@ -24,6 +24,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
+REMOTE_MIN_TOKENS = 64
+"""Where a prompt is prefilled, as long as nothing was measured."""
 
 
 class MeshConfig(_Section):
@@ -144,7 +146,8 @@ class WorkerConfig(_Section):
 class GatewayConfig(_Section):
     """`host` is where the HTTP and gRPC ports listen; the HTTP API is under `http_path`. `deadline_s` bounds a request
     that names no deadline, `max_body_mib` what a request may weigh, `drain_s` how long a stopping gateway waits for
-    its streams."""
+    its streams. `placement` says how a worker is found for a turn: by what it costs where, by how busy it is, or each
+    in turn."""
 
     replicas: int = Field(default=1, ge=1, le=256)
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -154,7 +157,7 @@ class GatewayConfig(_Section):
     max_body_mib: int = Field(default=16, ge=1, le=1024)
     deadline_s: Seconds = 600.0
     drain_s: Seconds = 30.0
-    placement: Literal["least_loaded", "round_robin"] = "least_loaded"
+    placement: Literal["cost", "least_loaded", "round_robin"] = "cost"
 
 
 class SessionsConfig(_Section):
@@ -179,10 +182,12 @@ class SessionsConfig(_Section):
 
 class HandoffConfig(_Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
-    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
+    `transfers` are tried; without it, a prompt goes the way that takes less time by what was measured, and until enough
+    was, 64 tokens are the bound. With `transport` auto pages travel through memory that workers of one host share, of
+    each up to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may
+    differ."""
 
-    remote_min_tokens: int = Field(default=64, ge=1)
+    remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
     transport: Literal["auto", "grpc"] = "auto"
     staging_mib: int = Field(default=64, ge=1, le=65_536)

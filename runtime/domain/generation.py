@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
+from runtime.domain.routing import Estimate
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.ids import BootId, TenantId, TurnId
@@ -40,7 +41,7 @@ class Delta:
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
     after a failover, and `boot` the decode worker that it runs on. `scores` of the prompt come with the first token,
-    where they were asked for.
+    where they were asked for; `why` the attempt is there, where that was weighed, comes with its `handoff`.
     """
 
     index: int
@@ -51,6 +52,7 @@ class Delta:
     attempt: int = 1
     boot: BootId | None = field(default=None, compare=False)
     scores: PromptScores | None = None
+    why: Estimate | None = field(default=None, compare=False)
 
 
 class Handoffs:

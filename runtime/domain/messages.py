@@ -6,6 +6,7 @@ are never compared. Every command to a decode worker and every output from it ca
 
 from dataclasses import dataclass, field, replace
 
+from runtime.domain.profile import UNMEASURED, Profile
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Encoding, Load
@@ -24,7 +25,8 @@ class PrefillCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again."""
+    """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again. An
+    uncached suffix of `remote_min_tokens` or more is better prefilled elsewhere; None leaves that to the worker."""
 
     ref: Ref
     tenant: TenantId
@@ -34,11 +36,16 @@ class Start:
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
     priority: int = 0
+    remote_min_tokens: int | None = None
 
     @property
     def scored(self) -> bool:
         """Whether the prompt's log-probabilities are owed, for which prefill workers have no head."""
         return self.sampling.prompt_logprobs is not None and not self.forced
+
+    def elsewhere(self, suffix: int, least: int) -> bool:
+        """Whether an uncached suffix of so many tokens is for a prefill worker; from `least` on unless it says."""
+        return not self.scored and suffix >= max(self.remote_min_tokens or least, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +200,15 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How a worker sends pages to the generation `boot` of another, why so, and what went that way."""
+    """How a worker sends pages to the generation `boot` of another, why so, and what went that way. `busy_ms` is how
+    long it waited until they were taken."""
 
     boot: BootId
     transport: str
     reason: str
     transfers: int
     bytes: int
+    busy_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +217,15 @@ class Traffic:
 
     paths: tuple[Path, ...] = ()
     refused: tuple[tuple[str, int], ...] = ()
+
+
+def link_speeds(traffic: Traffic) -> tuple[tuple[str, float], ...]:
+    """Gigabytes a second by each transport that sent any."""
+    taken: dict[str, tuple[int, float]] = {}
+    for path in traffic.paths:
+        size, ms = taken.get(path.transport, (0, 0.0))
+        taken[path.transport] = size + path.bytes, ms + path.busy_ms
+    return tuple((transport, size / ms / 1e6) for transport, (size, ms) in sorted(taken.items()) if size and ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +248,7 @@ class Worker:
     frame_version: int = 1
     draining: bool = False
     traffic: Traffic = Traffic()
+    profile: Profile = UNMEASURED
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,9 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`remote_min_tokens`: an uncached suffix at least this long is prefilled elsewhere. `detached_tokens` bounds
-    what is buffered for a gateway that is away; `transfers` bounds how many prefill workers are tried."""
+    """`remote_min_tokens`: an uncached suffix at least this long is prefilled elsewhere, unless its Start tells.
+    `detached_tokens` bounds what is buffered for a gateway that is away; `transfers`, how many prefill workers are
+    tried."""
 
     remote_min_tokens: int
     detached_tokens: int
@@ -304,7 +305,7 @@ class Request:
 
     def _begin(self, event: Begin) -> list[RequestCommand]:
         suffix = len(self.start.prompt) + len(self.start.forced) - 1 - event.cached_tokens
-        if self._candidates and not self.start.scored and suffix >= max(self._policy.remote_min_tokens, 1):
+        if self._candidates and self.start.elsewhere(suffix, self._policy.remote_min_tokens):
             return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]
         return [*self._to(RequestState.RUNNING), SubmitWork(DecodeLocal())]
 

@@ -160,7 +160,8 @@ class Load:
 class StepOutput:
     """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
 
-    `ran_tokens` of `ran_sequences` went through the model in this step.
+    `ran_tokens` of `ran_sequences` went through the model in this step, of which `prefilled` were of prompts, the
+    longest now `reached` tokens long. `took_ms` is how long it ran.
     """
 
     step: int
@@ -171,6 +172,9 @@ class StepOutput:
     pages_freed: bool = False
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()
+    prefilled: int = 0
+    reached: int = 0
+    took_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

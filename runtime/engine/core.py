@@ -195,7 +195,12 @@ class EngineCore:
         freed, self._freed = self._freed, False
         stored, removed = self._batcher.pool.drain_changes()
         ran = sum(len(chunk.tokens) for chunk in chunks)
-        return StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
+        long = [chunk for chunk in chunks if len(chunk.tokens) > 1]
+        prefilled = sum(len(chunk.tokens) for chunk in long)
+        reached = max((chunk.start + len(chunk.tokens) for chunk in long), default=0)
+        return StepOutput(
+            self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed, prefilled, reached
+        )
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""

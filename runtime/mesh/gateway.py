@@ -2,27 +2,34 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
-from runtime.clients.peers import GrpcPeers
+from runtime.clients.peers import GrpcPages, GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.routing import Placement, Router
+from runtime.domain.routing import Placement, Router, Routing
+from runtime.domain.spec import ModelSpec
 from runtime.errors import StartError
 from runtime.ids import Ids, TenantId
 from runtime.mesh.models import served_model
 from runtime.mesh.security import Security
 from runtime.mesh.sessions import session_settings, session_store
 from runtime.roles.gateway import GatewayRole, GatewaySettings
+from runtime.roles.pages import DirectoryRole
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
+from runtime.router.chains import Chains
+from runtime.router.cost import CostRouter, Model
+from runtime.router.holders import Holders
+from runtime.router.index import PageIndex
 from runtime.scope import Scope
 from runtime.services.inference import InferenceService, InferenceSettings
 from runtime.services.mesh import MeshService
@@ -33,6 +40,7 @@ from runtime.services.server import GrpcServer
 from runtime.services.sessions import SessionService, SessionServiceSettings
 
 _MIB = 1 << 20
+_NO_SECRETS: Mapping[TenantId, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,17 @@ class RunningGateway:
 
 @asynccontextmanager
 async def gateway_process(
-    config: Config, controller: str, *, port: int, shared: bool = False
+    config: Config,
+    controller: str,
+    *,
+    port: int,
+    shared: bool = False,
+    tenants: Mapping[TenantId, bytes] = _NO_SECRETS,
 ) -> AsyncIterator[RunningGateway]:
     """Serves until the context is left, and then for up to `gateway.drain_s` those who are being served.
 
-    `shared`: other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
+    `tenants` are their secrets; without that of its tenant nothing is known of where a prompt's pages are. `shared`:
+    other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
     """
     gateway, tenant = config.gateway, TenantId(config.access.tenants[0])
     security = Security(config, Role.GATEWAY)
@@ -59,10 +73,11 @@ async def gateway_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         clock, ids = LoopClock(), Ids(random.SystemRandom())
         ident, directory = ids.gateway(), GrpcDirectory(channels, controller, clock)
+        index = PageIndex()
         role = GatewayRole(
             ident,
             (model,),
-            Router(Placement(gateway.placement)),
+            _router(config, model.spec, index, tenants),
             directory,
             GrpcPeers(channels, ident),
             ids,
@@ -79,6 +94,9 @@ async def gateway_process(
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
+        if gateway.placement == "cost":
+            following = group.create_task(DirectoryRole(GrpcPages(channels), index, clock).run(role.view))
+            stack.callback(following.cancel)
         sessions = None
         if store is not None:
             sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
@@ -87,6 +105,16 @@ async def gateway_process(
             stack.callback(keeping.cancel)
         await stack.enter_async_context(server)
         yield RunningGateway(role, openai_app(role, http, security.http(), sessions), server.port)
+
+
+def _router(config: Config, spec: ModelSpec, index: PageIndex, tenants: Mapping[TenantId, bytes]) -> Routing:
+    placement = Placement(config.gateway.placement)
+    if placement is not Placement.COST:
+        return Router(placement)
+    chains = Chains(tenants, spec.page_tokens, spec.kv_fingerprint)
+    model = Model(spec.token_bytes, spec.page_tokens)
+    fixed = config.handoff.remote_min_tokens is not None
+    return CostRouter(model, Holders(index, chains, spec.page_tokens), fixed=fixed)
 
 
 def _server(config: Config, port: int, shared: bool, security: Security) -> GrpcServer:

@@ -12,13 +12,15 @@ from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
-from runtime.config import Config
+from runtime.config import REMOTE_MIN_TOKENS, Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import Worker
+from runtime.domain.messages import Worker, link_speeds
+from runtime.domain.profile import Speedometer
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
+from runtime.engine.measured import Measured
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
@@ -30,9 +32,11 @@ from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.ports import Directory, Engine, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
+from runtime.services.pages import PagesService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
 
@@ -81,7 +85,8 @@ async def worker_process(
     plan, clock = planned_workers(config)[worker], LoopClock()
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        speed, pages = Speedometer(), PagesRole(clock)
+        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, pages.changed)
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -96,6 +101,7 @@ async def worker_process(
             role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
+        server.add(PagesService(pages))
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec)
         group = await stack.enter_async_context(Scope())
         serving = group.create_task(role.run())
@@ -103,7 +109,8 @@ async def worker_process(
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, role, transport, clock, config.timing.lease_s))
+        told = _Told(here, engine, transport, speed)
+        renewing = group.create_task(_renew(directory, told, role, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
@@ -146,7 +153,7 @@ def _decode_settings(config: Config) -> DecodeSettings:
     timing, handoff = config.timing, config.handoff
     return DecodeSettings(
         policy=Policy(
-            remote_min_tokens=handoff.remote_min_tokens,
+            remote_min_tokens=handoff.remote_min_tokens or REMOTE_MIN_TOKENS,
             detached_tokens=timing.detached_tokens,
             transfers=handoff.transfers,
         ),
@@ -182,14 +189,23 @@ async def _join(directory: Directory, here: Worker) -> None:
         raise StartError(f"it could not register with the controller: {error.message}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a worker tells of itself when it renews its lease."""
+
+    here: Worker
+    engine: Engine
+    transport: Paths
+    speed: Speedometer
+
+    def now(self, *, draining: bool) -> Worker:
+        traffic = self.transport.traffic()
+        profile = self.speed.profile(link_speeds(traffic))
+        return replace(self.here, load=self.engine.load(), traffic=traffic, profile=profile, draining=draining)
+
+
 async def _renew(
-    directory: Directory,
-    here: Worker,
-    engine: Engine,
-    role: DecodeRole | PrefillRole,
-    transport: Paths,
-    clock: Clock,
-    lease_s: float,
+    directory: Directory, told: _Told, role: DecodeRole | PrefillRole, clock: Clock, lease_s: float
 ) -> None:
     """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
     ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
@@ -198,15 +214,14 @@ async def _renew(
     while True:
         await clock.sleep(pause)
         try:
-            now = replace(here, load=engine.load(), traffic=transport.traffic(), draining=ends is not None)
-            asked = await directory.register(now)
+            asked = await directory.register(told.now(draining=ends is not None))
         except Unavailable as error:
             asked = None
-            _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
+            _log.info("the controller is away: %s", error.message, extra={"worker": told.here.id})
         if asked is not None:
             ends = clock.now() + asked
         if ends is not None and await _runs_out(role, clock, min(ends, clock.now() + pause), ends):
-            await _leave(directory, here)
+            await _leave(directory, told.here)
             raise Drained
 
 

@@ -112,6 +112,7 @@ def _pack_start(start: Start) -> pb.Start:
         ],
         remaining_ms=start.remaining_ms,
         priority=start.priority,
+        remote_min_tokens=start.remote_min_tokens,
     )
 
 
@@ -134,6 +135,7 @@ def _unpack_start(message: pb.Start) -> Start:
         ),
         remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
         priority=message.priority,
+        remote_min_tokens=message.remote_min_tokens if message.HasField("remote_min_tokens") else None,
     )
 
 

@@ -7,6 +7,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
+from runtime.wire.profile import pack_profile, unpack_profile
 from runtime.wire.sequence import pack_load, unpack_load
 
 _MAX_WORKERS = 65_536
@@ -62,6 +63,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         frame_version=worker.frame_version,
         draining=worker.draining,
         traffic=_pack_traffic(worker.traffic),
+        profile=pack_profile(worker.profile),
     )
 
 
@@ -83,13 +85,19 @@ def unpack_worker(message: pb.Worker) -> Worker:
         frame_version=message.frame_version or 1,
         draining=message.draining,
         traffic=_unpack_traffic(message.traffic),
+        profile=unpack_profile(message.profile),
     )
 
 
 def _pack_traffic(traffic: Traffic) -> pb.Traffic:
     paths = [
         pb.Path(
-            boot=path.boot, transport=path.transport, reason=path.reason, transfers=path.transfers, bytes=path.bytes
+            boot=path.boot,
+            transport=path.transport,
+            reason=path.reason,
+            transfers=path.transfers,
+            bytes=path.bytes,
+            busy_ms=path.busy_ms,
         )
         for path in traffic.paths
     ]
@@ -110,4 +118,5 @@ def _unpack_path(message: pb.Path) -> Path:
         fields.text(message.reason, "worker.traffic.paths.reason", 512),
         message.transfers,
         message.bytes,
+        fields.milliseconds(message.busy_ms, "worker.traffic.paths.busy_ms"),
     )

@@ -23,7 +23,7 @@ from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.cli.bench.shape import VOCAB, fast_dtype, llama_146m
 from runtime.clients.channels import Channels
 from runtime.clients.peers import GrpcPeers
-from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
+from runtime.config import REMOTE_MIN_TOKENS, Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
 from runtime.domain.messages import PrefillCandidate
 from runtime.ids import BootId, GatewayId, WorkerId
 
@@ -137,10 +137,9 @@ def _report(machine: Machine, cells: Sequence[_Cell]) -> Report:
     crossover = _crossover([cell for cell in cells if cell.beside])
     if crossover is not None:
         ratios["crossover_tokens"] = crossover
-    default = HandoffConfig().remote_min_tokens
     remarks = (
         f"146 M parameters in {fast_dtype()}, one thread a worker; times are medians, and 'wait' is the neighbour's.",
-        f"handoff.remote_min_tokens is {default} by default.",
+        f"As long as nothing was measured, {REMOTE_MIN_TOKENS} tokens are prefilled elsewhere.",
     )
     return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, remarks)
 
