@@ -9,6 +9,7 @@ from runtime.cli import certs, configuration, keys, model, simtest
 from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
+from runtime.cli.bench.router import router
 from runtime.cli.bench.session import session as session_bench
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
@@ -69,6 +70,7 @@ bench = typer.Typer(no_args_is_help=True)
 bench.command()(handoff)
 bench.command()(engine)
 bench.command()(gateway)
+bench.command()(router)
 bench.command()(transport)
 bench.command("session")(session_bench)
 app.add_typer(

@@ -60,9 +60,8 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`remote_min_tokens`: an uncached suffix at least this long is prefilled elsewhere, unless its Start tells.
-    `detached_tokens` bounds what is buffered for a gateway that is away; `transfers`, how many prefill workers are
-    tried."""
+    """`remote_min_tokens`: an uncached suffix at least this long is prefilled elsewhere, if its Start does not tell.
+    `detached_tokens` bounds what is buffered for a gateway that is away, `transfers` the prefill workers tried."""
 
     remote_min_tokens: int
     detached_tokens: int

@@ -44,7 +44,7 @@ class Estimate:
 
     `queue_ms` until the prefill begins, `prefill_ms` to compute, or fetch from slower memory, what is not held,
     `move_ms` of moving pages that no computation hides, `wait_ms` for pages and for a place in the batch, `others_ms`
-    that turns there lose by a prefill in their midst, `decode_ms` for the tokens that follow. `held` tokens of the
+    that others lose by it, who decode there or come after, `decode_ms` for the tokens that follow. `held` tokens of the
     prompt are in the decode worker's pages, `prefill_held` in those of the prefill worker.
     """
 

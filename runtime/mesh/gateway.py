@@ -74,16 +74,8 @@ async def gateway_process(
         clock, ids = LoopClock(), Ids(random.SystemRandom())
         ident, directory = ids.gateway(), GrpcDirectory(channels, controller, clock)
         index = PageIndex()
-        role = GatewayRole(
-            ident,
-            (model,),
-            _router(config, model.spec, index, tenants),
-            directory,
-            GrpcPeers(channels, ident),
-            ids,
-            clock,
-            _settings(config),
-        )
+        router, peers = _router(config, model.spec, index, tenants), GrpcPeers(channels, ident)
+        role = GatewayRole(ident, (model,), router, directory, peers, ids, clock, _settings(config))
         http = OpenAiSettings(tenant=tenant, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
         pool = TokenizingPool(http.tokenize_threads, http.tokenize_waiting)
         stack.callback(pool.close)

