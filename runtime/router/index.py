@@ -155,11 +155,18 @@ class PageIndex:
 
     def _there(self, keys: Names) -> NDArray[np.bool_]:
         """Which of the keys are there: what most looks want to know, and no more."""
-        lines = self._keys[self._bucket(keys)]
+        bucket = self._bucket(keys)
+        lines = self._keys[bucket]
         there: NDArray[np.bool_] = (lines == keys[:, None]).any(axis=1)
-        unsure = np.flatnonzero(~there & (lines[:, -1] != _EMPTY))
-        if len(unsure):
-            there[unsure] = self._find(keys[unsure]) >= 0
+        left = np.flatnonzero(~there & (lines[:, -1] != _EMPTY))
+        keys, bucket = keys[left], bucket[left]
+        while len(left):
+            bucket = (bucket + 1) % len(self._keys)
+            lines = self._keys[bucket]
+            hit = (lines == keys[:, None]).any(axis=1)
+            there[left[hit]] = True
+            on = ~hit & (lines[:, -1] != _EMPTY)
+            left, keys, bucket = left[on], keys[on], bucket[on]
         return there
 
     def _find(self, keys: Names) -> Ints:
@@ -198,7 +205,7 @@ class PageIndex:
             keys, holders, tiers = keys[~fits], holders[~fits], tiers[~fits]
 
     def _bucket(self, keys: Names) -> Ints:
-        high = keys >> np.uint64(32)
+        high = (keys * np.uint64(_MIX)) >> np.uint64(32)
         return ((high * np.uint64(len(self._keys))) >> np.uint64(32)).astype(np.int64)
 
     def _keys_of(self, names: Names, holder: int) -> Names:

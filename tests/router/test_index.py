@@ -120,9 +120,8 @@ def filled(pages: int, holders: int) -> tuple[PageIndex, Ints]:
     rng = np.random.default_rng(3)
     index = PageIndex()
     for number in range(holders):
-        index.stored(
-            index.number(BootId(f"w{number}")), rng.integers(0, 1 << 63, pages // holders, np.uint64), Tier.POOL
-        )
+        names = rng.integers(0, (1 << 64) - 1, pages // holders, np.uint64, endpoint=True)
+        index.stored(index.number(BootId(f"w{number}")), names, Tier.POOL)
     return index, index.known([BootId(f"w{number}") for number in range(holders)])
 
 
