@@ -36,6 +36,9 @@ _CANDIDATES = 4
 _NEAR_SHARE = 0.5
 # How many wait for what is computed, and come later for it: on workers that are two thirds busy, two.
 _BEHIND = 2
+# To weigh a prompt of fewer pages costs more than it could save, where steps take as long on all, or nearly so.
+_SHORT_PAGES = 2
+_ALIKE = 1.25
 _NEVER = (1 << 32) - 1
 _TIE = 1e-6
 
@@ -77,30 +80,35 @@ class _Weighed:
 
 
 class CostRouter:
-    """`runtime.domain.routing.Routing`. As long as no worker was measured, the least loaded is taken."""
+    """`runtime.domain.routing.Routing`. As long as no worker was measured, the least loaded is taken; and for a prompt
+    so short that there is nothing to find, where all decode alike."""
 
     def __init__(self, model: Model, holders: Knows, *, fixed: bool = False) -> None:
         """`fixed`: where a prompt is prefilled is up to the decode worker's setting."""
         self._model = model
         self._holders = holders
         self._fixed = fixed
-        self._unmeasured = Router(Placement.LEAST_LOADED)
+        self._by_load = Router(Placement.LEAST_LOADED)
         self._decode = Fleet((), None, 0.0)
         self._prefill = Fleet((), None, 0.0)
         self._boots: tuple[BootId, ...] = ()
+        self._measured = self._alike = False
         self._turn = 0
 
     def see(self, view: View, now: float) -> None:
-        self._unmeasured.see(view, now)
+        self._by_load.see(view, now)
         decode, prefill = staying(view, DECODE), staying(view, PREFILL)
         told = [[worker.profile.prefill for worker in workers] for workers in (decode, prefill)]
         self._decode = Fleet(decode, self._decode, now, otherwise=told[1])
         self._prefill = Fleet(prefill, self._prefill, now, otherwise=told[0])
+        lines = self._decode.decode
+        self._measured = lines is not None and self._decode.prefill is not None
+        self._alike = lines is not None and bool((lines.max(axis=0) <= _ALIKE * lines.min(axis=0)).all())
         self._boots = tuple([worker.boot for worker in (*decode, *prefill)])
 
     def route(self, asked: Asked, now: float) -> Route | None:
-        if not self._measured(asked):
-            return self._unmeasured.route(asked, now)
+        if not self._measured or (self._alike and len(asked.tokens) < _SHORT_PAGES * self._model.page_tokens):
+            return self._by_load.route(asked, now)
         weighed = self._weigh(asked, now)
         least = float(weighed.total.min())
         if least == np.inf:
@@ -120,15 +128,11 @@ class CostRouter:
 
     def explain(self, asked: Asked, now: float) -> list[Estimate]:
         """What the turn would cost on each decode worker, the best first; empty when nobody was measured."""
-        if not self._measured(asked):
+        if not self._measured:
             return []
         weighed = self._weigh(asked, now)
         order = np.argsort(weighed.total, kind="stable")
         return [self._estimate(weighed, int(each)) for each in order if weighed.total[each] < np.inf]
-
-    def _measured(self, asked: Asked) -> bool:
-        decode = self._decode
-        return bool(len(decode)) and decode.decode is not None and decode.prefill is not None
 
     def _weigh(self, asked: Asked, now: float) -> _Weighed:
         decode, n = self._decode, len(asked.tokens)
@@ -144,7 +148,7 @@ class CostRouter:
         local = queue + own + others
         best, remote, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
         pick = remote.argmin(axis=0) if len(best) else np.zeros(len(decode), dtype=np.int64)
-        least = np.take_along_axis(remote, pick[None], 0)[0] if len(best) else np.full(len(decode), np.inf)
+        least = remote.min(axis=0) if len(best) else np.full(len(decode), np.inf)
         total = np.minimum(local, least) + wait + step * (more + 1)
         for each in numbers(decode, asked.exclude):
             total[each] = np.inf

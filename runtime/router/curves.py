@@ -1,5 +1,6 @@
 """Measured milliseconds of many workers as columns on one grid, so that one pass weighs all of them."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ TOKENS: Ints = np.array([0, *(256 << power for power in range(13))], dtype=np.in
 """Tokens of a prompt, up to 1,048,576; beyond, lines go on as before."""
 BATCH: Ints = np.array([0, *(1 << power for power in range(12))], dtype=np.int64)
 """Sequences that decode together."""
+# As numbers of Python's, which one look is faster in.
+_EDGES = {len(grid): [int(edge) for edge in grid] for grid in (TOKENS, BATCH)}
 
 
 @lru_cache(maxsize=8192)
@@ -44,8 +47,9 @@ def columns(measured: Iterable[Points], grid: str, otherwise: Sequence[Points] =
 
 def at(lines: Floats, grid: Ints, x: int) -> Floats:
     """Every line at one place."""
-    left = min(int(np.searchsorted(grid, x, side="right")) - 1, len(grid) - 2)
-    share = (x - int(grid[left])) / (int(grid[left + 1]) - int(grid[left]))
+    edges = _EDGES[len(grid)]
+    left = min(bisect_right(edges, x) - 1, len(edges) - 2)
+    share = (x - edges[left]) / (edges[left + 1] - edges[left])
     near: Floats = lines[:, left]
     there: Floats = near + share * (lines[:, left + 1] - near)
     return there
@@ -53,9 +57,16 @@ def at(lines: Floats, grid: Ints, x: int) -> Floats:
 
 def each_at(lines: Floats, grid: Ints, xs: Ints) -> Floats:
     """Every line at a place of its own."""
-    left = np.minimum(np.searchsorted(grid, xs, side="right") - 1, len(grid) - 2)
-    share = (xs - grid[left]) / (grid[left + 1] - grid[left])
-    rows = np.arange(len(xs))
-    near: Floats = lines[rows, left]
-    there: Floats = near + share * (lines[rows, left + 1] - near)
+    left = np.minimum(grid.searchsorted(xs, side="right") - 1, len(grid) - 2)
+    near = grid[left]
+    share = (xs - near) / (grid[left + 1] - near)
+    left += _rows(len(xs)) * lines.shape[1]
+    flat = lines.reshape(-1)
+    low: Floats = flat[left]
+    there: Floats = low + share * (flat[left + 1] - low)
     return there
+
+
+@lru_cache(maxsize=64)
+def _rows(count: int) -> Ints:
+    return np.arange(count)

@@ -81,7 +81,7 @@ def test_a_view_that_says_nothing_new_of_a_worker_leaves_what_was_placed_on_it()
 def test_a_long_prompt_goes_to_a_prefill_worker_and_a_short_one_does_not() -> None:
     made = router(decode("a"), prefill("p"))
     assert went(made, 20_000) == "a p"
-    assert went(router(decode("a"), prefill("p")), 12) == "a itself"
+    assert went(router(decode("a"), prefill("p", todo=500)), 100) == "a itself"
 
 
 def test_where_others_decode_less_is_prefilled_beside_them() -> None:
@@ -133,9 +133,15 @@ def test_who_decodes_slower_gets_it_later() -> None:
     assert went(router(decode("a", profile(step_ms=20)), decode("b", running=8)), 10, more=100) == "b itself"
 
 
+def test_a_prompt_with_nothing_to_find_goes_by_load_and_nobody_looks_for_its_pages() -> None:
+    said = Said(a=60)
+    route = placed(router(decode("a", running=3), decode("b"), prefill("p"), said=said), 60)
+    assert (route.worker.id, route.remote_min_tokens, route.why, said.asked) == ("b", None, None, 0)
+
+
 def test_turns_of_this_gateway_count_before_the_worker_reports_them() -> None:
     a, b = decode("a"), decode("b", running=2)
-    assert went(router(a, b), 10, more=100, in_flight={a.boot: 9, BootId("gone"): 3}) == "b itself"
+    assert went(router(a, b), 100, more=100, in_flight={a.boot: 9, BootId("gone"): 3}) == "b itself"
 
 
 def test_pages_in_slower_memory_are_fetched_where_that_is_faster_than_computing() -> None:
