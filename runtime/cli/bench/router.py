@@ -26,7 +26,7 @@ from runtime.cli.bench.routing.replay import (
 )
 from runtime.cli.bench.routing.trace import BLOCK, Ask, made_trace, read_trace
 from runtime.domain.routing import Placement
-from runtime.errors import StartError
+from runtime.errors import InvalidArgument, StartError
 
 _WORKERS = 1000
 _PAGES = 10_000_000
@@ -73,7 +73,7 @@ def _asks(trace: Path | None, most: int | None) -> Sequence[Ask]:
         return made_trace(most or _MADE)
     try:
         return read_trace(trace, most)
-    except ValueError as error:
+    except InvalidArgument as error:
         raise StartError(str(error)) from error
 
 
