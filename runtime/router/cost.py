@@ -36,8 +36,8 @@ _CANDIDATES = 4
 _NEAR_SHARE = 0.5
 # How many wait for what is computed, and come later for it: on workers that are two thirds busy, two.
 _BEHIND = 2
-# To weigh a prompt of fewer pages costs more than it could save, where steps take as long on all, or nearly so.
-_SHORT_PAGES = 2
+# To weigh a prompt of fewer tokens costs more than it could save, where steps take as long on all, or nearly so.
+_SHORT = 64
 _ALIKE = 1.25
 _NEVER = (1 << 32) - 1
 _TIE = 1e-6
@@ -107,7 +107,7 @@ class CostRouter:
         self._boots = tuple([worker.boot for worker in (*decode, *prefill)])
 
     def route(self, asked: Asked, now: float) -> Route | None:
-        if not self._measured or (self._alike and len(asked.tokens) < _SHORT_PAGES * self._model.page_tokens):
+        if not self._measured or (self._alike and len(asked.tokens) < _SHORT):
             return self._by_load.route(asked, now)
         weighed = self._weigh(asked, now)
         least = float(weighed.total.min())
