@@ -213,7 +213,7 @@ class Path:
     reason: str
     transfers: int
     bytes: int
-    busy_ms: float = 0.0
+    busy_ms: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
