@@ -16,7 +16,7 @@ from runtime.ids import GatewayId
 from runtime.kv.transport.failures import failure, told
 from runtime.wire.decode import pack_command, pack_commands, unpack_batch
 from runtime.wire.handoff import pack_prefill_call, unpack_prefill_done
-from runtime.wire.pages import unpack_changes
+from runtime.wire.holdings import unpack_changes
 
 
 class GrpcPeers:

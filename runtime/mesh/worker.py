@@ -12,9 +12,9 @@ from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
-from runtime.config import REMOTE_MIN_TOKENS, Config
+from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import Worker, link_speeds
+from runtime.domain.messages import PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
@@ -27,6 +27,7 @@ from runtime.kv.frames import VERSION
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
+from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
@@ -36,6 +37,7 @@ from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
+from runtime.services.erasing import ErasureService
 from runtime.services.pages import PagesService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
@@ -85,8 +87,8 @@ async def worker_process(
     plan, clock = planned_workers(config)[worker], LoopClock()
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        speed, pages = Speedometer(), PagesRole(clock)
-        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, pages.changed)
+        speed, held = Speedometer(), PagesRole(clock)
+        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -101,8 +103,10 @@ async def worker_process(
             role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
-        server.add(PagesService(pages))
-        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec)
+        server.add(ErasureService(role))
+        server.add(PagesService(held))
+        form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         serving = group.create_task(role.run())
         stack.callback(serving.cancel)
@@ -119,7 +123,7 @@ async def worker_process(
 
 @contextmanager
 def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
-    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire))
+    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire), config.handoff.dtypes)
     if config.handoff.transport != "auto":
         yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
         return
@@ -161,10 +165,13 @@ def _decode_settings(config: Config) -> DecodeSettings:
         grace_s=timing.grace_s,
         heartbeat_s=timing.heartbeat_s,
         encoding=Encoding(handoff.wire),
+        dtypes=handoff.dtypes,
     )
 
 
-def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec) -> Worker:
+def _describe(
+    worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec, pages: PageForm
+) -> Worker:
     return Worker(
         id=worker,
         boot=boot,
@@ -177,6 +184,7 @@ def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: s
         page_tokens=spec.page_tokens,
         device=device,
         frame_version=VERSION,
+        pages=pages,
     )
 
 

@@ -328,9 +328,10 @@ class GatewayRole:
         assert route is not None, "it was placed"
         remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
         start = Start(
-            command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, route.candidates, remaining_ms
-        )
-        stream.send(replace(start, priority=asked.priority, remote_min_tokens=route.remote_min_tokens))
+            command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, route.candidates, remaining_ms,
+            asked.priority, None if asked.claim is None else asked.claim.session, route.remote_min_tokens,
+        )  # fmt: skip
+        stream.send(start)
 
     def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
         stream = self._streams.get(boot)

@@ -8,7 +8,7 @@ from batonmesh.v1 import pages_pb2 as pb
 from batonmesh.v1 import pages_pb2_grpc
 from runtime.roles.pages import PagesRole
 from runtime.services.guard import Context
-from runtime.wire.pages import pack_changes
+from runtime.wire.holdings import pack_changes
 
 
 class PagesService(pages_pb2_grpc.PagesServicer):

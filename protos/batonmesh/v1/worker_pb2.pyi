@@ -30,12 +30,15 @@ class PrefillRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is. Names the secret that keys the page ids; the secret itself never travels.
     1 to 128 characters.
     """
     priority: _builtins.int
     """Of those that wait the lower comes first."""
+    session: _builtins.str
+    """The session that the tokens are of, so that it can be erased here; at most 64 characters, empty for none."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, after a failover, the answer so far; at least 2."""
@@ -51,10 +54,11 @@ class PrefillRequest(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         ticket: _kv_pb2.Ticket | None = ...,
         priority: _builtins.int = ...,
+        session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "session", b"session", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +202,7 @@ class Start(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     REMOTE_MIN_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
@@ -205,6 +210,8 @@ class Start(_message.Message):
     """Milliseconds until the answer has to be complete, at least 1."""
     priority: _builtins.int
     """Of those that wait the lower comes first."""
+    session: _builtins.str
+    """The session that the turn is of, so that it can be erased here; at most 64 characters, empty for none."""
     remote_min_tokens: _builtins.int
     """An uncached suffix of so many tokens or more is better prefilled by one of the candidates; absent, the worker goes
     by its own setting.
@@ -240,11 +247,12 @@ class Start(_message.Message):
         candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         remaining_ms: _builtins.int = ...,
         priority: _builtins.int = ...,
+        session: _builtins.str = ...,
         remote_min_tokens: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "ref", b"ref", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remote_min_tokens: _TypeAlias = _typing.Literal["remote_min_tokens"]  # noqa: Y015
     _WhichOneofArgType__remote_min_tokens: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens"]  # noqa: Y015

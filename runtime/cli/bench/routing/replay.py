@@ -10,11 +10,11 @@ import numpy as np
 
 from runtime.cli.bench.routing.cluster import TOKEN_BYTES, Cluster, Node, Served, names_of_blocks, prefill_ms
 from runtime.cli.bench.routing.trace import BLOCK, Ask
-from runtime.config import REMOTE_MIN_TOKENS
 from runtime.domain.holdings import Tier
 from runtime.domain.messages import View
 from runtime.domain.routing import Asked, Placement, Route, Router, Routing, candidate
 from runtime.ids import BootId, TenantId
+from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.router.cost import CostRouter, Model
 from runtime.router.holders import Held, held_pages
 from runtime.router.index import PageIndex

@@ -7,7 +7,7 @@ from runtime.domain.holdings import MOST_IDS, Changes, Moved, Tier
 from runtime.domain.profile import Profile
 from runtime.errors import InvalidArgument
 from runtime.ids import PageId
-from runtime.wire.pages import pack_changes, unpack_changes
+from runtime.wire.holdings import pack_changes, unpack_changes
 from runtime.wire.profile import pack_profile, unpack_profile
 
 ONE, TWO = PageId(bytes(range(16))), PageId(bytes(16))
