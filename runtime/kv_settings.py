@@ -33,8 +33,8 @@ class HandoffConfig(Section):
     `transfers` are tried; without it, a prompt goes the way that takes less time by what was measured, and until enough
     was, 64 tokens are the bound. With `transport` auto pages travel through memory that workers of one host share, of
     each up to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may
-    differ. They may also where a prefill worker computes in another data type than the decode worker: `dtypes` are those that are
-    taken nevertheless, and rounded."""
+    differ. They may also where a prefill worker computes in another data type than the decode worker: `dtypes` are
+    those that are taken nevertheless, and rounded."""
 
     remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
