@@ -4,9 +4,10 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
@@ -16,8 +17,8 @@ from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
+from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.engine.measured import Measured
@@ -31,7 +32,8 @@ from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
-from runtime.ports import Directory, Engine, Transport
+from runtime.mesh.tiers import running_tiers
+from runtime.ports import Directory, Engine, Tiers, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
@@ -89,6 +91,7 @@ async def worker_process(
     async with AsyncExitStack() as stack:
         speed, held = Speedometer(), PagesRole(clock)
         engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
+        tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -97,10 +100,10 @@ async def worker_process(
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
-            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config))
+            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config), tiers=tiers)
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, moving, tenants)
+            role = PrefillRole(engine, moving, tenants, tiers)
             server.add(PrefillService(role))
         server.add(transport.service)
         server.add(ErasureService(role))
@@ -108,13 +111,12 @@ async def worker_process(
         form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
-        serving = group.create_task(role.run())
-        stack.callback(serving.cancel)
+        stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        told = _Told(here, engine, transport, speed)
-        renewing = group.create_task(_renew(directory, told, role, clock, config.timing.lease_s))
+        describe = partial(_now, here, engine, transport, speed, tiers)
+        renewing = group.create_task(_renew(directory, describe, role, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
@@ -197,39 +199,36 @@ async def _join(directory: Directory, here: Worker) -> None:
         raise StartError(f"it could not register with the controller: {error.message}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What a worker tells of itself when it renews its lease."""
-
-    here: Worker
-    engine: Engine
-    transport: Paths
-    speed: Speedometer
-
-    def now(self, *, draining: bool) -> Worker:
-        traffic = self.transport.traffic()
-        profile = self.speed.profile(link_speeds(traffic))
-        return replace(self.here, load=self.engine.load(), traffic=traffic, profile=profile, draining=draining)
+def _now(here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers) -> Worker:
+    """The worker with what is to be told of it at this moment."""
+    traffic = transport.traffic()
+    profile = speed.profile(link_speeds(traffic))
+    return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports())
 
 
 async def _renew(
-    directory: Directory, told: _Told, role: DecodeRole | PrefillRole, clock: Clock, lease_s: float
+    directory: Directory,
+    describe: Callable[[], Worker],
+    role: DecodeRole | PrefillRole,
+    clock: Clock,
+    lease_s: float,
 ) -> None:
     """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
     ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
-    pause = lease_s / _RENEWALS_PER_LEASE
+    here, pause = describe(), lease_s / _RENEWALS_PER_LEASE
     ends: float | None = None
     while True:
         await clock.sleep(pause)
         try:
-            asked = await directory.register(told.now(draining=ends is not None))
+            here = replace(describe(), draining=ends is not None)
+            asked = await directory.register(here)
         except Unavailable as error:
             asked = None
-            _log.info("the controller is away: %s", error.message, extra={"worker": told.here.id})
+            _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
         if asked is not None:
             ends = clock.now() + asked
         if ends is not None and await _runs_out(role, clock, min(ends, clock.now() + pause), ends):
-            await _leave(directory, told.here)
+            await _leave(directory, here)
             raise Drained
 
 

@@ -7,7 +7,7 @@ import hashlib
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -73,6 +73,11 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
     return msgpack.unpackb(packed)
 
 
+def pack_about(metadata: Mapping[str, str], vocabulary: str) -> bytes:
+    """What else is known of a session."""
+    return pack({"metadata": dict(metadata), "vocabulary": vocabulary})
+
+
 def pack_item(item: Item) -> bytes:
     return pack([item.role, item.content])
 
@@ -94,6 +99,8 @@ def pack_asked(asked: Asked) -> bytes:
             "on_conflict": asked.on_conflict.value,
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
+            "instructions": asked.instructions,
+            "memo": asked.memo,
         }
     )
 
@@ -109,7 +116,15 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         told["head_is_expected"],
         OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
+        told.get("instructions"),
+        told.get("memo", b""),
     )
+
+
+def unpack_instructions(packed: bytes) -> str | None:
+    """Those of a request, without all else that it asked."""
+    found: str | None = unpack(packed).get("instructions")
+    return found
 
 
 def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]) -> bytes:

@@ -98,7 +98,14 @@ _THIRD: tuple[Step, ...] = (
     _name_master,
     _seal_what_is_there,
 )
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD)
+# What is there without being listed: sessions that were made for a response, turns that are no response (any more).
+_FOURTH = (
+    "ALTER TABLE sessions ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE turns ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX sessions_shown ON sessions (tenant, created, id) WHERE hidden = 0",
+    "DROP INDEX sessions_listed",
+)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
 _SEALED = MIGRATIONS.index(_THIRD) + 1
 
 
