@@ -12,6 +12,7 @@ from runtime.cli.bench.handoff import handoff
 from runtime.cli.bench.resume import resume
 from runtime.cli.bench.router import router
 from runtime.cli.bench.session import session as session_bench
+from runtime.cli.bench.simtest import simtest as simtest_bench
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, RUN, TALK, Face
@@ -75,6 +76,7 @@ bench.command()(router)
 bench.command()(transport)
 bench.command()(resume)
 bench.command("session")(session_bench)
+bench.command("simtest")(simtest_bench)
 app.add_typer(
     bench, name="bench", rich_help_panel=LOOK, help="Measure this machine, and say how it stands to what is wanted."
 )

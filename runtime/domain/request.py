@@ -67,7 +67,7 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """`cached_tokens` of the prompt are in the prefix cache, `stored_tokens` there or in a tier; advisory figures."""
+    """`cached_tokens` of the prompt are in the prefix cache, `stored_tokens` with what a tier adds, or 0; advisory."""
 
     cached_tokens: int
     stored_tokens: int = 0

@@ -13,7 +13,8 @@ from runtime.mesh.http import http_server
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
 from runtime.mesh.tenants import open_tenants
-from runtime.mesh.worker import RunningWorker, was_drained, worker_process
+from runtime.mesh.worker import RunningWorker, worker_process
+from runtime.roles.belonging import was_drained
 
 _HOST = "127.0.0.1"
 

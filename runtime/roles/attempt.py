@@ -57,6 +57,8 @@ class Attempt:
         stored = role.tiers.match(useful, min(cached, len(useful)))
         if stored > cached and not self.request.start.scored:
             self._loads = Loads(role.tiers, useful[:stored], cached, self._sequence.salt)
+        else:
+            stored = 0  # the pool may lose meanwhile what it has, and no tier brings it
         self.feed(r.Begin(cached * spec.page_tokens, stored * spec.page_tokens))
 
     def lacks(self) -> int:

@@ -149,7 +149,7 @@ class SessionRole:
         except asyncio.CancelledError:
             if asked.cancel_unwatched:
                 # It may be there all the same, and nobody will ever watch it.
-                self.group.create_task(self._cancel_unwatched(tenant, session, ident))
+                self._cancel_later(tenant, session, ident)
             raise
         finally:
             self._opening.discard(ident)
@@ -203,7 +203,7 @@ class SessionRole:
             if not self._watchers[turn.id]:
                 del self._watchers[turn.id]
                 if turn.asked.cancel_unwatched and (turn.id in self._running or turn.id in self._waiting):
-                    self.group.create_task(self._cancel_unwatched(turn.tenant, turn.session, turn.id))
+                    self._cancel_later(turn.tenant, turn.session, turn.id)
 
     async def watch(self, record: TurnRecord, after: int) -> AsyncIterator[Progress]:
         """Its events above `after` as they become durable, whoever its owner is; the last has its ending."""
@@ -242,6 +242,14 @@ class SessionRole:
         if self._running.get(record.id) is running:
             del self._running[record.id]
             self.group.create_task(self._begin_next(record.session, record.branch))
+
+    def _cancel_later(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
+        """Not when all here stops: then the turn is its next owner's, and whoever watched it may come back for it."""
+        cancelling = self._cancel_unwatched(tenant, session, turn)
+        try:
+            self.group.create_task(cancelling)
+        except RuntimeError:
+            cancelling.close()
 
     async def _cancel_unwatched(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
         try:
@@ -322,10 +330,15 @@ class SessionRole:
         """Let go of what does not wait here any more: it was deleted, another gateway has it, or it has begun and the
         store's answer was lost, upon which it is adopted as any other."""
         here = [record for record in self._waiting.values() if (record.session, record.branch) == (session, branch)]
-        for record in here:
+        for number, record in enumerate(here):
             if record.id in self._opening:
                 return
             try:
+                if not number:
+                    # It may have gone before others, that stand before it here.
+                    _, branches = await self.store.get(record.tenant, session)
+                    for live in (each.live for each in branches if each.name == branch and each.live is not None):
+                        self._waiting.pop(live, None)
                 known = (await self.store.progress(record.tenant, session, record.id, 0)).turn
                 if known.status is TurnStatus.QUEUED and known.owner == self.gateway.gateway:
                     return  # and so do those behind it, or they are found when it has begun
