@@ -3,11 +3,12 @@
 A variant is another object behind one of these; nobody asks which one it is.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from runtime.domain.erasure import Erasure, WorkerReceipt
+from runtime.domain.holdings import Changes
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import (
     GatewayCommand,
@@ -213,6 +214,13 @@ class Peers(Protocol):
     def prefill(self, address: str) -> PrefillPeer: ...
 
     def decode(self, address: str) -> DecodePeer: ...
+
+
+class PageSources(Protocol):
+    """Tells what workers hold."""
+
+    def pages(self, address: str, role: str, after: int) -> AsyncGenerator[Changes, None]:
+        """What changed there after number `after`, and then every change; raises `Unavailable` when it ends."""
 
 
 class Directory(Protocol):

@@ -10,6 +10,7 @@ from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
 from runtime.cli.bench.resume import resume
+from runtime.cli.bench.router import router
 from runtime.cli.bench.session import session as session_bench
 from runtime.cli.bench.simtest import simtest as simtest_bench
 from runtime.cli.bench.transport import transport
@@ -71,6 +72,7 @@ bench = typer.Typer(no_args_is_help=True)
 bench.command()(handoff)
 bench.command()(engine)
 bench.command()(gateway)
+bench.command()(router)
 bench.command()(transport)
 bench.command()(resume)
 bench.command("session")(session_bench)

@@ -59,7 +59,8 @@ class LocalMesh:
 
     async def start_gateway(self, port: int = 0) -> None:
         """Start a gateway where none runs, up to its listening."""
-        self._gateway = Resident(gateway_process(self.config, self.controller.address, port=port))
+        process = gateway_process(self.config, self.controller.address, port=port, tenants=self._tenants)
+        self._gateway = Resident(process)
         self.gateway = await self._gateway.start()
         self.grpc = f"{_HOST}:{self.gateway.port}"
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
@@ -13,28 +14,33 @@ from runtime.clients.peers import GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import PageForm, Worker
+from runtime.domain.messages import PageForm, Worker, link_speeds
+from runtime.domain.profile import Speedometer
 from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
+from runtime.engine.measured import Measured
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
+from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
-from runtime.ports import Engine, Transport
+from runtime.ports import Engine, Tiers, Transport
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.erasing import ErasureService
+from runtime.services.pages import PagesService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
 
@@ -69,7 +75,8 @@ async def worker_process(
     plan, clock = planned_workers(config)[worker], LoopClock()
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        speed, held = Speedometer(), PagesRole(clock)
+        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
         tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
@@ -86,16 +93,15 @@ async def worker_process(
             server.add(PrefillService(role))
         server.add(transport.service)
         server.add(ErasureService(role))
-        pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
-        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
+        server.add(PagesService(held))
+        form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
-
-        def describe() -> Worker:
-            return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
-
-        belonging = Belonging(GrpcDirectory(channels, controller, clock), describe, role, clock, config.timing.lease_s)
+        directory = GrpcDirectory(channels, controller, clock)
+        describe = partial(_now, here, engine, transport, speed, tiers)
+        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
@@ -140,7 +146,7 @@ def _decode_settings(config: Config) -> DecodeSettings:
     timing, handoff = config.timing, config.handoff
     return DecodeSettings(
         policy=Policy(
-            remote_min_tokens=handoff.remote_min_tokens,
+            remote_min_tokens=handoff.remote_min_tokens or REMOTE_MIN_TOKENS,
             detached_tokens=timing.detached_tokens,
             transfers=handoff.transfers,
         ),
@@ -169,6 +175,12 @@ def _describe(
         frame_version=VERSION,
         pages=pages,
     )
+
+
+def _now(here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers) -> Worker:
+    traffic = transport.traffic()
+    profile = speed.profile(link_speeds(traffic))
+    return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports())
 
 
 async def _join(belonging: Belonging) -> None:
