@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
@@ -28,9 +29,11 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
+from runtime.domain.tools import Pending, ToolResult
 from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
+from runtime.roles.calls import calls_of
 from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.rendering import Offload, Rendering
@@ -159,6 +162,32 @@ class SessionRole:
                 await self._beat()
             self.group.create_task(self._begin_next(session, branch))
         return turn, fresh
+
+    async def submit(
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        results: Sequence[ToolResult],
+        key: Key | None,
+        go_on: Asked | None = None,
+    ) -> tuple[tuple[Pending, ...], TurnRecord | None]:
+        """Resolve calls of a branch's head; when that leaves none open, run the next turn. Of all who ask for it each
+        gets the same turn."""
+        head, calls = await self.store.submit(tenant, session, branch, results, key)
+        if go_on is None or any(pending.open for pending in calls):
+            return calls, None
+        go_on = replace(go_on, expected_head=head, head_is_expected=True)
+        once = Key(f"tools/{head}", b"")
+        try:
+            turn, _ = await self.open(tenant, session, branch, go_on, once)
+        except BatonError:
+            # Somebody else's has gone on, and the branch with it.
+            known = await self.store.known(tenant, session, once)
+            if known is None:
+                raise
+            turn = known
+        return calls, turn
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, how: Halt) -> TurnRecord:
         """Ask for a turn's end, wherever it runs; it has not ended yet when this returns."""
@@ -352,7 +381,8 @@ class SessionRole:
         def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
+        calls = partial(calls_of, served.tokenizer, record.asked.toolbox, record.id)
+        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, calls)
 
 
 def _progress(running: RunningTurn, after: int) -> Progress:

@@ -14,6 +14,7 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.tools import NO_TOOLS, OPEN, CallState, Pending, Toolbox, timed_out
 from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 from runtime.store.packing import (
@@ -22,10 +23,12 @@ from runtime.store.packing import (
     chained,
     unpack,
     unpack_asked,
+    unpack_call,
     unpack_ending,
     unpack_events,
     unpack_item,
     unpack_tokens,
+    unpack_toolbox,
 )
 from runtime.store.transaction import Row, Transaction
 
@@ -147,7 +150,37 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
     preamble = await _preamble(tx, rows[0][2]) if rows else ()
     items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
     boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
-    return Context(found, branch, tuple(tokens), preamble, boot, items)
+    calls = await calls_of(tx, session, branch.place.line, branch.head)
+    toolbox = await _toolbox(tx, branch)
+    return Context(found, branch, tuple(tokens), preamble, boot, items, calls, toolbox)
+
+
+async def _toolbox(tx: Transaction, branch: Branch) -> Toolbox:
+    """What the head was told that it may call."""
+    row = await tx.row("SELECT asked FROM turns WHERE id = $1", branch.head or "")
+    return NO_TOOLS if row is None else unpack_toolbox(row[0])
+
+
+async def calls_of(tx: Transaction, session: SessionId, line: int, turn: TurnId | None) -> tuple[Pending, ...]:
+    """The calls of a line's head, in their order. One that was waited for too long is resolved, though nobody has
+    written that down."""
+    rows = await tx.rows(
+        "SELECT state, payload, result, deadline - now_ms() FROM calls WHERE session = $1 AND line = $2 AND turn = $3"
+        " ORDER BY number",
+        session,
+        line,
+        turn or "",
+    )
+    return tuple(_pending(row) for row in rows)
+
+
+def _pending(row: Row) -> Pending:
+    state, call, left = CallState(row[0]), unpack_call(row[1]), row[3]
+    if state not in OPEN:
+        return Pending(call, state, bytes(row[2]).decode())
+    if left is not None and left <= 0:
+        return Pending(call, CallState.TIMED_OUT, timed_out())
+    return Pending(call, state, left_ms=left)
 
 
 async def items_at(

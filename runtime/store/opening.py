@@ -2,10 +2,22 @@
 
 from dataclasses import replace
 
-from runtime.domain.sessions import MAIN, MAX_QUEUED, Branch, Halt, Key, OnConflict, Session, TurnRecord, TurnStatus
+from runtime.domain.sessions import (
+    MAIN,
+    MAX_QUEUED,
+    Branch,
+    Halt,
+    Key,
+    OnConflict,
+    Prepared,
+    Session,
+    TurnRecord,
+    TurnStatus,
+)
 from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId, TenantId
-from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
+from runtime.store.calls import expire
+from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
 from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
 from runtime.store.transaction import Transaction
 
@@ -56,11 +68,12 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     if branch.live is not None or waiting[0]:
         place = await _queue_place(tx, turn, branch, *waiting)
         opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0)
-    elif prepared is None or prepared.base != branch.place:
+    elif prepared is None or not await _is_ready(tx, prepared, branch, turn.session):
         return None
     else:
         place = 0
-        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+        asked = prepared.asked or asked
+        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
     await _insert(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
@@ -93,12 +106,15 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     )
     prepared = turn.prepared
     assert prepared is not None, "a turn is prepared before it begins"
-    if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
+    if branch.live is not None or first is None or first[0] != turn.id:
         return None
-    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+    if not await _is_ready(tx, prepared, branch, turn.session):
+        return None
+    asked = prepared.asked or turn.asked
+    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
+        " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued'",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -108,9 +124,13 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         prepared.context,
         prepared.max_tokens,
         prepared.drift,
+        pack_asked(asked),
     )
     if not changed:
         return None  # dropped meanwhile
+    # With what it says of the calls before it.
+    await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
+    await _say(tx, begun)
     await _occupy(tx, begun)
     return await turn_of(tx, turn.id)
 
@@ -146,6 +166,19 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
     )
+    await _say(tx, turn)
+
+
+async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session: SessionId) -> bool:
+    """Whether it was prepared on what the branch is now. Calls are resolved once, so it is enough to count them."""
+    if prepared.base != branch.place:
+        return False
+    await expire(tx, session, branch)
+    calls = await calls_of(tx, session, branch.place.line, branch.head)
+    return prepared.resolved == sum(not pending.open for pending in calls)
+
+
+async def _say(tx: Transaction, turn: TurnRecord) -> None:
     rows: list[tuple[object, ...]] = [
         (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)
     ]

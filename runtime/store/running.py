@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
 from runtime.errors import Internal, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.calls import add_calls
 from runtime.store.looking import session_of, turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.transaction import Transaction
@@ -85,8 +86,9 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         turn.id,
         len(turn.asked.items),
         turn.session,
-        pack_item(Item("assistant", text)),
+        pack_item(Item("assistant", ending.said if ending.calls else text, ending.calls)),
     )
+    await add_calls(tx, turn, place.line, ending.calls)
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
         turn.session,

@@ -41,7 +41,15 @@ _FIRST = (
 )
 # When a key was used, for those that count for a while only.
 _SECOND = ("ALTER TABLE keys ADD COLUMN at BIGINT NOT NULL DEFAULT 0",)
-MIGRATIONS = (_FIRST, _SECOND)
+# The calls of turns, on each line whose head such a turn was.
+_THIRD = (
+    """CREATE TABLE calls (
+        session TEXT NOT NULL, line INTEGER NOT NULL, turn TEXT NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL,
+        state TEXT NOT NULL, wait BIGINT, deadline BIGINT, payload BYTEA NOT NULL, result BYTEA,
+        PRIMARY KEY (session, line, turn, number))""",
+    "CREATE INDEX calls_by_id ON calls (session, id)",
+)
+MIGRATIONS = (_FIRST, _SECOND, _THIRD)
 
 
 async def migrate(tx: Transaction) -> None:

@@ -14,8 +14,9 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnRecord,
 )
+from runtime.domain.tools import Pending, ToolResult
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import branching, looking, opening, owning, running
+from runtime.store import branching, looking, opening, owning, running, submitting
 from runtime.store.transaction import Database, Transaction
 
 
@@ -87,6 +88,19 @@ class SqlSessionStore:
         self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
     ) -> Branch:
         return await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+
+    async def submit(
+        self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
+    ) -> tuple[TurnId, tuple[Pending, ...]]:
+        return await self._database.write(lambda tx: submitting.submit(tx, tenant, session, branch, results, key))
+
+    async def calls(self, tenant: TenantId, session: SessionId, branch: str) -> tuple[Pending, ...]:
+        async def work(tx: Transaction) -> tuple[Pending, ...]:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await looking.calls_of(tx, session, found.place.line, found.head)
+
+        return await self._database.read(work)
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int

@@ -26,7 +26,7 @@ from batonmesh.v1 import common_pb2 as batonmesh_dot_v1_dot_common__pb2
 from batonmesh.v1 import inference_pb2 as batonmesh_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61tonmesh/v1/session.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x1c\x62\x61tonmesh/v1/inference.proto\"\xe4\x01\n\x0cSessionState\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.batonmesh.v1.SessionState.MetadataEntry\x12&\n\x08\x62ranches\x18\x05 \x03(\x0b\x32\x14.batonmesh.v1.Branch\x12\x10\n\x08rerender\x18\x06 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"s\n\x06\x42ranch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04head\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05turns\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x14\n\x07running\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_headB\n\n\x08_running\"\xc5\x01\n\x14\x43reateSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x42\n\x08metadata\x18\x02 \x03(\x0b\x32\x30.batonmesh.v1.CreateSessionRequest.MetadataEntry\x12\x10\n\x08rerender\x18\x03 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11GetSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"3\n\x13ListSessionsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"D\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.batonmesh.v1.SessionState\"\'\n\x14\x44\x65leteSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\xd8\x02\n\x0eRunTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x1a\n\rexpected_head\x18\x05 \x01(\tH\x00\x88\x01\x01\x12-\n\x0bon_conflict\x18\x06 \x01(\x0e\x32\x18.batonmesh.v1.OnConflict\x12\x31\n\ron_disconnect\x18\x07 \x01(\x0e\x32\x1a.batonmesh.v1.OnDisconnect\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\t \x01(\tB\x10\n\x0e_expected_headB\x0e\n\x0c_deadline_ms\"X\n\x11ResumeTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x16\n\tafter_seq\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_after_seq\"@\n\x11\x43\x61ncelTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"\x99\x01\n\x0bTurnMessage\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.TurnH\x00\x12*\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.batonmesh.v1.TurnTokensH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.batonmesh.v1.TurnH\x00\x42\x06\n\x04kind\"6\n\nTurnTokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xb3\x02\n\x04Turn\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.batonmesh.v1.TurnStatus\x12-\n\x0bstop_reason\x18\x05 \x01(\x0e\x32\x18.batonmesh.v1.StopReason\x12\"\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x13.batonmesh.v1.Error\x12\"\n\x05usage\x18\x07 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x08 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x14\n\x0c\x64rift_tokens\x18\x0b \x01(\r\"Q\n\x10ListItemsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\r\x12\r\n\x05limit\x18\x04 \x01(\r\"=\n\x11ListItemsResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.SessionItem\"W\n\x0bSessionItem\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12*\n\x07message\x18\x03 \x01(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x0b\x46orkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x11\n\x04turn\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\tB\x07\n\x05_turn\"Y\n\x0fRollbackRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t*\x8f\x01\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x16\n\x12ON_CONFLICT_REJECT\x10\x01\x12\x17\n\x13ON_CONFLICT_ENQUEUE\x10\x02\x12\x19\n\x15ON_CONFLICT_INTERRUPT\x10\x03\x12\x18\n\x14ON_CONFLICT_ROLLBACK\x10\x04*c\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_DISCONNECT_CONTINUE\x10\x01\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x02*\xa8\x01\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATUS_QUEUED\x10\x01\x12\x17\n\x13TURN_STATUS_RUNNING\x10\x02\x12\x19\n\x15TURN_STATUS_COMMITTED\x10\x03\x12\x19\n\x15TURN_STATUS_CANCELLED\x10\x04\x12\x16\n\x12TURN_STATUS_FAILED\x10\x05*x\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14STOP_REASON_END_TURN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x1b\n\x17STOP_REASON_INTERRUPTED\x10\x03\x32\xf4\x05\n\x08Sessions\x12O\n\rCreateSession\x12\".batonmesh.v1.CreateSessionRequest\x1a\x1a.batonmesh.v1.SessionState\x12I\n\nGetSession\x12\x1f.batonmesh.v1.GetSessionRequest\x1a\x1a.batonmesh.v1.SessionState\x12U\n\x0cListSessions\x12!.batonmesh.v1.ListSessionsRequest\x1a\".batonmesh.v1.ListSessionsResponse\x12X\n\rDeleteSession\x12\".batonmesh.v1.DeleteSessionRequest\x1a#.batonmesh.v1.DeleteSessionResponse\x12\x44\n\x07RunTurn\x12\x1c.batonmesh.v1.RunTurnRequest\x1a\x19.batonmesh.v1.TurnMessage0\x01\x12J\n\nResumeTurn\x12\x1f.batonmesh.v1.ResumeTurnRequest\x1a\x19.batonmesh.v1.TurnMessage0\x01\x12\x41\n\nCancelTurn\x12\x1f.batonmesh.v1.CancelTurnRequest\x1a\x12.batonmesh.v1.Turn\x12L\n\tListItems\x12\x1e.batonmesh.v1.ListItemsRequest\x1a\x1f.batonmesh.v1.ListItemsResponse\x12\x37\n\x04\x46ork\x12\x19.batonmesh.v1.ForkRequest\x1a\x14.batonmesh.v1.Branch\x12?\n\x08Rollback\x12\x1d.batonmesh.v1.RollbackRequest\x1a\x14.batonmesh.v1.Branchb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61tonmesh/v1/session.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x1c\x62\x61tonmesh/v1/inference.proto\"\xe4\x01\n\x0cSessionState\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x03\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.batonmesh.v1.SessionState.MetadataEntry\x12&\n\x08\x62ranches\x18\x05 \x03(\x0b\x32\x14.batonmesh.v1.Branch\x12\x10\n\x08rerender\x18\x06 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"s\n\x06\x42ranch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04head\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05turns\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x14\n\x07running\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_headB\n\n\x08_running\"\xc5\x01\n\x14\x43reateSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x42\n\x08metadata\x18\x02 \x03(\x0b\x32\x30.batonmesh.v1.CreateSessionRequest.MetadataEntry\x12\x10\n\x08rerender\x18\x03 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"$\n\x11GetSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"3\n\x13ListSessionsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"D\n\x14ListSessionsResponse\x12,\n\x08sessions\x18\x01 \x03(\x0b\x32\x1a.batonmesh.v1.SessionState\"\'\n\x14\x44\x65leteSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\xfc\x02\n\x0eRunTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x1a\n\rexpected_head\x18\x05 \x01(\tH\x00\x88\x01\x01\x12-\n\x0bon_conflict\x18\x06 \x01(\x0e\x32\x18.batonmesh.v1.OnConflict\x12\x31\n\ron_disconnect\x18\x07 \x01(\x0e\x32\x1a.batonmesh.v1.OnDisconnect\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12\"\n\x05tools\x18\n \x01(\x0b\x32\x13.batonmesh.v1.ToolsB\x10\n\x0e_expected_headB\x0e\n\x0c_deadline_ms\"X\n\x11ResumeTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x16\n\tafter_seq\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_after_seq\"@\n\x11\x43\x61ncelTurnRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"\x99\x01\n\x0bTurnMessage\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.TurnH\x00\x12*\n\x06tokens\x18\x03 \x01(\x0b\x32\x18.batonmesh.v1.TurnTokensH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.batonmesh.v1.TurnH\x00\x42\x06\n\x04kind\"b\n\nTurnTokens\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.batonmesh.v1.ToolCall\"\xed\x02\n\x04Turn\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.batonmesh.v1.TurnStatus\x12-\n\x0bstop_reason\x18\x05 \x01(\x0e\x32\x18.batonmesh.v1.StopReason\x12\"\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x13.batonmesh.v1.Error\x12\"\n\x05usage\x18\x07 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x08 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x14\n\x0c\x64rift_tokens\x18\x0b \x01(\r\x12*\n\ntool_calls\x18\x0c \x03(\x0b\x32\x16.batonmesh.v1.ToolCall\x12\x0c\n\x04rest\x18\r \x01(\t\"Q\n\x10ListItemsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\r\x12\r\n\x05limit\x18\x04 \x01(\r\"=\n\x11ListItemsResponse\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.SessionItem\"W\n\x0bSessionItem\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12*\n\x07message\x18\x03 \x01(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x0b\x46orkRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x11\n\x04turn\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\tB\x07\n\x05_turn\"Y\n\x0fRollbackRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"\x9b\x01\n\x0bPendingCall\x12$\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x16.batonmesh.v1.ToolCall\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.batonmesh.v1.ToolCallState\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x19\n\x0cremaining_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_remaining_ms\"Z\n\nToolResult\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12\x10\n\x06output\x18\x02 \x01(\tH\x00\x12\x11\n\x07\x61pprove\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04\x64\x65ny\x18\x04 \x01(\tH\x00\x42\t\n\x07verdict\"\xac\x01\n\x18SubmitToolResultsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12)\n\x07results\x18\x03 \x03(\x0b\x32\x18.batonmesh.v1.ToolResult\x12+\n\x05go_on\x18\x04 \x01(\x0b\x32\x1c.batonmesh.v1.RunTurnRequest\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"g\n\x19SubmitToolResultsResponse\x12(\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.PendingCall\x12 \n\x04turn\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.Turn\"7\n\x14ListToolCallsRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\"A\n\x15ListToolCallsResponse\x12(\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.PendingCall*\x8f\x01\n\nOnConflict\x12\x1b\n\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x16\n\x12ON_CONFLICT_REJECT\x10\x01\x12\x17\n\x13ON_CONFLICT_ENQUEUE\x10\x02\x12\x19\n\x15ON_CONFLICT_INTERRUPT\x10\x03\x12\x18\n\x14ON_CONFLICT_ROLLBACK\x10\x04*c\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_DISCONNECT_CONTINUE\x10\x01\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x02*\xa8\x01\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATUS_QUEUED\x10\x01\x12\x17\n\x13TURN_STATUS_RUNNING\x10\x02\x12\x19\n\x15TURN_STATUS_COMMITTED\x10\x03\x12\x19\n\x15TURN_STATUS_CANCELLED\x10\x04\x12\x16\n\x12TURN_STATUS_FAILED\x10\x05*\x94\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14STOP_REASON_END_TURN\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x1b\n\x17STOP_REASON_INTERRUPTED\x10\x03\x12\x1a\n\x16STOP_REASON_TOOL_CALLS\x10\x04*\xc4\x01\n\rToolCallState\x12\x1f\n\x1bTOOL_CALL_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18TOOL_CALL_STATE_APPROVAL\x10\x01\x12\x1b\n\x17TOOL_CALL_STATE_PENDING\x10\x02\x12\x1c\n\x18TOOL_CALL_STATE_ANSWERED\x10\x03\x12\x1a\n\x16TOOL_CALL_STATE_DENIED\x10\x04\x12\x1d\n\x19TOOL_CALL_STATE_TIMED_OUT\x10\x05\x32\xb4\x07\n\x08Sessions\x12O\n\rCreateSession\x12\".batonmesh.v1.CreateSessionRequest\x1a\x1a.batonmesh.v1.SessionState\x12I\n\nGetSession\x12\x1f.batonmesh.v1.GetSessionRequest\x1a\x1a.batonmesh.v1.SessionState\x12U\n\x0cListSessions\x12!.batonmesh.v1.ListSessionsRequest\x1a\".batonmesh.v1.ListSessionsResponse\x12X\n\rDeleteSession\x12\".batonmesh.v1.DeleteSessionRequest\x1a#.batonmesh.v1.DeleteSessionResponse\x12\x44\n\x07RunTurn\x12\x1c.batonmesh.v1.RunTurnRequest\x1a\x19.batonmesh.v1.TurnMessage0\x01\x12J\n\nResumeTurn\x12\x1f.batonmesh.v1.ResumeTurnRequest\x1a\x19.batonmesh.v1.TurnMessage0\x01\x12\x41\n\nCancelTurn\x12\x1f.batonmesh.v1.CancelTurnRequest\x1a\x12.batonmesh.v1.Turn\x12L\n\tListItems\x12\x1e.batonmesh.v1.ListItemsRequest\x1a\x1f.batonmesh.v1.ListItemsResponse\x12\x37\n\x04\x46ork\x12\x19.batonmesh.v1.ForkRequest\x1a\x14.batonmesh.v1.Branch\x12?\n\x08Rollback\x12\x1d.batonmesh.v1.RollbackRequest\x1a\x14.batonmesh.v1.Branch\x12\x64\n\x11SubmitToolResults\x12&.batonmesh.v1.SubmitToolResultsRequest\x1a\'.batonmesh.v1.SubmitToolResultsResponse\x12X\n\rListToolCalls\x12\".batonmesh.v1.ListToolCallsRequest\x1a#.batonmesh.v1.ListToolCallsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSTATE_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ONCONFLICT']._serialized_start=2343
-  _globals['_ONCONFLICT']._serialized_end=2486
-  _globals['_ONDISCONNECT']._serialized_start=2488
-  _globals['_ONDISCONNECT']._serialized_end=2587
-  _globals['_TURNSTATUS']._serialized_start=2590
-  _globals['_TURNSTATUS']._serialized_end=2758
-  _globals['_STOPREASON']._serialized_start=2760
-  _globals['_STOPREASON']._serialized_end=2880
+  _globals['_ONCONFLICT']._serialized_start=3135
+  _globals['_ONCONFLICT']._serialized_end=3278
+  _globals['_ONDISCONNECT']._serialized_start=3280
+  _globals['_ONDISCONNECT']._serialized_end=3379
+  _globals['_TURNSTATUS']._serialized_start=3382
+  _globals['_TURNSTATUS']._serialized_end=3550
+  _globals['_STOPREASON']._serialized_start=3553
+  _globals['_STOPREASON']._serialized_end=3701
+  _globals['_TOOLCALLSTATE']._serialized_start=3704
+  _globals['_TOOLCALLSTATE']._serialized_end=3900
   _globals['_SESSIONSTATE']._serialized_start=102
   _globals['_SESSIONSTATE']._serialized_end=330
   _globals['_SESSIONSTATE_METADATAENTRY']._serialized_start=283
@@ -66,27 +68,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETESESSIONRESPONSE']._serialized_start=851
   _globals['_DELETESESSIONRESPONSE']._serialized_end=874
   _globals['_RUNTURNREQUEST']._serialized_start=877
-  _globals['_RUNTURNREQUEST']._serialized_end=1221
-  _globals['_RESUMETURNREQUEST']._serialized_start=1223
-  _globals['_RESUMETURNREQUEST']._serialized_end=1311
-  _globals['_CANCELTURNREQUEST']._serialized_start=1313
-  _globals['_CANCELTURNREQUEST']._serialized_end=1377
-  _globals['_TURNMESSAGE']._serialized_start=1380
-  _globals['_TURNMESSAGE']._serialized_end=1533
-  _globals['_TURNTOKENS']._serialized_start=1535
-  _globals['_TURNTOKENS']._serialized_end=1589
-  _globals['_TURN']._serialized_start=1592
-  _globals['_TURN']._serialized_end=1899
-  _globals['_LISTITEMSREQUEST']._serialized_start=1901
-  _globals['_LISTITEMSREQUEST']._serialized_end=1982
-  _globals['_LISTITEMSRESPONSE']._serialized_start=1984
-  _globals['_LISTITEMSRESPONSE']._serialized_end=2045
-  _globals['_SESSIONITEM']._serialized_start=2047
-  _globals['_SESSIONITEM']._serialized_end=2134
-  _globals['_FORKREQUEST']._serialized_start=2136
-  _globals['_FORKREQUEST']._serialized_end=2249
-  _globals['_ROLLBACKREQUEST']._serialized_start=2251
-  _globals['_ROLLBACKREQUEST']._serialized_end=2340
-  _globals['_SESSIONS']._serialized_start=2883
-  _globals['_SESSIONS']._serialized_end=3639
+  _globals['_RUNTURNREQUEST']._serialized_end=1257
+  _globals['_RESUMETURNREQUEST']._serialized_start=1259
+  _globals['_RESUMETURNREQUEST']._serialized_end=1347
+  _globals['_CANCELTURNREQUEST']._serialized_start=1349
+  _globals['_CANCELTURNREQUEST']._serialized_end=1413
+  _globals['_TURNMESSAGE']._serialized_start=1416
+  _globals['_TURNMESSAGE']._serialized_end=1569
+  _globals['_TURNTOKENS']._serialized_start=1571
+  _globals['_TURNTOKENS']._serialized_end=1669
+  _globals['_TURN']._serialized_start=1672
+  _globals['_TURN']._serialized_end=2037
+  _globals['_LISTITEMSREQUEST']._serialized_start=2039
+  _globals['_LISTITEMSREQUEST']._serialized_end=2120
+  _globals['_LISTITEMSRESPONSE']._serialized_start=2122
+  _globals['_LISTITEMSRESPONSE']._serialized_end=2183
+  _globals['_SESSIONITEM']._serialized_start=2185
+  _globals['_SESSIONITEM']._serialized_end=2272
+  _globals['_FORKREQUEST']._serialized_start=2274
+  _globals['_FORKREQUEST']._serialized_end=2387
+  _globals['_ROLLBACKREQUEST']._serialized_start=2389
+  _globals['_ROLLBACKREQUEST']._serialized_end=2478
+  _globals['_PENDINGCALL']._serialized_start=2481
+  _globals['_PENDINGCALL']._serialized_end=2636
+  _globals['_TOOLRESULT']._serialized_start=2638
+  _globals['_TOOLRESULT']._serialized_end=2728
+  _globals['_SUBMITTOOLRESULTSREQUEST']._serialized_start=2731
+  _globals['_SUBMITTOOLRESULTSREQUEST']._serialized_end=2903
+  _globals['_SUBMITTOOLRESULTSRESPONSE']._serialized_start=2905
+  _globals['_SUBMITTOOLRESULTSRESPONSE']._serialized_end=3008
+  _globals['_LISTTOOLCALLSREQUEST']._serialized_start=3010
+  _globals['_LISTTOOLCALLSREQUEST']._serialized_end=3065
+  _globals['_LISTTOOLCALLSRESPONSE']._serialized_start=3067
+  _globals['_LISTTOOLCALLSRESPONSE']._serialized_end=3132
+  _globals['_SESSIONS']._serialized_start=3903
+  _globals['_SESSIONS']._serialized_end=4851
 # @@protoc_insertion_point(module_scope)
