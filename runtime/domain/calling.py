@@ -1,4 +1,4 @@
-"""Finds the calls in an answer, character by character, so that wherever its text is cut they are the same.
+"""Finds the calls in an answer as it comes: wherever its text is cut, they are the same.
 
 What a form of calls looks like is in call_forms.py. What looks like a call and is none is text: nothing is swallowed,
 but the white space beside a call.
@@ -13,7 +13,7 @@ from runtime.domain.tools import NAME, arguments_of, written
 
 T = TypeVar("T")
 Steps = Generator[None, str, T]
-"""Takes a character at a time, and "" at the end."""
+"""Takes what comes of an answer, and "" at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +35,24 @@ class Answer:
         """`names` are those of the tools."""
         self.names = names
         self.found: list[Found] = []
-        self._back: list[str] = []
+        self._text = ""
+        self._place = 0
         self._ended = False
         self._space = ""
         self._after_call = False
 
     def next(self) -> Steps[str]:
         """The next character; "" at the end, however often it is asked."""
-        if self._back:
-            return self._back.pop()
-        if self._ended:
-            return ""
-        char = yield
-        self._ended = not char
+        while self._place == len(self._text) and not self._ended:
+            self._text, self._place = (yield), 0
+            self._ended = not self._text
+        char = self._text[self._place : self._place + 1]
+        self._place += len(char)
         return char
 
     def give_back(self, text: str) -> None:
         """These characters come next, once more."""
-        self._back.extend(reversed(text))
+        self._text, self._place = text + self._text[self._place :], 0
 
     def next_solid(self) -> Steps[tuple[str, str]]:
         """White space, and what comes after it."""
@@ -94,6 +94,8 @@ class Answer:
         """Give out text up to a marker, and pass that; false when there is none up to the end."""
         held = ""
         while held != marker:
+            if not held:
+                self.write(self._before(marker[0]))
             char = yield from self.next()
             if not char:
                 self.write(held)
@@ -103,6 +105,12 @@ class Answer:
                 self.write(held[0])
                 held = held[1:]
         return True
+
+    def _before(self, stop: str) -> str:
+        """Pass what is here before a character."""
+        found = self._text.find(stop, self._place)
+        begin, self._place = self._place, len(self._text) if found < 0 else found
+        return self._text[begin : self._place]
 
     def write(self, text: str) -> None:
         """Give out text; the white space at its end waits for what follows."""
@@ -132,8 +140,8 @@ class CallParser:
         self._step(None)
 
     def push(self, text: str) -> list[Found]:
-        for char in text:
-            self._step(char)
+        if text:
+            self._step(text)
         return self._taken()
 
     def finish(self) -> list[Found]:
@@ -143,14 +151,14 @@ class CallParser:
         self._answer.end()
         return self._taken()
 
-    def _step(self, char: str | None) -> None:
+    def _step(self, text: str | None) -> None:
         if self._over:
             return
         try:
-            if char is None:
+            if text is None:
                 next(self._steps)
             else:
-                self._steps.send(char)
+                self._steps.send(text)
         except StopIteration:
             self._over = True
 

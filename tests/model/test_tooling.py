@@ -29,9 +29,9 @@ CLOCK = Tool("clock", "Tells the time.")
 TOOLS = [tool.for_template for tool in (WEATHER, CLOCK)]
 IDENT = "abc123def"
 CALL = ToolCall(IDENT, "weather", '{"city": "Paris"}')
-USER = {"role": "user", "content": "How is it in Paris?"}
-CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL.for_template]}
-RESULT = {"role": "tool", "content": "Sunny.", "tool_call_id": IDENT, "name": "weather"}
+USER: dict[str, object] = {"role": "user", "content": "How is it in Paris?"}
+CALLED: dict[str, object] = {"role": "assistant", "content": "", "tool_calls": [CALL.for_template]}
+RESULT: dict[str, object] = {"role": "tool", "content": "Sunny.", "tool_call_id": IDENT, "name": "weather"}
 
 
 @pytest.fixture

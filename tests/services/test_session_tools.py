@@ -44,7 +44,8 @@ async def somebody(mesh: LocalMesh) -> AsyncIterator[User]:
 
 async def called(user: User, session: str, text: str = SAID, **more: object) -> Seen:
     """A turn that made calls."""
-    return await user.run(session, "How is it?", **({"tools": TOOLS, "sampling": saying(text)} | more))
+    asked = {"tools": TOOLS, "sampling": saying(text)} | more
+    return await user.run(session, "How is it?", None, **asked)
 
 
 async def pending(user: User, session: str) -> list[pb.PendingCall]:
@@ -79,7 +80,7 @@ async def test_a_turn_that_calls_waits_until_all_is_resolved_and_goes_on_with_th
     after = await somebody.run(session, items=[], sampling=saying("Sunny and rain."))
     assert (after.text, after.end.stop_reason) == ("Sunny and rain.", pb.STOP_REASON_END_TURN)
     assert await somebody.said(session) == ["How is it?", "Let me look.", "Sunny.", "Rain.", "Sunny and rain."]
-    results = [
+    results: list[dict[str, object]] = [
         {"role": "tool", "content": text, "tool_call_id": call.id, "name": "weather"}
         for call, text in ((first, "Sunny."), (second, "Rain."))
     ]
@@ -229,7 +230,7 @@ async def test_bad_input_is_refused_by_its_field(somebody: User) -> None:
         request = pb.SubmitToolResultsRequest(**({"session": session} | change))  # type: ignore[arg-type]
         assert await field_of(somebody.stub.SubmitToolResults(request)) == field, case
     for case, (field, change) in BAD_TURNS.items():
-        assert await field_of(somebody.run(session, **change)) == field, case
+        assert await field_of(somebody.run(session, "Hello.", None, **change)) == field, case
     assert (await somebody.branch(session)).turns == 0
 
 

@@ -103,7 +103,7 @@ async def test_a_choice_that_asks_for_a_call_gets_one(api: Api, choice: object, 
     for seed in range(4):
         more = {"parallel_tool_calls": False, "seed": seed, "max_tokens": 300, "extra_body": {}}
         answer = await said(api, "", tools=[WEATHER, closed], tool_choice=choice, **more)
-        (call,) = answer.choices[0].message.tool_calls or ()
+        (call,) = answer.choices[0].message.tool_calls
         assert answer.choices[0].finish_reason == "tool_calls"
         assert call.function.name in names
         assert json.loads(call.function.arguments).get("city") in ("Paris", "Rome", None)
