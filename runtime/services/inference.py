@@ -152,5 +152,6 @@ def _read(
         found = reader.push([sampled.token for sampled in delta.tokens], delta.text)
         found += reader.finish() if delta.finish is not None else []
         calls += [(choice, each) for each in found if not isinstance(each, str)]
-        shown.append((choice, replace(delta, text="".join(each for each in found if isinstance(each, str)))))
+        text = "".join(each for each in found if isinstance(each, str))
+        shown.append((choice, replace(delta, text=text, ends=())))
     return shown, calls

@@ -120,16 +120,17 @@ class Answer(ABC):
         self._reader = reader
 
     def pieces(self, delta: Delta) -> str:
-        """An event with the delta's text, if it has any; with log-probabilities one event for each token. Where calls
-        are looked for, one for each that is whole, and none with its text."""
+        """An event for each token that completes text; with log-probabilities for each token. Where calls are looked
+        for, one for each that is whole, and none with its text."""
         if self._reader is not None:
             explained = [self._explained(token, "") for token in delta.tokens] if self.logprobs else []
             found = _read(self._reader, delta.tokens, delta.text, ends=delta.finish is not None)
             return "".join(explained + [self._found(each) for each in found])
-        if not self.logprobs or not delta.tokens:
+        if not delta.tokens:
             return self._piece(delta.text) if delta.text else ""
-        *silent, last = delta.tokens
-        return "".join([*(self._explained(token, "") for token in silent), self._explained(last, delta.text)])
+        if not self.logprobs:
+            return "".join([self._piece(text) for text in delta.texts() if text])
+        return "".join(map(self._explained, delta.tokens, delta.texts()))
 
     def _piece(self, text: str) -> str:
         return f"{self._before_text}{_json(text)}{self._after_text}"
