@@ -9,7 +9,7 @@ from batonmesh.errors import InvalidArgument
 from batonmesh.messages import Options, sampling_of
 from batonmesh.v1 import inference_pb2, session_pb2
 
-Items = str | Sequence[Mapping[str, str]]
+Items = str | Sequence[Mapping[str, Any]]
 """What is said: one text of the user, or messages of {"role": ..., "content": ...}; nothing once all calls of the turn
 before are resolved."""
 

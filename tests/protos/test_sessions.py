@@ -95,7 +95,8 @@ async def test_calls_that_a_gateway_did_not_live_to_see_whole_come_once_from_the
     calls = [f'<tool_call>{{"name": "weather", "arguments": {{"n": {number}}}}}</tool_call>' for number in range(3)]
     async with AsyncClient(mesh.grpc) as client:
         session = (await client.sessions.create("simulated")).id
-        said, tokens, made = "", 0, []
+        said, tokens = "", 0
+        made: list[inference_pb2.ToolCall] = []
         stream = client.sessions.run(
             session, "Hello.", turn={"tools": tools}, choice=["So: " + " and ".join(calls)], max_tokens=400
         )
