@@ -9,11 +9,11 @@ import grpc
 from batonmesh.v1 import inference_pb2 as pb
 from batonmesh.v1 import inference_pb2_grpc
 from runtime.domain.generation import Delta, Generation
-from runtime.domain.tools import NO_TOOLS, Toolbox, ToolCall, check_toolbox
+from runtime.domain.tools import Toolbox, ToolCall, check_toolbox
 from runtime.errors import BatonError, InvalidArgument
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
-from runtime.roles.calls import CallReader, equipped
+from runtime.roles.calls import CallReader, equipped, form_of
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
@@ -51,8 +51,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         count = request.n if request.HasField("n") else 1
         candidates = request.best_of if request.HasField("best_of") else count
         check_choices(count, candidates)
-        toolbox = unpack_tools(request.tools)
-        check_toolbox(toolbox)
+        toolbox = self._toolbox(request.tools, self._model(request.model))
         generation = await self._generation(request, toolbox, context)
         readers = self._readers(request.model, toolbox, count)
         answer = Answer(len(generation.prompt), count, logprobs=generation.sampling.logprobs is not None)
@@ -71,10 +70,19 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
         model = self._model(request.model)
-        return pb.CountTokensResponse(tokens=len(await self._tokens(model, request.prompt, NO_TOOLS)))
+        toolbox = self._toolbox(request.tools, model)
+        return pb.CountTokensResponse(tokens=len(await self._tokens(model, request.prompt, toolbox)))
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[pack_model(model.spec, model.created) for model in self._role.models()])
+
+    def _toolbox(self, message: pb.Tools, model: ServedModel) -> Toolbox:
+        """Raises `InvalidArgument` naming the field at fault, and `NotSupported` for a model that is given none."""
+        toolbox = unpack_tools(message)
+        check_toolbox(toolbox)
+        if toolbox.callable:
+            form_of(model.tokenizer)
+        return toolbox
 
     def _readers(self, model: str, toolbox: Toolbox, count: int) -> list[CallReader]:
         """One for each answer; none when nothing can be called."""

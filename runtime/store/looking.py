@@ -157,19 +157,21 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
 
 async def _toolbox(tx: Transaction, branch: Branch) -> Toolbox:
     """What the head was told that it may call."""
-    row = await tx.row("SELECT asked FROM turns WHERE id = $1", branch.head or "")
-    return NO_TOOLS if row is None else unpack_toolbox(row[0])
+    row = branch.head and await tx.row("SELECT asked FROM turns WHERE id = $1", branch.head)
+    return unpack_toolbox(row[0]) if row else NO_TOOLS
 
 
 async def calls_of(tx: Transaction, session: SessionId, line: int, turn: TurnId | None) -> tuple[Pending, ...]:
     """The calls of a line's head, in their order. One that was waited for too long is resolved, though nobody has
     written that down."""
+    if turn is None:
+        return ()
     rows = await tx.rows(
         "SELECT state, payload, result, deadline - now_ms() FROM calls WHERE session = $1 AND line = $2 AND turn = $3"
         " ORDER BY number",
         session,
         line,
-        turn or "",
+        turn,
     )
     return tuple(_pending(row) for row in rows)
 

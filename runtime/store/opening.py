@@ -173,9 +173,11 @@ async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session
     """Whether it was prepared on what the branch is now. Calls are resolved once, so it is enough to count them."""
     if prepared.base != branch.place:
         return False
+    line, head = branch.place.line, branch.head
+    if not await calls_of(tx, session, line, head):
+        return True
     await expire(tx, session, branch)
-    calls = await calls_of(tx, session, branch.place.line, branch.head)
-    return prepared.resolved == sum(not pending.open for pending in calls)
+    return prepared.resolved == sum(not pending.open for pending in await calls_of(tx, session, line, head))
 
 
 async def _say(tx: Transaction, turn: TurnRecord) -> None:

@@ -88,7 +88,8 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         turn.session,
         pack_item(Item("assistant", ending.said if ending.calls else text, ending.calls)),
     )
-    await add_calls(tx, turn, place.line, ending.calls)
+    if ending.calls:
+        await add_calls(tx, turn, place.line, ending.calls)
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
         turn.session,

@@ -277,6 +277,8 @@ async def test_generate_gives_calls_beside_its_text(mesh: LocalMesh) -> None:
         assert [choice.finish_reason for choice in final.choices] == [common_pb2.FINISH_REASON_TOOL_CALLS] * 2
         made = [(call.choice, call.call.arguments) for message in messages for call in message.tool_calls]
         assert sorted(made) == [(n, f'{{"city": "{city}"}}') for n in (0, 1) for city in ("Paris", "Rome")]
+        counted = inference_pb2.CountTokensRequest(model="simulated", prompt=request.prompt, tools=TOOLS)
+        assert (await stub.CountTokens(counted, timeout=30)).tokens == final.usage.prompt_tokens
         plain = inference_pb2.GenerateRequest(model="simulated", prompt=inference_pb2.Prompt(text="x"), tools=TOOLS)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             [_ async for _ in stub.Generate(plain, timeout=30)]
