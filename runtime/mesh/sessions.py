@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from runtime.config import Config
 from runtime.errors import StartError
+from runtime.mesh.secret import open_secret
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionSettings
+from runtime.store.sealing import MasterKey
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 
@@ -33,13 +35,14 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
 
 
 def _database(config: Config) -> "SqliteDatabase | PostgresDatabase":
+    master = MasterKey(open_secret(config.master_key, "sealing.key", "a master key"))
     if config.sessions.store == "sqlite":
-        return SqliteDatabase(config.state / _FILE)
+        return SqliteDatabase(config.state / _FILE, master)
     try:
         from runtime.store.postgres import PostgresDatabase
     except ImportError as error:
         raise StartError("sessions.store: PostgreSQL needs asyncpg: pip install 'batonmesh[postgres]'") from error
-    return PostgresDatabase(config.sessions.store)
+    return PostgresDatabase(config.sessions.store, master)
 
 
 def session_settings(config: Config) -> SessionSettings:

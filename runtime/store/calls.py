@@ -6,21 +6,22 @@ A call has a row on every line that has its turn as the head: what becomes of it
 from collections.abc import Sequence
 
 from runtime.domain.sessions import Branch, TurnRecord
-from runtime.domain.tools import CallState, Toolbox, ToolCall, timed_out
+from runtime.domain.tools import CallState, Toolbox, ToolCall
 from runtime.ids import SessionId, TurnId
 from runtime.store.looking import PATH
 from runtime.store.packing import pack_call
+from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
-
-_COLUMNS = "session, line, turn, number, id, state, wait, deadline, payload, result"
 
 
 async def add_calls(tx: Transaction, turn: TurnRecord, line: int, calls: Sequence[ToolCall]) -> None:
     """They wait from now on."""
-    rows: list[tuple[object, ...]] = [
-        (turn.session, line, turn.id, number, call.id, *_waiting(turn.asked.toolbox, call), pack_call(call))
-        for number, call in enumerate(calls)
-    ]
+    seal = await seal_of(tx, turn.session)
+    rows: list[tuple[object, ...]] = []
+    for number, call in enumerate(calls):
+        payload = seal.seal(pack_call(call), "calls.payload", line, turn.id, number)
+        waiting = _waiting(turn.asked.toolbox, call)
+        rows.append((turn.session, line, turn.id, number, call.id, *waiting, payload))
     await tx.run_many(
         "INSERT INTO calls (session, line, turn, number, id, state, wait, deadline, payload)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, now_ms() + $8, $9)",
@@ -39,13 +40,12 @@ def _waiting(toolbox: Toolbox, call: ToolCall) -> tuple[str, int | None, int | N
 async def expire(tx: Transaction, session: SessionId, branch: Branch) -> None:
     """Resolve the calls of its head that were waited for too long. They stay so, whatever the clock does."""
     await tx.run(
-        "UPDATE calls SET state = $4, result = $5 WHERE session = $1 AND line = $2 AND turn = $3"
+        "UPDATE calls SET state = $4 WHERE session = $1 AND line = $2 AND turn = $3"
         " AND state IN ('approval', 'pending') AND deadline <= now_ms()",
         session,
         branch.place.line,
         branch.head or "",
         CallState.TIMED_OUT.value,
-        timed_out().encode(),
     )
 
 
@@ -58,12 +58,24 @@ async def inherit(tx: Transaction, session: SessionId, branch: Branch, head: Tur
         branch.place.depth,
         head or "",
     )
-    if row is not None and row[0] is not None:
-        await tx.run(
-            f"INSERT INTO calls ({_COLUMNS}) SELECT session, CAST($4 AS INTEGER), turn, number, id, state, wait,"
-            " deadline, payload, result FROM calls WHERE session = $1 AND line = $2 AND turn = $3",
-            session,
-            row[0],
-            head,
-            line,
-        )
+    if row is None or row[0] is None:
+        return
+    seal, known, turn = await seal_of(tx, session), row[0], head
+    rows: list[tuple[object, ...]] = []
+    for number, payload, result, *rest in await tx.rows(
+        "SELECT number, payload, result, id, state, wait, deadline FROM calls"
+        " WHERE session = $1 AND line = $2 AND turn = $3",
+        session,
+        known,
+        turn,
+    ):
+        sealed = [
+            value and seal.seal(seal.open(value, column, known, turn, number), column, line, turn, number)
+            for column, value in (("calls.payload", payload), ("calls.result", result))
+        ]
+        rows.append((session, line, turn, number, *rest, *sealed))
+    await tx.run_many(
+        "INSERT INTO calls (session, line, turn, number, id, state, wait, deadline, payload, result)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        rows,
+    )

@@ -30,12 +30,16 @@ from runtime.store.packing import (
     unpack_tokens,
     unpack_toolbox,
 )
+from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = "SELECT id, tenant, model, created, rerender, about FROM sessions"
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, k.wrapped
+    FROM sessions s JOIN session_keys k ON k.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
-    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending FROM turns t JOIN sessions s ON s.id = t.session"""
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped
+    FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
+_ITEMS = "SELECT turn, number, payload FROM items"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -51,24 +55,26 @@ def _no_session() -> NotFound:
 
 async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, lock: bool = False) -> Session:
     suffix = " FOR UPDATE" if lock else ""
-    row = await tx.row(f"{_SESSION} WHERE id = $1 AND tenant = $2{suffix}", session, tenant)
+    row = await tx.row(f"{_SESSION} WHERE s.id = $1 AND s.tenant = $2{suffix}", session, tenant)
     if row is None:
         raise _no_session()
-    return _session(row)
+    return _session(tx, row)
 
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
     if after is None:
-        rows = await tx.rows(f"{_SESSION} WHERE tenant = $1 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit)
+        rows = await tx.rows(
+            f"{_SESSION} WHERE s.tenant = $1 ORDER BY s.created DESC, s.id DESC LIMIT $2", tenant, limit
+        )
     else:
         rows = await tx.rows(
-            f"{_SESSION} WHERE tenant = $1 AND (created, id) < (SELECT created, id FROM sessions WHERE id = $2"
-            " AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
+            f"{_SESSION} WHERE s.tenant = $1 AND (s.created, s.id) < (SELECT created, id FROM sessions WHERE id = $2"
+            " AND tenant = $1) ORDER BY s.created DESC, s.id DESC LIMIT $3",
             tenant,
             after,
             limit,
         )
-    return tuple(_session(row) for row in rows)
+    return tuple(_session(tx, row) for row in rows)
 
 
 async def branches_of(tx: Transaction, session: SessionId) -> tuple[Branch, ...]:
@@ -128,6 +134,7 @@ async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
 async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> Context:
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
@@ -138,7 +145,7 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
     tokens: list[int] = []
     chain = ROOT_CHAIN
     for row in rows:
-        segment = unpack_tokens(row[1])
+        segment = unpack_tokens(seal.open(row[1], "segments.tokens", row[2]))
         if found.rerender:
             tokens, chain = [], ROOT_CHAIN  # each of them is the whole context
         chain = chained(chain, segment)
@@ -147,18 +154,18 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
         tokens.extend(segment)
     if len(rows) != branch.place.depth:
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
-    preamble = await _preamble(tx, rows[0][2]) if rows else ()
+    preamble = await _preamble(tx, seal, rows[0][2]) if rows else ()
     items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
     boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
     calls = await calls_of(tx, session, branch.place.line, branch.head)
-    toolbox = await _toolbox(tx, branch)
+    toolbox = await _toolbox(tx, seal, branch)
     return Context(found, branch, tuple(tokens), preamble, boot, items, calls, toolbox)
 
 
-async def _toolbox(tx: Transaction, branch: Branch) -> Toolbox:
+async def _toolbox(tx: Transaction, seal: Seal, branch: Branch) -> Toolbox:
     """What the head was told that it may call."""
     row = branch.head and await tx.row("SELECT asked FROM turns WHERE id = $1", branch.head)
-    return unpack_toolbox(row[0]) if row else NO_TOOLS
+    return unpack_toolbox(seal.open(row[0], "turns.asked", branch.head)) if row else NO_TOOLS
 
 
 async def calls_of(tx: Transaction, session: SessionId, line: int, turn: TurnId | None) -> tuple[Pending, ...]:
@@ -173,14 +180,19 @@ async def calls_of(tx: Transaction, session: SessionId, line: int, turn: TurnId 
         line,
         turn,
     )
-    return tuple(_pending(row) for row in rows)
+    if not rows:
+        return ()
+    seal = await seal_of(tx, session)
+    return tuple(_pending(seal, (line, turn, number), *row) for number, row in enumerate(rows))
 
 
-def _pending(row: Row) -> Pending:
-    state, call, left = CallState(row[0]), unpack_call(row[1]), row[3]
-    if state not in OPEN:
-        return Pending(call, state, bytes(row[2]).decode())
-    if left is not None and left <= 0:
+def _pending(
+    seal: Seal, place: tuple[object, ...], told: str, payload: bytes, result: bytes | None, left: int | None
+) -> Pending:
+    state, call = CallState(told), unpack_call(seal.open(payload, "calls.payload", *place))
+    if result is not None:
+        return Pending(call, state, seal.open(result, "calls.result", *place).decode())
+    if state not in OPEN or (left is not None and left <= 0):
         return Pending(call, CallState.TIMED_OUT, timed_out())
     return Pending(call, state, left_ms=left)
 
@@ -188,8 +200,9 @@ def _pending(row: Row) -> Pending:
 async def items_at(
     tx: Transaction, session: SessionId, place: Place, after: int = 0, limit: int = 1 << 30
 ) -> tuple[tuple[int, TurnId, Item], ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
-        f"{PATH} SELECT i.turn, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
+        f"{PATH} SELECT i.turn, i.number, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
         " AND s.depth > p.base AND s.depth <= p.upto JOIN items i ON i.turn = s.turn"
         " ORDER BY s.depth, i.number LIMIT $4 OFFSET $5",
         session,
@@ -198,38 +211,52 @@ async def items_at(
         limit,
         after,
     )
-    return tuple((number, TurnId(row[0]), unpack_item(row[1])) for number, row in enumerate(rows, start=after + 1))
+    return tuple((number, TurnId(row[0]), _item(seal, *row)) for number, row in enumerate(rows, start=after + 1))
 
 
-async def events_of(tx: Transaction, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+async def events_of(tx: Transaction, session: SessionId, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         "SELECT seq, first, tokens, text FROM events WHERE turn = $1 AND seq > $2 ORDER BY seq", turn, after
     )
-    return tuple(TurnEvent(row[0], row[1], tuple(unpack_tokens(row[2])), bytes(row[3]).decode()) for row in rows)
+    return tuple(
+        TurnEvent(
+            seq,
+            first,
+            tuple(unpack_tokens(seal.open(tokens, "events.tokens", turn, seq))),
+            seal.open(text, "events.text", turn, seq).decode(),
+        )
+        for seq, first, tokens, text in rows
+    )
 
 
 async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId, after: int) -> Progress:
     found = await turn_in(tx, tenant, session, turn)
     if found.ending is None:
-        return Progress(found, await events_of(tx, turn, after))
+        return Progress(found, await events_of(tx, session, turn, after))
     row = await tx.row("SELECT ending FROM turns WHERE id = $1", turn)
     assert row is not None
-    return Progress(found, unpack_events(row[0], after))
+    seal = await seal_of(tx, session)
+    return Progress(found, unpack_events(seal.open(row[0], "turns.ending", turn), after))
 
 
-async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
+async def _preamble(tx: Transaction, seal: Seal, turn: str) -> tuple[Item, ...]:
     leading = []
-    for row in await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", turn):
-        item = unpack_item(row[0])
+    for row in await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", turn):
+        item = _item(seal, *row)
         if item.role not in ("system", "developer"):
             break
         leading.append(item)
     return tuple(leading)
 
 
-def _session(row: Row) -> Session:
-    ident, tenant, model, created, rerender, packed = row
-    about = unpack(packed)
+def _item(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
+    return unpack_item(seal.open(payload, "items.payload", turn, number))
+
+
+def _session(tx: Transaction, row: Row) -> Session:
+    ident, tenant, model, created, rerender, sealed, wrapped = row
+    about = unpack(tx.seals.of(ident, wrapped).open(sealed, "sessions.about"))
     return Session(
         SessionId(ident), TenantId(tenant), model, created, bool(rerender), about["metadata"], about["vocabulary"]
     )
@@ -242,17 +269,19 @@ def _branch(row: Row) -> Branch:
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
     """Raises `DataCorrupt` when it makes no sense to this Baton."""
-    payloads = await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", row[0])
+    payloads = await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", row[0])
     try:
-        return _turn(row, tuple(unpack_item(payload[0]) for payload in payloads))
+        seal = tx.seals.of(row[1], row[17])
+        return _turn(row, seal, tuple(_item(seal, *payload) for payload in payloads))
     except UNREADABLE as error:
         raise DataCorrupt(f"turn {row[0]} cannot be read, it is damaged or of a newer Baton: {error}") from error
 
 
-def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
+def _turn(row: Row, seal: Seal, items: tuple[Item, ...]) -> TurnRecord:
     prepared = None
     if row[11] is not None:
-        prepared = Prepared(Place(row[9], row[10]), tuple(unpack_tokens(row[11])), row[12], row[13], row[14])
+        prompt = unpack_tokens(seal.open(row[11], "turns.prompt", row[0]))
+        prepared = Prepared(Place(row[9], row[10]), tuple(prompt), row[12], row[13], row[14])
     return TurnRecord(
         TurnId(row[0]),
         SessionId(row[1]),
@@ -262,8 +291,8 @@ def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
         TurnStatus(row[5]),
         row[6],
         GatewayId(row[7]),
-        unpack_asked(row[8], items),
+        unpack_asked(seal.open(row[8], "turns.asked", row[0]), items),
         prepared,
         row[15] and Halt(row[15]),
-        row[16] and unpack_ending(row[16]),
+        row[16] and unpack_ending(seal.open(row[16], "turns.ending", row[0])),
     )

@@ -19,6 +19,7 @@ from runtime.ids import SessionId, TenantId
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
 from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
+from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
 
 _REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
@@ -29,6 +30,8 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         known = await known_result(tx, of_tenant(session.tenant), key)
         if known is not None:
             return await session_of(tx, session.tenant, SessionId(known))
+    seal = await new_seal(tx, session.id)
+    about = pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary})
     await tx.run(
         "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about)"
         " VALUES ($1, $2, $3, now_ms(), 1, $4, $5)",
@@ -36,7 +39,7 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.tenant,
         session.model,
         int(session.rerender),
-        pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary}),
+        seal.seal(about, "sessions.about"),
     )
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(
@@ -112,6 +115,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         return None
     asked = prepared.asked or turn.asked
     begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
+    seal = await seal_of(tx, turn.session)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
         " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued'",
@@ -120,17 +124,17 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         turn.owner,
         prepared.base.line,
         prepared.base.depth,
-        pack_tokens(prepared.prompt),
+        seal.seal(pack_tokens(prepared.prompt), "turns.prompt", turn.id),
         prepared.context,
         prepared.max_tokens,
         prepared.drift,
-        pack_asked(asked),
+        seal.seal(pack_asked(asked), "turns.asked", turn.id),
     )
     if not changed:
         return None  # dropped meanwhile
     # With what it says of the calls before it.
     await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
-    await _say(tx, begun)
+    await _say(tx, seal, begun)
     await _occupy(tx, begun)
     return await turn_of(tx, turn.id)
 
@@ -148,6 +152,7 @@ async def _occupy(tx: Transaction, turn: TurnRecord) -> None:
 async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
     prepared = turn.prepared
     base = prepared and prepared.base
+    seal = await seal_of(tx, turn.session)
     await tx.run(
         "INSERT INTO turns (id, session, branch, status, epoch, owner, place, asked, line, depth, prompt, context,"
         " max_tokens, drift) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
@@ -158,15 +163,15 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         turn.epoch,
         turn.owner,
         place,
-        pack_asked(turn.asked),
+        seal.seal(pack_asked(turn.asked), "turns.asked", turn.id),
         base and base.line,
         base and base.depth,
-        prepared and pack_tokens(prepared.prompt),
+        prepared and seal.seal(pack_tokens(prepared.prompt), "turns.prompt", turn.id),
         prepared and prepared.context,
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
     )
-    await _say(tx, turn)
+    await _say(tx, seal, turn)
 
 
 async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session: SessionId) -> bool:
@@ -180,9 +185,10 @@ async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session
     return prepared.resolved == sum(not pending.open for pending in await calls_of(tx, session, line, head))
 
 
-async def _say(tx: Transaction, turn: TurnRecord) -> None:
+async def _say(tx: Transaction, seal: Seal, turn: TurnRecord) -> None:
     rows: list[tuple[object, ...]] = [
-        (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)
+        (turn.id, number, turn.session, seal.seal(pack_item(item), "items.payload", turn.id, number))
+        for number, item in enumerate(turn.asked.items)
     ]
     await tx.run_many("INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)", rows)
 

@@ -1,7 +1,10 @@
 """A `SessionStore` over any of the databases: which transaction answers which call, and whether it writes."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
+from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -15,8 +18,11 @@ from runtime.domain.sessions import (
     TurnRecord,
 )
 from runtime.domain.tools import Pending, ToolResult
+from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import branching, looking, opening, owning, running, submitting
+from runtime.store import branching, erasing, looking, moving, opening, owning, pruning, running, submitting
+from runtime.store.bundle import Bundle, read_bundle, write_bundle
+from runtime.store.checking import check_bundle
 from runtime.store.transaction import Database, Transaction
 
 
@@ -89,6 +95,11 @@ class SqlSessionStore:
     ) -> Branch:
         return await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
 
+    async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
+        await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
+        with suppress(Unavailable):
+            await self._database.scrub()
+
     async def submit(
         self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
     ) -> tuple[TurnId, tuple[Pending, ...]]:
@@ -113,8 +124,45 @@ class SqlSessionStore:
         return await self._database.read(work)
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
-        await self._database.write(lambda tx: branching.delete(tx, tenant, session))
+        await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
         await self._database.scrub()
+
+    async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
+        erased = await self._database.write(lambda tx: erasing.erase(tx, tenant, session))
+        if not erased.scrubbed:
+            with suppress(Unavailable):
+                await self.scrub()  # or later, once nobody reads what was there before
+        return await self.erasure(tenant, session)
+
+    async def erasure(self, tenant: TenantId, session: SessionId) -> Erasure:
+        return await self._database.read(lambda tx: erasing.erasure_of(tx, tenant, session))
+
+    async def erasures(self) -> tuple[Erasure, ...]:
+        return await self._database.read(erasing.pending)
+
+    async def scrub(self) -> None:
+        if await self._database.scrub():
+            await self._database.write(erasing.scrubbed)
+
+    async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
+        await self._database.write(lambda tx: erasing.tell(tx, session, worker))
+
+    async def settle(self, session: SessionId, after_s: float) -> None:
+        await self._database.write(lambda tx: erasing.settle(tx, session, after_s))
+
+    async def read_out(self, tenant: TenantId, session: SessionId) -> bytes:
+        bundle = await self._database.read(lambda tx: moving.read_out(tx, tenant, session))
+        return await asyncio.to_thread(write_bundle, bundle)
+
+    async def take_in(self, tenant: TenantId, data: bytes, key: Key | None) -> Session:
+        bundle = await asyncio.to_thread(_checked, data)
+        return await self._database.write(lambda tx: moving.take_in(tx, tenant, bundle, key))
 
     async def close(self) -> None:
         await self._database.close()
+
+
+def _checked(data: bytes) -> Bundle:
+    bundle = read_bundle(data)
+    check_bundle(bundle)
+    return bundle

@@ -10,6 +10,7 @@ from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, session_of
 from runtime.store.opening import remember
+from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
 
 
@@ -30,30 +31,32 @@ async def submit(
         told = f"branch {name!r} is busy with turn {branch.live}, which waits for no results"
         raise FailedPrecondition(told, field="branch")
     await expire(tx, session, branch)
-    waiting = {pending.call.id: pending for pending in await calls_of(tx, session, line, branch.head)}
+    calls = await calls_of(tx, session, line, branch.head)
+    places = {pending.call.id: place for place, pending in enumerate(calls)}
     for number, result in enumerate(results):
         field = f"results[{number}].call"
-        pending = waiting.get(result.call)
-        if pending is None or branch.head is None:
+        place = places.get(result.call)
+        if place is None:
             raise await _refusal(tx, session, result.call, field)
-        await _resolve(tx, session, branch, resolved(pending, result, field))
+        await _resolve(tx, session, branch, place, resolved(calls[place], result, field))
     assert branch.head is not None, "there are results, and each has its call"
     await remember(tx, session, key, branch.head)
     return branch.head, await calls_of(tx, session, line, branch.head)
 
 
-async def _resolve(tx: Transaction, session: SessionId, branch: Branch, pending: Pending) -> None:
-    approved = pending.state in OPEN
+async def _resolve(tx: Transaction, session: SessionId, branch: Branch, number: int, pending: Pending) -> None:
+    approved, line = pending.state in OPEN, branch.place.line
+    seal = await seal_of(tx, session)
     await tx.run(
         "UPDATE calls SET state = $5, result = $6"
         + (", deadline = now_ms() + wait" if approved else "")
-        + " WHERE session = $1 AND line = $2 AND turn = $3 AND id = $4",
+        + " WHERE session = $1 AND line = $2 AND turn = $3 AND number = $4",
         session,
-        branch.place.line,
+        line,
         branch.head,
-        pending.call.id,
+        number,
         pending.state.value,
-        None if approved else pending.result.encode(),
+        None if approved else seal.seal(pending.result.encode(), "calls.result", line, branch.head, number),
     )
 
 

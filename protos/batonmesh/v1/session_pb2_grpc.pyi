@@ -46,6 +46,23 @@ class SessionsStub:
     """A new branch that begins after a turn. Takes the same time whatever was said before."""
     Rollback: _aio.UnaryUnaryMultiCallable[_session_pb2.RollbackRequest, _session_pb2.Branch]
     """Moves a branch back to an earlier turn of its history."""
+    DeleteBranch: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteBranchRequest, _session_pb2.DeleteBranchResponse]
+    """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+    has not ended.
+    """
+    Erase: _aio.UnaryUnaryMultiCallable[_session_pb2.EraseRequest, _session_pb2.EraseResponse]
+    """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
+    and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
+    of the answer on no call gives anything of the session, whichever workers have answered.
+    """
+    Export: _aio.UnaryStreamMultiCallable[_session_pb2.ExportRequest, _session_pb2.ExportResponse]
+    """A session as one file, in pieces: all that is committed, and how it came to be; without turns that have not ended.
+    Whoever has the file can read it. At most 64 MiB.
+    """
+    Import: _aio.StreamUnaryMultiCallable[_session_pb2.ImportRequest, _session_pb2.SessionState]
+    """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
+    checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
+    """
     SubmitToolResults: _aio.UnaryUnaryMultiCallable[_session_pb2.SubmitToolResultsRequest, _session_pb2.SubmitToolResultsResponse]
     """Resolves calls of a branch's head, each exactly once, in any order and in parallel; all of the request or nothing.
     A call that has its result already, that was waited for too long, or whose conversation has gone on is refused with
@@ -147,6 +164,47 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_session_pb2.RollbackRequest, _abc.Awaitable[_session_pb2.Branch]],
     ) -> _abc.Awaitable[_session_pb2.Branch]:
         """Moves a branch back to an earlier turn of its history."""
+
+    @_abc_1.abstractmethod
+    def DeleteBranch(
+        self,
+        request: _session_pb2.DeleteBranchRequest,
+        context: _aio.ServicerContext[_session_pb2.DeleteBranchRequest, _abc.Awaitable[_session_pb2.DeleteBranchResponse]],
+    ) -> _abc.Awaitable[_session_pb2.DeleteBranchResponse]:
+        """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+        has not ended.
+        """
+
+    @_abc_1.abstractmethod
+    def Erase(
+        self,
+        request: _session_pb2.EraseRequest,
+        context: _aio.ServicerContext[_session_pb2.EraseRequest, _abc.Awaitable[_session_pb2.EraseResponse]],
+    ) -> _abc.Awaitable[_session_pb2.EraseResponse]:
+        """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
+        and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
+        of the answer on no call gives anything of the session, whichever workers have answered.
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _session_pb2.ExportRequest,
+        context: _aio.ServicerContext[_session_pb2.ExportRequest, _abc.AsyncIterator[_session_pb2.ExportResponse]],
+    ) -> _abc.AsyncIterator[_session_pb2.ExportResponse]:
+        """A session as one file, in pieces: all that is committed, and how it came to be; without turns that have not ended.
+        Whoever has the file can read it. At most 64 MiB.
+        """
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _abc.AsyncIterator[_session_pb2.ImportRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_session_pb2.ImportRequest], _abc.Awaitable[_session_pb2.SessionState]],
+    ) -> _abc.Awaitable[_session_pb2.SessionState]:
+        """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
+        checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
+        """
 
     @_abc_1.abstractmethod
     def SubmitToolResults(
