@@ -16,9 +16,11 @@ from runtime.domain.tools import (
     denied,
     timed_out,
 )
-from runtime.errors import BatonError, FailedPrecondition, NotFound
+from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound
 from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
+from runtime.store.bundle import read_bundle, write_bundle
+from runtime.store.transaction import Database
 from tests.store.conftest import Execute, Rows
 from tests.store.talking import COMMITTED, EVENTS, OTHER, OUTPUT, TENANT, enqueued, key, opened, record, session
 
@@ -210,3 +212,33 @@ async def test_a_turn_without_calls_takes_no_results(store: SessionStore) -> Non
     with pytest.raises(NotFound) as refused:
         await store.submit(TENANT, sess, MAIN, (output(0),), Key("key", b"one"))
     assert refused.value.field == "results[0].call"
+
+
+async def test_a_session_that_goes_to_another_store_waits_there_for_the_same_calls(store: SessionStore) -> None:
+    sess = await called(store)
+    await store.submit(TENANT, sess, MAIN, (output(1, "Ünï."),), None)
+    before, data = await store.calls(TENANT, sess, MAIN), await store.read_out(TENANT, sess)
+    await store.delete(TENANT, sess)
+    bundle = read_bundle(data)
+    (calls,) = [rows for rows in bundle.tables if rows.table == "calls"]
+    row = [*calls.rows[0]]
+    for place, forged in ((1, "turn-none"), (2, 7), (4, "done"), (7, b"\x91"), (8, b"a result")):
+        rows = replace(calls, rows=[(*row[:place], forged, *row[place + 1 :]), *calls.rows[1:]])
+        others = [each for each in bundle.tables if each.table != "calls"]
+        with pytest.raises(InvalidArgument) as refused:
+            await store.take_in(TENANT, write_bundle(replace(bundle, tables=(*others, rows))), None)
+        assert refused.value.field == "bundle"
+    await store.take_in(TENANT, data, None)
+    assert await store.calls(TENANT, sess, MAIN) == before
+    await store.submit(TENANT, sess, MAIN, (output(0), output(2)), None)
+    assert set(await states(store, sess)) == {CallState.ANSWERED}
+
+
+async def test_what_tools_were_given_and_brought_is_in_no_column_as_it_is(store: SessionStore, kept: Database) -> None:
+    sess = await called(store, TOOLS, (ToolCall("call-0", "weather", '{"canary": "Qx7canary"}'),))
+    await store.submit(TENANT, sess, MAIN, (output(0, "Qx7canary"),), None)
+    await store.fork(TENANT, sess, MAIN, None, "other", None)
+    rows = await kept.read(lambda tx: tx.rows("SELECT payload, result FROM calls"))
+    assert len(rows) == 2
+    assert not any(b"Qx7canary" in bytes(value) for row in rows for value in row)
+    assert [each.result for each in await store.calls(TENANT, sess, "other")] == ["Qx7canary"]
