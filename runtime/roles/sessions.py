@@ -29,7 +29,6 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
-from runtime.domain.tools import Pending, ToolResult
 from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
@@ -162,32 +161,6 @@ class SessionRole:
                 await self._beat()
             self.group.create_task(self._begin_next(session, branch))
         return turn, fresh
-
-    async def submit(
-        self,
-        tenant: TenantId,
-        session: SessionId,
-        branch: str,
-        results: Sequence[ToolResult],
-        key: Key | None,
-        go_on: Asked | None = None,
-    ) -> tuple[tuple[Pending, ...], TurnRecord | None]:
-        """Resolve calls of a branch's head; when that leaves none open, run the next turn. Of all who ask for it each
-        gets the same turn."""
-        head, calls = await self.store.submit(tenant, session, branch, results, key)
-        if go_on is None or any(pending.open for pending in calls):
-            return calls, None
-        go_on = replace(go_on, expected_head=head, head_is_expected=True)
-        once = Key(f"tools/{head}", b"")
-        try:
-            turn, _ = await self.open(tenant, session, branch, go_on, once)
-        except BatonError:
-            # Somebody else's has gone on, and the branch with it.
-            known = await self.store.known(tenant, session, once)
-            if known is None:
-                raise
-            turn = known
-        return calls, turn
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, how: Halt) -> TurnRecord:
         """Ask for a turn's end, wherever it runs; it has not ended yet when this returns."""

@@ -13,6 +13,7 @@ from runtime.ids import SessionId, TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.erasing import ErasingRole
 from runtime.roles.sessions import SessionRole
+from runtime.roles.submitting import submit
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
@@ -154,7 +155,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         go_on = self._going_on(request.go_on) if request.HasField("go_on") else None
         if go_on is not None and request.go_on.sampling.bad_words:
             go_on = await self._banning(session, go_on, request.go_on)
-        calls, turn = await self._role.submit(self._tenant, session, branch, results, key, go_on)
+        calls, turn = await submit(self._role, self._tenant, session, branch, results, key, go_on)
         told = [pack_pending(pending) for pending in calls]
         return pb.SubmitToolResultsResponse(calls=told, turn=None if turn is None else wire.pack_turn(turn))
 
