@@ -83,4 +83,5 @@ class Handoffs:
         token on, so the longer prefix is what nobody computed."""
         if self._first is None:
             return 0
-        return min(max(self._first.cached_tokens, self._first.prefill_cached_tokens), prompt_tokens)
+        here = self._first.cached_tokens + self._first.loaded_tokens
+        return min(max(here, self._first.prefill_cached_tokens), prompt_tokens)

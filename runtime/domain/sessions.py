@@ -90,7 +90,7 @@ class Item:
 class Session:
     """`created_ms` is the store's clock, milliseconds since 1970. `rerender`: every turn renders the whole conversation
     anew, for a model whose chat template has no rendering of what is new alone. `vocabulary` says what its token ids
-    mean."""
+    mean. `hidden`: it was made for a response of its own, is not listed, and goes with the last of its responses."""
 
     id: SessionId
     tenant: TenantId
@@ -99,6 +99,7 @@ class Session:
     rerender: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     vocabulary: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ class Branch:
 class Asked:
     """What a client wants of a turn. `max_tokens_given`: the sampling's own bound is the client's; else the answer may
     fill the context. `deadline_s` counts anew for whoever takes the turn over. `cancel_unwatched`: when the last who
-    watches it leaves, it is cancelled."""
+    watches it leaves, it is cancelled. `instructions` stand before all that was said, for this turn only. `memo` is
+    what the face that took the turn wants to find again with it; nobody else reads it."""
 
     items: tuple[Item, ...]
     sampling: Sampling
@@ -137,14 +139,16 @@ class Asked:
     on_conflict: OnConflict = OnConflict.REJECT
     cancel_unwatched: bool = False
     toolbox: Toolbox = NO_TOOLS
+    instructions: str | None = field(default=None, repr=False)
+    memo: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A turn ready to run after `base`: `prompt` are the token ids that it adds to the context (with `rerender`: all of
-    it), `drift` how many committed tokens a rendering anew did not repeat. `resolved`: so many calls of the head had
-    their results; it is only ready as long as it is these. `asked` is what was
-    asked with what is told of these calls and what was left to the turn before; None once it is stored."""
+    """A turn ready to run after `base`: `prompt` are the token ids that it adds to the `context` tokens before it.
+    Where everything is rendered anew that is none, and `drift` how many committed tokens the new rendering did not
+    repeat. `resolved`: so many calls of the head had their results; it is only ready as long as it is these. `asked` is
+    what was asked with what is told of these calls and what was left to the turn before; None once it is stored."""
 
     base: Place
     prompt: tuple[int, ...] = field(repr=False)
@@ -222,9 +226,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a branch has said so far. `preamble` are the leading system messages of its first turn; `boot` the decode
-    worker that ran its last one; `items` all of it, only where a session renders anew. `calls` and `toolbox` are those
-    of the head."""
+    """What a branch has said so far. `preamble` are the system messages that it begins with, the `instructions` of its
+    last answer before all others; `boot` the decode worker that ran that, `toolbox` what it was told of tools. `items`
+    is all of it, only where the next turn renders anew; else `unrendered` are the items that were added after the last
+    answer. `calls` are those of the head."""
 
     session: Session
     branch: Branch
@@ -234,6 +239,22 @@ class Context:
     items: tuple[Item, ...] = field(default=(), repr=False)
     calls: tuple[Pending, ...] = ()
     toolbox: Toolbox = NO_TOOLS
+    instructions: str | None = field(default=None, repr=False)
+    unrendered: tuple[Item, ...] = field(default=(), repr=False)
+
+    def anew(self, instructions: str | None) -> bool:
+        """Whether a turn with these instructions renders everything, because what is committed does not come before
+        it."""
+        return self.session.rerender or (bool(self.tokens) and instructions != self.instructions)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An item of a branch, by the turn that it came with and its number there, from 0."""
+
+    turn: TurnId
+    number: int
+    item: Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,24 +269,16 @@ class Key:
 
 
 def check_items(items: Sequence[Item]) -> None:
-    """Raise `InvalidArgument` or `TooLarge` naming the field at fault. Whether there may be none, the head decides."""
+    """Raise `InvalidArgument` or `TooLarge` naming the field at fault. Whether there may be none, a branch decides."""
     if len(items) > MAX_ITEMS:
         raise InvalidArgument(f"items has {len(items)} entries, at most {MAX_ITEMS} are allowed", field="items")
     for number, item in enumerate(items):
         field_name = f"items[{number}]"
         if not 1 <= len(item.role) <= MAX_ROLE:
             raise InvalidArgument(f"{field_name}.role must have 1 to {MAX_ROLE} characters", field=f"{field_name}.role")
-        try:
-            size = len(item.content.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(
-                f"{field_name}.content is not valid Unicode", field=f"{field_name}.content"
-            ) from error
-        if size > MAX_ITEM_BYTES:
-            told = f"{field_name}.content has {size} bytes, the limit is {MAX_ITEM_BYTES}"
-            raise TooLarge(told, field=f"{field_name}.content")
-        if "\0" in item.content or "\0" in item.role:
-            raise InvalidArgument(f"{field_name} holds a NUL character", field=field_name)
+        check_text(item.content, f"{field_name}.content")
+        if "\0" in item.role:
+            raise InvalidArgument(f"{field_name}.role holds a NUL character", field=f"{field_name}.role")
         check_calls(item, field_name)
 
 
@@ -280,6 +293,18 @@ def check_calls(item: Item, field_name: str) -> None:
             raise InvalidArgument(f"{where} must have ids and names of 1 to 64 characters", field=where)
         if arguments_of(call.arguments) is None or len(call.arguments) > MAX_ITEM_BYTES:
             raise InvalidArgument(f"{where} must have the JSON of an object as arguments", field=where)
+
+
+def check_text(text: str, field: str) -> None:
+    """Raise `InvalidArgument` or `TooLarge` naming `field`."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{field} is not valid Unicode", field=field) from error
+    if size > MAX_ITEM_BYTES:
+        raise TooLarge(f"{field} has {size} bytes, the limit is {MAX_ITEM_BYTES}", field=field)
+    if "\0" in text:
+        raise InvalidArgument(f"{field} holds a NUL character", field=field)
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:

@@ -42,8 +42,7 @@ def resolved(pending: Pending, result: ToolResult, field: str) -> Pending:
 def settled(calls: Sequence[Pending], items: Sequence[Item]) -> tuple[Item, ...]:
     """What the next turn says: of each call of the head, in their order, and then the rest of `items`.
 
-    Raises `FailedPrecondition` naming `items` when a call is open, or the item that comes too late; `InvalidArgument`
-    when nothing is said.
+    Raises `FailedPrecondition` naming `items` when a call is open, or the item that comes too late.
     """
     own = _own_calls(items)
     given: dict[str, tuple[int, Item]] = {}
@@ -62,10 +61,7 @@ def settled(calls: Sequence[Pending], items: Sequence[Item]) -> tuple[Item, ...]
         _refuse(f"is for call {call!r}, which does not wait here", number)
     if missing := [pending.call.id for pending, item in zip(calls, told, strict=True) if item is None]:
         raise FailedPrecondition(f"there is no result yet of {', '.join(missing)}", field="items")
-    said = (*(item for item in told if item is not None), *rest)
-    if not said:
-        raise InvalidArgument("items must not be empty", field="items")
-    return said
+    return (*(item for item in told if item is not None), *rest)
 
 
 def conversation(items: Sequence[Item]) -> list[dict[str, object]]:

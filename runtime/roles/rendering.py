@@ -1,15 +1,16 @@
 """What a turn adds to its session's context, rendered alone. Never touches the store, and never renders again what was
-committed (invariant 6), but where a session is one that asked for that."""
+committed (invariant 6), but where a session is one that asked for that, or a turn has other instructions than the last:
+then its context is another one, and it says how much of the old it lost."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from runtime.domain.generation import Generation
-from runtime.domain.sessions import Asked, Context, Prepared, Session
+from runtime.domain.sessions import Asked, Context, Item, Prepared, Session
 from runtime.domain.settling import settled
 from runtime.domain.tools import check_toolbox
-from runtime.errors import FailedPrecondition
+from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ports import Tokenizer
 from runtime.roles.calls import equipped
 from runtime.roles.gateway import GatewayRole, ServedModel
@@ -38,9 +39,9 @@ class Rendering:
     async def prepare(self, context: Context, asked: Asked) -> Prepared:
         """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
         work = partial(self._render, context, asked)
-        size = sum(len(item.content) for item in (*asked.items, *context.items))
+        size = sum(len(item.content) for item in (*asked.items, *context.items, *context.unrendered))
         prepared = work() if size <= self._inline_chars else await self._offload(work)
-        past = () if context.session.rerender else context.tokens
+        past = context.tokens if prepared.context else ()
         asked = prepared.asked or asked
         sampling = replace(asked.sampling, max_tokens=prepared.max_tokens)
         tokens = (*past, *prepared.prompt)
@@ -52,16 +53,17 @@ class Rendering:
     def _render(self, context: Context, asked: Asked) -> Prepared:
         served = self.served(context.session)
         asked = completed(context, asked, served.tokenizer)
-        messages = [item.message for item in asked.items]
+        messages = [item.message for item in (*context.items, *context.unrendered, *asked.items)]
+        if not messages or (not asked.items and context.items and context.items[-1].role == "assistant"):
+            raise InvalidArgument("items must not be empty: there is nothing to answer", field="items")
         tools = [tool.for_template for tool in asked.toolbox.tools]
         past, drift = len(context.tokens), 0
-        if context.session.rerender:
-            prompt = served.tokenizer.render_chat([*(item.message for item in context.items), *messages], tools)
-            past, drift = 0, past - _common(context.tokens, prompt)
-        elif context.tokens:
+        if past and not context.anew(asked.instructions):
             prompt = _delta(context, messages, tools, served.tokenizer)
         else:
-            prompt = served.tokenizer.render_chat(messages, tools)
+            first = () if asked.instructions is None else (Item("system", asked.instructions).message,)
+            prompt = served.tokenizer.render_chat([*first, *messages], tools)
+            past, drift = 0, past - _common(context.tokens, prompt)
         room = served.spec.max_tokens - past - len(prompt)
         # At least 1, so that a conversation that fills the context is refused as that.
         max_tokens = asked.sampling.max_tokens if asked.max_tokens_given else max(room, 1)

@@ -16,18 +16,20 @@ from runtime.domain import session_turn as st
 from runtime.domain.generation import Claim, Generation
 from runtime.domain.routing import DECODE
 from runtime.domain.sessions import (
+    MAIN,
     Asked,
     Context,
     Ending,
     Halt,
+    Item,
     Key,
     OnConflict,
+    Prepared,
     Progress,
     Session,
     TurnEvent,
     TurnRecord,
     TurnStatus,
-    check_metadata,
 )
 from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
@@ -35,6 +37,7 @@ from runtime.ports import Observe, SessionStore, unobserved
 from runtime.roles.calls import calls_of
 from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import GatewayRole
+from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
 from runtime.roles.rendering import Offload, Rendering
 from runtime.roles.session_turn import RunningTurn
 
@@ -109,28 +112,42 @@ class SessionRole:
         rerender: bool = False,
     ) -> Session:
         """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
-        check_metadata(metadata or {})
         served = self.gateway.served(model)
-        why = served.tokenizer.no_deltas()
-        if why is not None and not rerender:
-            told = f"model {model!r} has no rendering of what is new alone: {why}; ask with rerender"
-            raise FailedPrecondition(told, field="rerender")
-        session = Session(
-            self._ids.session(), tenant, served.spec.name, 0, rerender, metadata or {}, served.tokenizer.vocabulary
-        )
+        session = fresh_session(self._ids.session(), tenant, served, metadata or {}, rerender=rerender)
         return await self.store.create(session, key)
 
+    async def open_alone(self, tenant: TenantId, model: str, asked: Asked, key: Key | None) -> TurnRecord:
+        """Open a turn in a hidden session, which is made once it is known that the turn fits."""
+        session = hidden_session(self._ids.session(), tenant, self.gateway.served(model))
+        prepared = await self._rendering.prepare(beginning(session), asked)
+        made = await self.store.create(session, key)
+        return (await self.open(tenant, made.id, MAIN, asked, key, prepared))[0]
+
+    async def add(
+        self, tenant: TenantId, session: SessionId, branch: str, items: tuple[Item, ...], key: Key | None
+    ) -> TurnRecord:
+        """Commit items that nobody is to answer yet; raises `FailedPrecondition` where the branch is busy."""
+        said = unanswered(self._ids.turn(), tenant, session, branch, items, self.gateway.gateway)
+        return await self.store.add(said, key)
+
     async def open(
-        self, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        asked: Asked,
+        key: Key | None,
+        prepared: Prepared | None = None,
     ) -> tuple[TurnRecord, bool]:
-        """Open a turn, or find the one that was opened under this key; says whether it is new."""
+        """Open a turn, or find the one that was opened under this key; says whether it is new. `prepared` is of use
+        while the branch stands where it was then."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
             return known, False
         ident = self._ids.turn()
         # Until it is known here, it looks in the store like one of ours that nobody runs.
         self._opening.add(ident)
         try:
-            return await self._open(ident, tenant, session, branch, asked, key)
+            return await self._open(ident, tenant, session, branch, asked, key, prepared)
         except asyncio.CancelledError:
             if asked.cancel_unwatched:
                 # It may be there all the same, and nobody will ever watch it.
@@ -140,11 +157,19 @@ class SessionRole:
             self._opening.discard(ident)
 
     async def _open(
-        self, ident: TurnId, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+        self,
+        ident: TurnId,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        asked: Asked,
+        key: Key | None,
+        prepared: Prepared | None,
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
-            context = await self.store.context(tenant, session, branch)
-            prepared = await self._rendering.prepare(context, asked)
+            context = await self.store.context(tenant, session, branch, asked.instructions)
+            if prepared is None or prepared.base != context.branch.place:
+                prepared = await self._rendering.prepare(context, asked)
             model, owner = context.session.model, self.gateway.gateway
             record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
             opened = await self.store.open(record, key)
@@ -327,7 +352,7 @@ class SessionRole:
             _log.warning("a turn that waits could not begin: %s", error.message, extra={"session": session})
 
     async def _begin(self, record: TurnRecord) -> None:
-        context = await self.store.context(record.tenant, record.session, record.branch)
+        context = await self.store.context(record.tenant, record.session, record.branch, record.asked.instructions)
         try:
             prepared = await self._rendering.prepare(context, record.asked)
         except Unavailable:
@@ -346,7 +371,7 @@ class SessionRole:
         prepared = record.prepared
         assert prepared is not None, "a running turn was prepared"
         served = self._rendering.served(context.session)
-        past = () if context.session.rerender else context.tokens
+        past = context.tokens if prepared.context else ()
         given = tuple(token for event in persisted for token in event.tokens)
         generation = Generation(
             record.model,

@@ -18,7 +18,7 @@ from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId, TenantId
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
-from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
+from runtime.store.packing import pack_about, pack_asked, pack_item, pack_tokens
 from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
 
@@ -31,15 +31,16 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         if known is not None:
             return await session_of(tx, session.tenant, SessionId(known))
     seal = await new_seal(tx, session.id)
-    about = pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary})
+    about = pack_about(session.metadata, session.vocabulary)
     await tx.run(
-        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about)"
-        " VALUES ($1, $2, $3, now_ms(), 1, $4, $5)",
+        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
+        " VALUES ($1, $2, $3, now_ms(), 1, $4, $5, $6)",
         session.id,
         session.tenant,
         session.model,
         int(session.rerender),
         seal.seal(about, "sessions.about"),
+        int(session.hidden),
     )
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(
@@ -78,7 +79,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         asked = prepared.asked or asked
         opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
-    await _insert(tx, opened, place)
+    await insert_turn(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
     return opened, True
 
@@ -149,7 +150,8 @@ async def _occupy(tx: Transaction, turn: TurnRecord) -> None:
     )
 
 
-async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
+async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
+    """With its items."""
     prepared = turn.prepared
     base = prepared and prepared.base
     seal = await seal_of(tx, turn.session)

@@ -7,7 +7,7 @@ import hashlib
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -74,6 +74,11 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
     return msgpack.unpackb(packed)
 
 
+def pack_about(metadata: Mapping[str, str], vocabulary: str) -> bytes:
+    """What else is known of a session."""
+    return pack({"metadata": dict(metadata), "vocabulary": vocabulary})
+
+
 def pack_item(item: Item) -> bytes:
     told: list[object] = [item.role, item.content]
     if item.calls or item.call:
@@ -114,6 +119,8 @@ def pack_asked(asked: Asked) -> bytes:
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
             "toolbox": asked.toolbox.tools and _pack_toolbox(asked.toolbox),
+            "instructions": asked.instructions,
+            "memo": asked.memo,
         }
     )
 
@@ -144,7 +151,15 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
         unpack_toolbox(packed),
+        told.get("instructions"),
+        told.get("memo", b""),
     )
+
+
+def unpack_instructions(packed: bytes) -> str | None:
+    """Those of a request, without all else that it asked."""
+    found: str | None = unpack(packed).get("instructions")
+    return found
 
 
 def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]) -> bytes:

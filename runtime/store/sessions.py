@@ -13,6 +13,7 @@ from runtime.domain.sessions import (
     Item,
     Key,
     Progress,
+    Said,
     Session,
     TurnEvent,
     TurnRecord,
@@ -20,7 +21,20 @@ from runtime.domain.sessions import (
 from runtime.domain.tools import Pending, ToolResult
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import branching, erasing, looking, moving, opening, owning, pruning, running, submitting
+from runtime.store import (
+    adding,
+    branching,
+    editing,
+    erasing,
+    looking,
+    moving,
+    opening,
+    owning,
+    paging,
+    pruning,
+    running,
+    submitting,
+)
 from runtime.store.bundle import Bundle, read_bundle, write_bundle
 from runtime.store.checking import check_bundle
 from runtime.store.transaction import Database, Transaction
@@ -43,8 +57,10 @@ class SqlSessionStore:
     async def list(self, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
         return await self._database.read(lambda tx: looking.sessions_of(tx, tenant, after, limit))
 
-    async def context(self, tenant: TenantId, session: SessionId, branch: str) -> Context:
-        return await self._database.read(lambda tx: looking.context_of(tx, tenant, session, branch))
+    async def context(
+        self, tenant: TenantId, session: SessionId, branch: str, instructions: str | None = None
+    ) -> Context:
+        return await self._database.read(lambda tx: looking.context_of(tx, tenant, session, branch, instructions))
 
     async def known(self, tenant: TenantId, session: SessionId, key: Key) -> TurnRecord | None:
         async def work(tx: Transaction) -> TurnRecord | None:
@@ -122,6 +138,44 @@ class SqlSessionStore:
             return await looking.items_at(tx, session, found.place, after, limit)
 
         return await self._database.read(work)
+
+    async def turn(self, tenant: TenantId, turn: TurnId) -> TurnRecord:
+        return await self._database.read(lambda tx: looking.shown_turn(tx, tenant, turn))
+
+    async def add(self, turn: TurnRecord, key: Key | None) -> TurnRecord:
+        return await self._database.write(lambda tx: adding.add_items(tx, turn, key))
+
+    async def page(
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        after: tuple[TurnId, int] | None,
+        limit: int,
+        *,
+        newest_first: bool,
+    ) -> tuple[Said, ...]:
+        async def work(tx: Transaction) -> tuple[Said, ...]:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await paging.page_of(tx, session, found, after, limit, newest_first=newest_first)
+
+        return await self._database.read(work)
+
+    async def item(self, tenant: TenantId, session: SessionId, branch: str, turn: TurnId, number: int) -> Said:
+        async def work(tx: Transaction) -> Said:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await paging.item_of(tx, session, found, turn, number)
+
+        return await self._database.read(work)
+
+    async def describe(self, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
+        return await self._database.write(lambda tx: editing.describe(tx, tenant, session, metadata))
+
+    async def forget(self, tenant: TenantId, turn: TurnId) -> None:
+        if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
+            await self.scrub()
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
