@@ -51,6 +51,8 @@ def check_bundle(bundle: Bundle) -> None:
             raise damaged("it has not each table once")
         turns = _check_turns(tables[TURNS.name], tables[ITEMS.name])
         _Tree(bundle.session, tables, turns).check()
+        if len({name for name, *_ in tables["keys"]}) < len(tables["keys"]):
+            raise damaged("a key is there twice")
         for _, _, result, _ in tables["keys"]:
             if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
                 raise damaged(f"a key stands for {result}, which it does not hold")
@@ -65,8 +67,9 @@ def _check_about(about: Mapping[str, Any]) -> None:
     for name, letter in _ABOUT.items():
         if not _FITS[letter](about.get(name)) or (about[name] == "" and name != "vocabulary"):
             raise damaged(f"its session has no proper {name}")
-    if not isinstance(about.get("rerender"), bool):
-        raise damaged("its session has no proper rerender")
+    for name, value in (("rerender", about.get("rerender")), ("hidden", about.get("hidden", False))):
+        if not isinstance(value, bool):
+            raise damaged(f"its session has no proper {name}")
     metadata = about.get("metadata")
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for pair in metadata.items() for each in pair):
         raise damaged("its session has no proper metadata")
@@ -105,7 +108,7 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         asked = unpack_asked(values["asked"], tuple(spoken))
         # What was only said has no attempt, and no answer.
         answered = status is TurnStatus.COMMITTED and ending.attempts > 0
-        _check_spoken(turn, asked.items, len(spoken) - answered)
+        _check_spoken(turn, asked.items, spoken[len(asked.items) :], answered=answered)
         unpack_events(values["ending"], 0)
         if values["prompt"] is not None:
             unpack_tokens(values["prompt"])
@@ -115,11 +118,14 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     return ended
 
 
-def _check_spoken(turn: str, items: tuple[Item, ...], count: int) -> None:
-    if len(items) != count:
+def _check_spoken(turn: str, items: tuple[Item, ...], answer: list[Item], *, answered: bool) -> None:
+    if len(answer) != answered:
         raise damaged(f"turn {turn} lacks an item")
     if items:
         check_items(items)
+    # An answer may be larger than what may be asked.
+    if any(item.role != "assistant" or not isinstance(item.content, str) for item in answer):
+        raise damaged(f"turn {turn} has an answer that is none")
 
 
 class _Tree:
@@ -146,7 +152,7 @@ class _Tree:
         for row in sorted(self._rows[SEGMENTS.name], key=lambda row: (row[1], row[2])):
             self._add(dict(zip(SEGMENTS.columns, row, strict=True)))
         committed = {turn for turn, status in self._turns.items() if status is TurnStatus.COMMITTED}
-        if {segment.turn for segment in self._segments.values()} != committed:
+        if {segment.turn for segment in self._segments.values()} != committed or len(self._segments) > len(committed):
             raise damaged("what was committed is not what its turns say")
         for parent, base in self._lines.values():
             self._at(parent, base)

@@ -180,8 +180,9 @@ class SqlSessionStore:
         return await self._database.read(erasing.pending)
 
     async def scrub(self) -> None:
+        gone = await self._database.read(erasing.unscrubbed)
         if await self._database.scrub():
-            await self._database.write(erasing.scrubbed)
+            await self._database.write(lambda tx: erasing.scrubbed(tx, gone))
 
     async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
         await self._database.write(lambda tx: erasing.tell(tx, session, worker))

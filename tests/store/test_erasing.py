@@ -1,6 +1,7 @@
 """Erased sessions at the stores: one transaction, a tombstone that outlives it, and who has been told."""
 
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -135,3 +136,23 @@ async def test_files_that_could_not_be_cleared_yet_are_cleared_later(
     await store.scrub()
     mine = await kept.scrub()
     assert (await store.erasure(TENANT, sess)).scrubbed is mine
+
+
+async def test_what_was_erased_while_the_files_were_cleared_is_not_called_cleared(
+    store: SessionStore, kept: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await session(store), await session(store, "sess-2")
+    clear, busy = kept.scrub, Unavailable("somebody reads")
+
+    async def cleared() -> bool:
+        done = await clear()
+        monkeypatch.setattr(kept, "scrub", AsyncMock(side_effect=busy))
+        await store.erase(TENANT, second)
+        return done
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(kept, "scrub", cleared)
+        await store.erase(TENANT, first)
+        assert not (await store.erasure(TENANT, second)).scrubbed
+    mine = await clear()
+    assert (await store.erasure(TENANT, first)).scrubbed is mine
