@@ -7,8 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.domain.sessions import UNFINISHED, Item, TurnStatus, check_items, check_metadata
+from runtime.domain.sessions import (
+    UNFINISHED,
+    Asked,
+    Ending,
+    Item,
+    Progress,
+    TurnRecord,
+    TurnStatus,
+    check_items,
+    check_metadata,
+)
 from runtime.errors import BatonError, InvalidArgument, TooLarge
+from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
 from runtime.store.content import BRANCHES, ITEMS, LINES, SEGMENTS, TURNS
 from runtime.store.moving import CARRIED, KEYS
@@ -22,6 +33,7 @@ from runtime.store.packing import (
     unpack_item,
     unpack_tokens,
 )
+from runtime.wire.session import pack_progress, unpack_branch, unpack_session_id, unpack_turn_id
 
 _MAX_TEXT = 256
 _INTEGER, _LONG = 1 << 31, 1 << 63
@@ -70,6 +82,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
     for name, value in (("rerender", about.get("rerender")), ("hidden", about.get("hidden", False))):
         if not isinstance(value, bool):
             raise damaged(f"its session has no proper {name}")
+    unpack_session_id(about["id"])
     metadata = about.get("metadata")
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for pair in metadata.items() for each in pair):
         raise damaged("its session has no proper metadata")
@@ -96,7 +109,8 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     for turn, number, payload in items:
         if number != len(said.setdefault(turn, [])):
             raise damaged(f"turn {turn} lacks an item")
-        said[turn].append(unpack_item(payload))
+        said[turn].append(item := unpack_item(payload))
+        _check_kinds(turn, str, item.role, item.content)
     ended: dict[str, TurnStatus] = {}
     for row in turns:
         values = dict(zip(TURNS.columns, row, strict=True))
@@ -109,7 +123,7 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         # What was only said has no attempt, and no answer.
         answered = status is TurnStatus.COMMITTED and ending.attempts > 0
         _check_spoken(turn, asked.items, spoken[len(asked.items) :], answered=answered)
-        unpack_events(values["ending"], 0)
+        _check_told(values, asked, ending)
         if values["prompt"] is not None:
             unpack_tokens(values["prompt"])
         ended[turn] = status
@@ -118,13 +132,28 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     return ended
 
 
+def _check_told(values: Mapping[str, Any], asked: Asked, ending: Ending) -> None:
+    """What no message can hold could never be told."""
+    turn, branch = unpack_turn_id(values["id"]), unpack_branch(values["branch"])
+    _check_kinds(turn, bytes, asked.memo)
+    _check_kinds(turn, str, asked.instructions or "")
+    nobody, owner = (SessionId(""), TenantId("")), GatewayId(values["owner"])
+    told = TurnRecord(turn, *nobody, branch, "", ending.status, values["epoch"], owner, asked, ending=ending)
+    pack_progress(Progress(told, unpack_events(values["ending"], 0)), 0)
+
+
+def _check_kinds(turn: str, kind: type, *values: object) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise damaged(f"turn {turn} has a value that makes no sense")
+
+
 def _check_spoken(turn: str, items: tuple[Item, ...], answer: list[Item], *, answered: bool) -> None:
     if len(answer) != answered:
         raise damaged(f"turn {turn} lacks an item")
     if items:
         check_items(items)
     # An answer may be larger than what may be asked.
-    if any(item.role != "assistant" or not isinstance(item.content, str) for item in answer):
+    if any(item.role != "assistant" for item in answer):
         raise damaged(f"turn {turn} has an answer that is none")
 
 
@@ -189,6 +218,7 @@ class _Tree:
         if not rows or len({row["name"] for row in rows}) < len(rows):
             raise damaged("it has no branch, or one twice")
         for row in rows:
+            unpack_branch(row["name"])
             segment = self._at(row["line"], row["depth"])
             head, tokens = (None, 0) if segment is None else (segment.turn, segment.total)
             known = row["line"] in self._lines and row["depth"] >= self._lines[row["line"]][1]

@@ -2,19 +2,21 @@
 
 import zlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime.domain.messages import Handoff
 from runtime.domain.sessions import MAIN, Item, OnConflict, Session, TurnEvent
 from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound, TooLarge
 from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
 from runtime.store import bundle as bundle_module
 from runtime.store.bundle import MAGIC, Bundle, Kind, Rows, read_bundle, write_bundle
-from runtime.store.packing import chained, pack, pack_item, pack_tokens
+from runtime.store.packing import chained, pack, pack_item, pack_tokens, unpack
 from runtime.store.sealing import KEY_BYTES, MasterKey
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
@@ -261,11 +263,51 @@ def _an_epoch_after_which_there_is_none(_about: dict[str, Any], tables: dict[str
     tables["branches"][0][5] = 2**63 - 1
 
 
+def _a_question_that_is_no_text(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["items"][0][-1] = pack(["user", 7])
+
+
+def _another(tables: dict[str, list[list[Any]]], column: int, name: str, value: object) -> None:
+    """Of the first turn: -3 is what it asked, -1 how it ended."""
+    row = tables["turns"][0]
+    row[column] = pack({**unpack(row[column]), name: value})
+
+
+def _instructions_that_are_no_text(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    _another(tables, -3, "instructions", 7)
+
+
+def _a_memo_that_is_none(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    _another(tables, -3, "memo", 7)
+
+
+def _usage_in_words(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    _another(tables, -1, "spent", ["one", "two", "three"])
+
+
+def _a_handoff_of_lists(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    _another(tables, -1, "handoff", {**asdict(Handoff(1)), "prompt_tokens": []})
+
+
+def _an_epoch_below_the_first(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["turns"][0][3] = -1
+
+
+def _a_name_that_no_call_takes(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["id"] = "sess-" + "x" * 100
+
+
+def _a_branch_that_no_call_takes(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["branches"].append(["x" * 100, *tables["branches"][0][1:]])
+
+
 FORGED: tuple[Forging, ...] = (
     _another_token, _another_head, _running, _half_a_turn, _no_segment, _a_loop, _a_depth_without_end,
     _a_text_for_a_number, _a_nul, _no_model, _long_metadata, _no_item, _a_huge_item, _a_bomb, _a_foreign_key,
     _a_key_twice, _a_turn_said_twice, _an_answer_of_the_system, _an_answer_that_is_no_text,
-    _an_epoch_after_which_there_is_none,
+    _an_epoch_after_which_there_is_none, _a_question_that_is_no_text, _instructions_that_are_no_text,
+    _a_memo_that_is_none, _usage_in_words, _a_handoff_of_lists, _an_epoch_below_the_first,
+    _a_name_that_no_call_takes, _a_branch_that_no_call_takes,
 )  # fmt: skip
 
 
