@@ -15,19 +15,22 @@ from runtime.domain.sessions import (
     Progress,
     TurnRecord,
     TurnStatus,
+    check_calls,
     check_items,
     check_metadata,
 )
+from runtime.domain.tools import OPEN, CallState
 from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
-from runtime.store.content import BRANCHES, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
 from runtime.store.moving import CARRIED, KEYS
 from runtime.store.packing import (
     ROOT_CHAIN,
     UNREADABLE,
     chained,
     unpack_asked,
+    unpack_call,
     unpack_ending,
     unpack_events,
     unpack_item,
@@ -65,6 +68,7 @@ def check_bundle(bundle: Bundle) -> None:
         _Tree(bundle.session, tables, turns).check()
         if len({name for name, *_ in tables["keys"]}) < len(tables["keys"]):
             raise damaged("a key is there twice")
+        _check_calls(tables[CALLS.name], turns)
         for _, _, result, _ in tables["keys"]:
             if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
                 raise damaged(f"a key stands for {result}, which it does not hold")
@@ -110,7 +114,7 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         if number != len(said.setdefault(turn, [])):
             raise damaged(f"turn {turn} lacks an item")
         said[turn].append(item := unpack_item(payload))
-        _check_kinds(turn, str, item.role, item.content)
+        _check_kinds(turn, str, item.role, item.content, item.call, item.name)
     ended: dict[str, TurnStatus] = {}
     for row in turns:
         values = dict(zip(TURNS.columns, row, strict=True))
@@ -120,8 +124,8 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         if turn in ended or status in UNFINISHED or ending.status is not status:
             raise damaged(f"turn {turn} is there twice, or has not ended")
         asked = unpack_asked(values["asked"], tuple(spoken))
-        # What was only said has no attempt, and no answer.
-        answered = status is TurnStatus.COMMITTED and ending.attempts > 0
+        # What was only said was never prepared, and has no answer.
+        answered = status is TurnStatus.COMMITTED and values["context"] is not None
         _check_spoken(turn, asked.items, spoken[len(asked.items) :], answered=answered)
         _check_told(values, asked, ending)
         if values["prompt"] is not None:
@@ -139,7 +143,8 @@ def _check_told(values: Mapping[str, Any], asked: Asked, ending: Ending) -> None
     _check_kinds(turn, str, asked.instructions or "")
     nobody, owner = (SessionId(""), TenantId("")), GatewayId(values["owner"])
     told = TurnRecord(turn, *nobody, branch, "", ending.status, values["epoch"], owner, asked, ending=ending)
-    pack_progress(Progress(told, unpack_events(values["ending"], 0)), 0)
+    check_calls(Item("assistant", "", ending.calls), "calls")
+    pack_progress(Progress(told, unpack_events(values["ending"], 0)), {}, ending.said, after=0)
 
 
 def _check_kinds(turn: str, kind: type, *values: object) -> None:
@@ -150,11 +155,30 @@ def _check_kinds(turn: str, kind: type, *values: object) -> None:
 def _check_spoken(turn: str, items: tuple[Item, ...], answer: list[Item], *, answered: bool) -> None:
     if len(answer) != answered:
         raise damaged(f"turn {turn} lacks an item")
-    if items:
-        check_items(items)
+    check_items(items)
     # An answer may be larger than what may be asked.
-    if any(item.role != "assistant" for item in answer):
-        raise damaged(f"turn {turn} has an answer that is none")
+    for item in answer:
+        check_calls(item, "answer")
+        if item.role != "assistant":
+            raise damaged(f"turn {turn} has an answer that is none")
+
+
+def _check_calls(calls: list[tuple[Any, ...]], turns: Mapping[str, TurnStatus]) -> None:
+    """Each is of a committed turn, and has a result if it was resolved by somebody."""
+    known: dict[tuple[int, str], int] = {}
+    for row in calls:
+        values = dict(zip(CALLS.columns, row, strict=True))
+        state, place = CallState(values["state"]), (values["line"], values["turn"])
+        call = unpack_call(values["payload"])
+        check_calls(Item("assistant", "", (call,)), "calls")
+        answered = state not in OPEN and state is not CallState.TIMED_OUT
+        if turns.get(values["turn"]) is not TurnStatus.COMMITTED or call.id != values["id"]:
+            raise damaged(f"call {values['id']} is of no turn")
+        if values["number"] != known.get(place, 0) or answered != (values["result"] is not None):
+            raise damaged(f"call {values['id']} lacks its place, or its result")
+        if answered:
+            values["result"].decode()
+        known[place] = values["number"] + 1
 
 
 class _Tree:
