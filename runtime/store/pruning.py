@@ -37,7 +37,8 @@ async def drop_branch(tx: Transaction, tenant: TenantId, session: SessionId, nam
     await tx.run_many("DELETE FROM keys WHERE scope = $1 AND result = $2", [(session, each) for each in (name, *gone)])
     used = await tx.rows("SELECT DISTINCT line FROM segments WHERE session = $1", session)
     empty = _unused(lines, {row[0] for row in used} | set(reached))
-    await tx.run_many("DELETE FROM lines WHERE session = $1 AND line = $2", [(session, line) for line in empty])
+    for table in ("calls", "lines"):
+        await tx.run_many(f"DELETE FROM {table} WHERE session = $1 AND line = $2", [(session, line) for line in empty])
 
 
 async def _left_without(
