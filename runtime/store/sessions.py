@@ -175,11 +175,13 @@ class SqlSessionStore:
 
     async def forget(self, tenant: TenantId, turn: TurnId) -> None:
         if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
-            await self.scrub()
+            with suppress(Unavailable):
+                await self.scrub()
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
-        await self._database.scrub()
+        with suppress(Unavailable):
+            await self._database.scrub()
 
     async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
         erased = await self._database.write(lambda tx: erasing.erase(tx, tenant, session))
