@@ -11,14 +11,15 @@ from runtime.domain.generation import Delta, Generation
 from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
-from runtime.roles.gateway import GatewayRole, ServedModel
+from runtime.roles.gateway import GatewayRole
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.choices import Arrivals, check_choices, give_choices
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.prompts import INLINE_BYTES, Prompts
 from runtime.wire import fields
-from runtime.wire.inference import Answer, pack_model, unpack_prompt
+from runtime.wire.inference import Answer, pack_model
 from runtime.wire.sequence import unpack_sampling
 
 
@@ -29,7 +30,7 @@ class InferenceSettings:
 
     tenant: TenantId
     deadline_s: float = 600.0
-    inline_bytes: int = 16 << 10
+    inline_bytes: int = INLINE_BYTES
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -37,7 +38,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def __init__(self, role: GatewayRole, pool: TokenizingPool, settings: InferenceSettings) -> None:
         self._role = role
-        self._pool = pool
+        self._prompts = Prompts(role, pool, settings.inline_bytes)
         self._settings = settings
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -62,13 +63,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         await give_choices(self._role, generation, count, candidates, give)
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
-        return pb.CountTokensResponse(tokens=len(await self._tokens(self._model(request.model), request.prompt)))
+        model = self._prompts.model(request.model)
+        return pb.CountTokensResponse(tokens=len(await self._prompts.tokens(model, request.prompt)))
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[pack_model(model.spec, model.created) for model in self._role.models()])
 
     async def _generation(self, request: pb.GenerateRequest, context: Context) -> Generation:
-        model = self._model(request.model)
+        model = self._prompts.model(request.model)
         limit = model.spec.max_tokens
         clock = asyncio.get_running_loop().time
         ends = clock() + self._deadline_s(request, context)
@@ -76,15 +78,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if request.sampling.bad_words:
             banned = sampling.banned_tokens + banned_spellings(request.sampling.bad_words, model.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
-        prompt = await self._tokens(model, request.prompt)
+        prompt = await self._prompts.tokens(model, request.prompt)
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
         tenant = calling().tenant or self._settings.tenant
         return Generation(model.spec.name, prompt, sampling, tenant, ends - clock(), request.priority)
-
-    def _model(self, name: str) -> ServedModel:
-        return self._role.served(fields.name(name, "model", 256))
 
     def _deadline_s(self, request: pb.GenerateRequest, context: Context) -> float:
         bounds = [self._settings.deadline_s]
@@ -94,18 +93,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if remaining is not None:
             bounds.append(remaining)
         return min(bounds)
-
-    async def _tokens(self, model: ServedModel, message: pb.Prompt) -> tuple[int, ...]:
-        prompt, tokenizer = unpack_prompt(message), model.tokenizer
-        if isinstance(prompt, tuple):
-            return prompt
-
-        def tokenize() -> list[int]:
-            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.render_chat(prompt)
-
-        if message.ByteSize() <= self._settings.inline_bytes:
-            return tuple(tokenize())
-        return tuple(await self._pool.run(tokenize))
 
 
 async def gather(first: tuple[int, Delta], arrivals: Arrivals) -> tuple[list[tuple[int, Delta]], BatonError | None]:

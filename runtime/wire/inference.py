@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from batonmesh.v1 import common_pb2 as common
 from batonmesh.v1 import inference_pb2 as pb
 from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.sequence import Sampled
@@ -9,6 +10,7 @@ from runtime.domain.spec import ModelSpec
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
+from runtime.wire.routing import pack_cost
 from runtime.wire.sequence import TO_FINISH, pack_scores, pack_top
 
 MAX_TEXT_BYTES = 4 << 20
@@ -63,6 +65,7 @@ class Answer:
         self._completion_tokens = 0
         self._handoffs = Handoffs()
         self._attempts = 1
+        self._route: common.RouteCost | None = None
         self._ends: list[pb.Choice | None] = [None] * choices
 
     @property
@@ -78,6 +81,8 @@ class Answer:
             if choice == 0:
                 self._handoffs.add(delta)
                 self._attempts = delta.attempt
+                if delta.handoff is not None:
+                    self._route = None if delta.why is None else pack_cost(delta.why)
             self._completion_tokens += len(delta.tokens)
             message.events.extend(self._events(choice, delta))
             if delta.scores is not None:
@@ -117,4 +122,5 @@ class Answer:
             handoff=None if newest is None else pack_handoff(newest),
             attempts=self._attempts,
             choices=ends if len(ends) > 1 else None,
+            route=self._route,
         )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from batonmesh.v1 import common_pb2 as batonmesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/inference.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.ChatH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\xe4\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x11\x42\x0e\n\x0c_deadline_msB\x04\n\x02_nB\n\n\x08_best_of\"\x97\x01\n\x10GenerateResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.batonmesh.v1.TokenEvent\x12\"\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.Final\x12\x35\n\x0fprompt_logprobs\x18\x03 \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\"\x8d\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12$\n\x03top\x18\x05 \x01(\x0b\x32\x17.batonmesh.v1.TopTokens\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\rB\n\n\x08_logprob\"\xcd\x01\n\x05\x46inal\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x04 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12%\n\x07\x63hoices\x18\x06 \x03(\x0b\x32\x14.batonmesh.v1.Choice\"I\n\x06\x43hoice\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"I\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.batonmesh.v1.Model\"\x93\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\r\n\x05vocab\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t2\xfd\x01\n\tInference\x12K\n\x08Generate\x12\x1d.batonmesh.v1.GenerateRequest\x1a\x1e.batonmesh.v1.GenerateResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .batonmesh.v1.CountTokensRequest\x1a!.batonmesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.batonmesh.v1.ListModelsRequest\x1a .batonmesh.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/inference.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.ChatH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\xe4\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x11\x42\x0e\n\x0c_deadline_msB\x04\n\x02_nB\n\n\x08_best_of\"\x97\x01\n\x10GenerateResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.batonmesh.v1.TokenEvent\x12\"\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.Final\x12\x35\n\x0fprompt_logprobs\x18\x03 \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\"\x8d\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12$\n\x03top\x18\x05 \x01(\x0b\x32\x17.batonmesh.v1.TopTokens\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\rB\n\n\x08_logprob\"\xf5\x01\n\x05\x46inal\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x04 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12%\n\x07\x63hoices\x18\x06 \x03(\x0b\x32\x14.batonmesh.v1.Choice\x12&\n\x05route\x18\x07 \x01(\x0b\x32\x17.batonmesh.v1.RouteCost\"I\n\x06\x43hoice\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"I\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.batonmesh.v1.Model\"\x93\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\r\n\x05vocab\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t2\xfd\x01\n\tInference\x12K\n\x08Generate\x12\x1d.batonmesh.v1.GenerateRequest\x1a\x1e.batonmesh.v1.GenerateResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .batonmesh.v1.CountTokensRequest\x1a!.batonmesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.batonmesh.v1.ListModelsRequest\x1a .batonmesh.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,21 +45,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENEVENT']._serialized_start=673
   _globals['_TOKENEVENT']._serialized_end=814
   _globals['_FINAL']._serialized_start=817
-  _globals['_FINAL']._serialized_end=1022
-  _globals['_CHOICE']._serialized_start=1024
-  _globals['_CHOICE']._serialized_end=1097
-  _globals['_USAGE']._serialized_start=1099
-  _globals['_USAGE']._serialized_end=1179
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1181
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1254
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1256
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1293
-  _globals['_LISTMODELSREQUEST']._serialized_start=1295
-  _globals['_LISTMODELSREQUEST']._serialized_end=1314
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1316
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1373
-  _globals['_MODEL']._serialized_start=1376
-  _globals['_MODEL']._serialized_end=1523
-  _globals['_INFERENCE']._serialized_start=1526
-  _globals['_INFERENCE']._serialized_end=1779
+  _globals['_FINAL']._serialized_end=1062
+  _globals['_CHOICE']._serialized_start=1064
+  _globals['_CHOICE']._serialized_end=1137
+  _globals['_USAGE']._serialized_start=1139
+  _globals['_USAGE']._serialized_end=1219
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1221
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1294
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1296
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1333
+  _globals['_LISTMODELSREQUEST']._serialized_start=1335
+  _globals['_LISTMODELSREQUEST']._serialized_end=1354
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1356
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1413
+  _globals['_MODEL']._serialized_start=1416
+  _globals['_MODEL']._serialized_end=1563
+  _globals['_INFERENCE']._serialized_start=1566
+  _globals['_INFERENCE']._serialized_end=1819
 # @@protoc_insertion_point(module_scope)
