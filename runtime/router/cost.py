@@ -92,7 +92,7 @@ class _Own:
 
 @dataclass(frozen=True, slots=True)
 class _Weighed:
-    """A turn on every decode worker. `best` are the prefill workers weighed, `pick` which of these goes with each."""
+    """A turn on every decode worker. `best` are the prefill workers weighed, `by` each of them for each."""
 
     held: Ints
     queue: Floats
@@ -101,7 +101,7 @@ class _Weighed:
     wait: Floats
     decode: Floats
     best: Ints
-    pick: Ints
+    by: Floats
     prefill_held: Ints
     prefill_queue: Floats
     prefill_own: _Own
@@ -109,6 +109,10 @@ class _Weighed:
     local: Floats
     remote: Floats
     total: Floats
+
+    def pick(self, number: int) -> int:
+        """Which of `best` goes with a decode worker."""
+        return int(self.by[:, number].argmin())
 
 
 class CostRouter:
@@ -194,14 +198,13 @@ class CostRouter:
         others = own.ms * (np.maximum(depth, 1) + _BEHIND)
         wait = self._wait(n + more - held, step * more)
         local = queue + own.ms + others
-        best, remote, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
-        pick = remote.argmin(axis=0) if len(best) else np.zeros(len(decode), dtype=np.int64)
-        least = remote.min(axis=0) if len(best) else np.full(len(decode), np.inf)
+        best, by, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
+        least = by.min(axis=0) if len(best) else np.full(len(decode), np.inf)
         total = np.minimum(local, least) + wait + step * (more + 1)
         for each in numbers(decode, asked.exclude):
             total[each] = np.inf
         return _Weighed(
-            held, queue, own, others, wait, step * (more + 1), best, pick,
+            held, queue, own, others, wait, step * (more + 1), best, by,
             prefill_held, prefill_queue, prefill_own, moved, local, least, total,
         )  # fmt: skip
 
@@ -276,13 +279,13 @@ class CostRouter:
         if weighed.local[chosen] <= weighed.remote[chosen]:
             self._decode.book(chosen, now, float(weighed.own.ms[chosen]))
         else:
-            best = int(weighed.best[weighed.pick[chosen]])
+            best = int(weighed.best[weighed.pick(chosen)])
             self._prefill.book(best, now, float(weighed.prefill_own.ms[best]))
 
     def _candidates(self, weighed: _Weighed, chosen: int) -> tuple[PrefillCandidate, ...]:
         if not len(weighed.best):
             return ()
-        first = int(weighed.pick[chosen])
+        first = weighed.pick(chosen)
         order = [first, *(each for each in range(len(weighed.best)) if each != first)]
         return tuple(candidate(self._prefill.workers[int(weighed.best[each])]) for each in order)
 
@@ -291,7 +294,7 @@ class CostRouter:
         from what it costs before the first token."""
         if not len(weighed.best):
             return None
-        pick = int(weighed.pick[chosen])
+        pick = weighed.pick(chosen)
         best = int(weighed.best[pick])
         suffix = n - int(weighed.held[chosen])
         here = float(weighed.own.ms[chosen] + weighed.others[chosen]) / suffix
@@ -303,7 +306,7 @@ class CostRouter:
         return min(max(int(ahead / (here - there)), 1), _NEVER)
 
     def _estimate(self, weighed: _Weighed, number: int, *, local: bool) -> Estimate:
-        pick = 0 if local else int(weighed.pick[number])
+        pick = 0 if local else weighed.pick(number)
         best = 0 if local else int(weighed.best[pick])
         computed, loaded, tier = weighed.own.split(number) if local else weighed.prefill_own.split(best)
         return Estimate(

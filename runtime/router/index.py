@@ -45,7 +45,8 @@ def _leap(low: Ints, high: Ints, count: int, near: int) -> Ints:
 
 def _any(lines: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Of each line whether any of its eight is true: as one number, which is much faster than to go through them."""
-    return lines.view(np.uint64).reshape(-1) != 0
+    some: NDArray[np.bool_] = lines.view(np.uint64).reshape(-1) != 0
+    return some
 
 
 class PageIndex:
