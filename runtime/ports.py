@@ -4,7 +4,7 @@ A variant is another object behind one of these; nobody asks which one it is.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from runtime.domain.landing import LandingEvent
@@ -19,6 +19,7 @@ from runtime.domain.messages import (
     View,
     Worker,
 )
+from runtime.domain.notices import Change, Notice
 from runtime.domain.sequence import Ref
 from runtime.domain.sessions import (
     Branch,
@@ -33,6 +34,7 @@ from runtime.domain.sessions import (
     TurnRecord,
 )
 from runtime.domain.spec import ModelSpec
+from runtime.domain.spending import Amounts
 from runtime.domain.steps import EngineCommand, Frame, Load, StepOutput
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
@@ -186,6 +188,11 @@ class Directory(Protocol):
         """The current view, then every newer one."""
 
 
+class Bell(Protocol):
+    async def wait(self, seconds: float) -> None:
+        """Return when it rings, or has rung since it was waited for, at the latest after so many seconds."""
+
+
 class SessionStore(Protocol):
     """Keeps sessions. Every method is one transaction, durable when it returns.
 
@@ -212,18 +219,25 @@ class SessionStore(Protocol):
         """Open a turn: running, or queued when its branch is busy and its policy allows. Gives it as it is now, and
         whether it is new; None when the branch has moved on from `prepared.base`, so prepare it anew.
 
-        Raises `FailedPrecondition` naming `expected_head`, `on_conflict` or `idempotency_key`, and `ResourceExhausted`
-        when too many wait."""
+        Raises `FailedPrecondition` naming `expected_head`, `on_conflict` or `idempotency_key`, `ResourceExhausted` when
+        too many wait, and as `begin`."""
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
         """The queued turn that is next on a branch, if nothing runs there."""
 
     async def begin(self, turn: TurnRecord) -> TurnRecord | None:
-        """Run a queued turn, with what it has `prepared`; None when it is not its time, or the branch has moved on."""
+        """Run a queued turn, with what it has `prepared`; None when it is not its time, or the branch has moved on.
+
+        Raises `BudgetSpent` naming the limit that leaves no room for it, and `ResourceExhausted` when it is others that
+        run who hold what it needs."""
 
     async def append(self, turn: TurnRecord, event: TurnEvent) -> None:
         """Raises `StaleAttempt` when another owner has the turn, or it has ended. Appending the same event again
         changes nothing."""
+
+    async def extend(self, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
+        """What a running turn holds of its session's budget from now on, when it wants `want` in all and took `took` of
+        its time and KV so far. Raises as `append`."""
 
     async def finish(
         self, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
@@ -263,5 +277,22 @@ class SessionStore(Protocol):
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         """Forget a session and all of it. Its unfinished turns are fenced."""
+
+    async def update(self, tenant: TenantId, session: SessionId, change: Change, key: Key | None) -> None:
+        """Raises `FailedPrecondition` naming `expected_version` or `idempotency_key`."""
+
+    async def notices(self, tenant: TenantId, session: SessionId, after: int, limit: int) -> tuple[Notice, ...]:
+        """What happened to a session, in order, up to `limit` of those above `after`. Raises `FailedPrecondition`
+        naming `after` when some of these are not kept any more."""
+
+    async def sweep(self, limit: int) -> tuple[SessionId, ...]:
+        """Delete up to `limit` sessions that have expired; never one of which a turn runs or waits. Each of them is a
+        transaction."""
+
+    def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
+        """Rings when something happened to a session; perhaps too often, and perhaps not at all."""
+
+    async def tend(self) -> None:
+        """Carry rings between gateways until cancelled; returns at once where there is only one."""
 
     async def close(self) -> None: ...

@@ -7,6 +7,7 @@ from functools import partial
 
 from runtime.domain.generation import Generation
 from runtime.domain.sessions import Asked, Context, Prepared, Session
+from runtime.domain.spending import Reserve, first_slice
 from runtime.errors import FailedPrecondition
 from runtime.roles.gateway import GatewayRole, ServedModel
 
@@ -29,8 +30,10 @@ class Rendering:
             raise FailedPrecondition(f"{told}, so its tokens mean something else", field="session")
         return served
 
-    async def prepare(self, context: Context, asked: Asked) -> Prepared:
-        """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
+    async def prepare(self, context: Context, asked: Asked) -> tuple[Prepared, Reserve]:
+        """Render what is new and see that it fits; says what the turn wants to hold before it runs.
+
+        Raises as `GatewayRole.check`, or what the template refuses."""
         work = partial(self._render, context, asked)
         size = sum(len(item.content) for item in (*asked.items, *context.items))
         prepared = work() if size <= self._inline_chars else await self._offload(work)
@@ -40,7 +43,8 @@ class Rendering:
         self._gateway.check(
             Generation(context.session.model, tokens, sampling, context.session.tenant, asked.deadline_s)
         )
-        return prepared
+        token_bytes = self.served(context.session).spec.token_bytes
+        return prepared, Reserve(first_slice(len(tokens), prepared.max_tokens, token_bytes))
 
     def _render(self, context: Context, asked: Asked) -> Prepared:
         served = self.served(context.session)

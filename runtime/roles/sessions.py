@@ -15,12 +15,14 @@ from runtime.domain import session_turn as st
 from runtime.domain.generation import Claim, Generation
 from runtime.domain.routing import DECODE
 from runtime.domain.sessions import (
+    DEFAULT_POLICIES,
     Asked,
     Context,
     Ending,
     Halt,
     Key,
     OnConflict,
+    Policies,
     Progress,
     Session,
     TurnEvent,
@@ -28,13 +30,15 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
-from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
+from runtime.domain.spending import NO_ACCOUNT, Account
+from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
 from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.rendering import Offload, Rendering
 from runtime.roles.session_turn import RunningTurn
+from runtime.roles.sweeping import sweeps
 
 _log = logging.getLogger(__name__)
 _TRIES = 64
@@ -45,7 +49,7 @@ class SessionSettings:
     """`lease_s`: an owner that is silent for so long has lost its turns; it beats every `beat_s`, and takes over up to
     `adopt_at_once` turns at a time. `retry_s`: a write that the store did not answer is tried again; after
     `store_grace_s` of that the turn is left to a later owner. `poll_s`: how often a turn that runs elsewhere is looked
-    at. Texts above `inline_chars` are rendered off the event loop."""
+    at. Texts above `inline_chars` are rendered off the event loop. Expired sessions are looked for every `sweep_s`."""
 
     lease_s: float = 5.0
     beat_s: float = 1.0
@@ -54,6 +58,7 @@ class SessionSettings:
     store_grace_s: float = 30.0
     poll_s: float = 0.1
     inline_chars: int = 16_384
+    sweep_s: float = 10.0
 
 
 class SessionRole:
@@ -86,6 +91,8 @@ class SessionRole:
             async with asyncio.TaskGroup() as self.group:
                 await self._say_alive()
                 self.group.create_task(self._beats())
+                self.group.create_task(self.store.tend())
+                self.group.create_task(sweeps(self.store, self.clock, self.settings.sweep_s))
                 while True:
                     await self._look_after()
                     await self.clock.sleep(self.settings.beat_s)
@@ -105,6 +112,8 @@ class SessionRole:
         *,
         metadata: Mapping[str, str] | None = None,
         rerender: bool = False,
+        policies: Policies = DEFAULT_POLICIES,
+        account: Account = NO_ACCOUNT,
     ) -> Session:
         """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
         check_metadata(metadata or {})
@@ -114,7 +123,15 @@ class SessionRole:
             told = f"model {model!r} has no rendering of what is new alone: {why}; ask with rerender"
             raise FailedPrecondition(told, field="rerender")
         session = Session(
-            self._ids.session(), tenant, served.spec.name, 0, rerender, metadata or {}, served.tokenizer.vocabulary
+            self._ids.session(),
+            tenant,
+            served.spec.name,
+            0,
+            rerender,
+            metadata or {},
+            served.tokenizer.vocabulary,
+            policies,
+            account,
         )
         return await self.store.create(session, key)
 
@@ -130,9 +147,9 @@ class SessionRole:
         try:
             return await self._open(ident, tenant, session, branch, asked, key)
         except asyncio.CancelledError:
-            if asked.cancel_unwatched:
+            if asked.cancel_unwatched is not False:
                 # It may be there all the same, and nobody will ever watch it.
-                self.group.create_task(self._cancel_unwatched(tenant, session, ident))
+                self.group.create_task(self._cancel_unseen(tenant, session, ident))
             raise
         finally:
             self._opening.discard(ident)
@@ -142,9 +159,10 @@ class SessionRole:
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
             context = await self.store.context(tenant, session, branch)
-            prepared = await self._rendering.prepare(context, asked)
-            model, owner = context.session.model, self.gateway.gateway
-            record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
+            asked = asked.settled(context.session.policies)
+            prepared, reserve = await self._rendering.prepare(context, asked)
+            model, owner, runs = context.session.model, self.gateway.gateway, TurnStatus.RUNNING
+            record = TurnRecord(ident, session, tenant, branch, model, runs, 0, owner, asked, prepared, reserve=reserve)
             opened = await self.store.open(record, key)
             if opened is not None:
                 break
@@ -155,7 +173,7 @@ class SessionRole:
             self._run(turn, (), context)
         elif fresh:
             self._waiting[turn.id] = turn
-            if asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
+            if turn.asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
                 await self._beat()
             self.group.create_task(self._begin_next(session, branch))
         return turn, fresh
@@ -209,6 +227,14 @@ class SessionRole:
         if self._running.get(record.id) is running:
             del self._running[record.id]
             self.group.create_task(self._begin_next(record.session, record.branch))
+
+    async def _cancel_unseen(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
+        try:
+            opened = (await self.store.progress(tenant, session, turn, 0)).turn
+        except BatonError:
+            return  # it never came to be, or will be found by who looks for what was left
+        if opened.asked.cancel_unwatched:
+            await self._cancel_unwatched(tenant, session, turn)
 
     async def _cancel_unwatched(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
         try:
@@ -319,15 +345,16 @@ class SessionRole:
     async def _begin(self, record: TurnRecord) -> None:
         context = await self.store.context(record.tenant, record.session, record.branch)
         try:
-            prepared = await self._rendering.prepare(context, record.asked)
-        except Unavailable:
+            prepared, reserve = await self._rendering.prepare(context, record.asked)
+            ready = replace(record, prepared=prepared, owner=self.gateway.gateway, reserve=reserve)
+            begun = await self.store.begin(ready)
+        except (Unavailable, ResourceExhausted):
             raise
         except BatonError as error:
             if await self.store.drop(record, Ending(TurnStatus.FAILED, error=error)):
                 self._waiting.pop(record.id, None)
                 self.group.create_task(self._begin_next(record.session, record.branch))
             return
-        begun = await self.store.begin(replace(record, prepared=prepared, owner=self.gateway.gateway))
         if begun is not None:
             self._waiting.pop(begun.id, None)
             self._run(begun, (), context)
@@ -352,7 +379,7 @@ class SessionRole:
         def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
+        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, served.spec.token_bytes)
 
 
 def _progress(running: RunningTurn, after: int) -> Progress:

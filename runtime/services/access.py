@@ -30,6 +30,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/ListItems": _USERS,
     "/batonmesh.v1.Sessions/Fork": _USERS,
     "/batonmesh.v1.Sessions/Rollback": _USERS,
+    "/batonmesh.v1.Sessions/UpdateSession": _USERS,
+    "/batonmesh.v1.Sessions/WatchSession": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
     # Gateways hand it on to the controller.
     "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},

@@ -1,13 +1,15 @@
 """Transactions on the tree of turns: fork, rollback, and forgetting a session whole."""
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Branch, Key, Place
 from runtime.errors import FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import tell
 from runtime.store.looking import PATH, branch_of, known_result, session_of
-from runtime.store.opening import of_tenant, remember
+from runtime.store.remembering import of_tenant, remember
 from runtime.store.transaction import Transaction
 
-OF_A_SESSION = ("lines", "branches", "turns", "segments", "items", "events")
+OF_A_SESSION = ("lines", "branches", "turns", "segments", "items", "events", "accounts", "notices")
 
 
 async def fork(
@@ -39,6 +41,7 @@ async def fork(
         tokens,
     )
     await remember(tx, session, key, fresh)
+    await tell(tx, session, Happening(What.FORKED, fresh, head))
     return await branch_of(tx, session, fresh)
 
 
@@ -65,6 +68,7 @@ async def rollback(
         tokens,
     )
     await remember(tx, session, key, name)
+    await tell(tx, session, Happening(What.ROLLED_BACK, name, head))
     return await branch_of(tx, session, name)
 
 

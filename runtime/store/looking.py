@@ -14,6 +14,7 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.spending import Account
 from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 from runtime.store.packing import (
@@ -21,18 +22,24 @@ from runtime.store.packing import (
     UNREADABLE,
     chained,
     unpack,
+    unpack_amounts,
     unpack_asked,
     unpack_ending,
     unpack_events,
     unpack_item,
+    unpack_limits,
+    unpack_policies,
+    unpack_reserve,
     unpack_tokens,
 )
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = "SELECT id, tenant, model, created, rerender, about FROM sessions"
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, a.limits, a.used, a.held, a.version,
+    a.news, a.ttl, a.expires - now_ms() FROM sessions s JOIN accounts a ON a.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
-    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending FROM turns t JOIN sessions s ON s.id = t.session"""
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, t.held
+    FROM turns t JOIN sessions s ON s.id = t.session"""
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -47,8 +54,8 @@ def _no_session() -> NotFound:
 
 
 async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, lock: bool = False) -> Session:
-    suffix = " FOR UPDATE" if lock else ""
-    row = await tx.row(f"{_SESSION} WHERE id = $1 AND tenant = $2{suffix}", session, tenant)
+    suffix = " FOR UPDATE OF s" if lock else ""
+    row = await tx.row(f"{_SESSION} WHERE s.id = $1 AND s.tenant = $2{suffix}", session, tenant)
     if row is None:
         raise _no_session()
     return _session(row)
@@ -56,11 +63,13 @@ async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, l
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
     if after is None:
-        rows = await tx.rows(f"{_SESSION} WHERE tenant = $1 ORDER BY created DESC, id DESC LIMIT $2", tenant, limit)
+        rows = await tx.rows(
+            f"{_SESSION} WHERE s.tenant = $1 ORDER BY s.created DESC, s.id DESC LIMIT $2", tenant, limit
+        )
     else:
         rows = await tx.rows(
-            f"{_SESSION} WHERE tenant = $1 AND (created, id) < (SELECT created, id FROM sessions WHERE id = $2"
-            " AND tenant = $1) ORDER BY created DESC, id DESC LIMIT $3",
+            f"{_SESSION} WHERE s.tenant = $1 AND (s.created, s.id) < (SELECT created, id FROM sessions WHERE id = $2"
+            " AND tenant = $1) ORDER BY s.created DESC, s.id DESC LIMIT $3",
             tenant,
             after,
             limit,
@@ -193,11 +202,24 @@ async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
 
 
 def _session(row: Row) -> Session:
-    ident, tenant, model, created, rerender, packed = row
+    ident, tenant, model, created, rerender, packed, *account = row
     about = unpack(packed)
     return Session(
-        SessionId(ident), TenantId(tenant), model, created, bool(rerender), about["metadata"], about["vocabulary"]
+        SessionId(ident),
+        TenantId(tenant),
+        model,
+        created,
+        bool(rerender),
+        about["metadata"],
+        about["vocabulary"],
+        unpack_policies(about),
+        account_from(account),
     )
+
+
+def account_from(row: Row) -> Account:
+    limits, used, held, version, notices, ttl, expires = row
+    return Account(unpack_limits(limits), unpack_amounts(used), unpack_amounts(held), version, notices, ttl, expires)
 
 
 def _branch(row: Row) -> Branch:
@@ -231,4 +253,5 @@ def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
         prepared,
         row[15] and Halt(row[15]),
         row[16] and unpack_ending(row[16]),
+        unpack_reserve(row[17]),
     )

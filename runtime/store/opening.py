@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import MAIN, MAX_QUEUED, Branch, Halt, Key, OnConflict, Session, TurnRecord, TurnStatus
+from runtime.domain.spending import Reserve
 from runtime.errors import FailedPrecondition, ResourceExhausted
-from runtime.ids import SessionId, TenantId
+from runtime.ids import SessionId
+from runtime.store.accounting import hold, open_account, tell
 from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
-from runtime.store.packing import pack, pack_asked, pack_item, pack_tokens
+from runtime.store.packing import pack, pack_about, pack_asked, pack_item, pack_tokens
+from runtime.store.remembering import of_tenant, remember
 from runtime.store.transaction import Transaction
-
-_REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
 
 
 async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
@@ -24,8 +26,9 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.tenant,
         session.model,
         int(session.rerender),
-        pack({"metadata": dict(session.metadata), "vocabulary": session.vocabulary}),
+        pack(pack_about(session)),
     )
+    await open_account(tx, session)
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(
         "INSERT INTO branches (session, name, line, depth, tokens, epoch) VALUES ($1, $2, 0, 0, 0, 0)",
@@ -55,7 +58,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     assert waiting is not None
     if branch.live is not None or waiting[0]:
         place = await _queue_place(tx, turn, branch, *waiting)
-        opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0)
+        opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0, reserve=Reserve())
     elif prepared is None or prepared.base != branch.place:
         return None
     else:
@@ -64,6 +67,10 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         await _occupy(tx, opened)
     await _insert(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
+    if opened.status is TurnStatus.RUNNING:
+        opened = await hold(tx, opened, What.OPENED)
+    else:
+        await tell(tx, turn.session, Happening(What.OPENED, turn.branch, turn.id, opened.status))
     return opened, True
 
 
@@ -72,7 +79,7 @@ async def _queue_place(
 ) -> int:
     """Where it waits; stops the running turn where its policy says so."""
     policy = turn.asked.on_conflict
-    if policy is OnConflict.REJECT:
+    if policy in (None, OnConflict.REJECT):
         told = f"branch {branch.name!r} is busy with turn {branch.live or 'that waits'}"
         raise FailedPrecondition(told, field="on_conflict")
     if count >= MAX_QUEUED:
@@ -112,6 +119,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     if not changed:
         return None  # dropped meanwhile
     await _occupy(tx, begun)
+    await hold(tx, begun, What.BEGUN)
     return await turn_of(tx, turn.id)
 
 
@@ -150,20 +158,3 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)
     ]
     await tx.run_many("INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)", rows)
-
-
-def of_tenant(tenant: TenantId) -> str:
-    """The scope of keys that belong to no session."""
-    return f"tenant/{tenant}"
-
-
-async def remember(tx: Transaction, scope: str, key: Key | None, result: str) -> None:
-    if key is not None:
-        await tx.run(
-            "INSERT INTO keys (scope, name, digest, result, at) VALUES ($1, $2, $3, $4, now_ms())"
-            + (_REPLACING if key.first or key.window_s is not None else ""),
-            scope,
-            key.name,
-            key.digest,
-            result,
-        )

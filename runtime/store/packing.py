@@ -8,14 +8,27 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 import msgpack
 from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
-from runtime.domain.sessions import Asked, Ending, Item, OnConflict, Spent, StopReason, TurnEvent, TurnStatus
+from runtime.domain.notices import Happening, What
+from runtime.domain.sessions import (
+    Asked,
+    Ending,
+    Item,
+    OnConflict,
+    Policies,
+    Session,
+    Spent,
+    StopReason,
+    TurnEvent,
+    TurnStatus,
+)
+from runtime.domain.spending import Amounts, Limits, Measure, Reserve
 from runtime.errors import DataCorrupt, InvalidArgument, from_code
 from runtime.ids import BootId, TurnId, WorkerId
 from runtime.wire.sequence import sampling_bytes, sampling_from
@@ -63,6 +76,65 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
     return msgpack.unpackb(packed)
 
 
+def pack_about(session: Session) -> dict[str, object]:
+    """What is asked of a session only together with all of it."""
+    policies = session.policies
+    return {
+        "metadata": dict(session.metadata),
+        "vocabulary": session.vocabulary,
+        "policies": [policies.on_conflict.value, policies.cancel_unwatched],
+    }
+
+
+def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed
+    told = about.get("policies")
+    return Policies() if told is None else Policies(OnConflict(told[0]), told[1])
+
+
+def pack_amounts(amounts: Amounts) -> bytes:
+    return pack(astuple(amounts))
+
+
+def unpack_amounts(packed: bytes | None) -> Amounts:
+    return Amounts() if packed is None else Amounts(*unpack(packed))
+
+
+def pack_limits(limits: Limits) -> bytes:
+    return pack(astuple(limits))
+
+
+def unpack_limits(packed: bytes | None) -> Limits:
+    return Limits() if packed is None else Limits(*unpack(packed))
+
+
+def pack_reserve(reserve: Reserve) -> bytes:
+    return pack([astuple(reserve.held), astuple(reserve.took)])
+
+
+def unpack_reserve(packed: bytes | None) -> Reserve:
+    if packed is None:
+        return Reserve()
+    held, took, *_ = unpack(packed)
+    return Reserve(Amounts(*held), Amounts(*took))
+
+
+def pack_happening(happening: Happening) -> bytes:
+    return pack(asdict(happening))
+
+
+def unpack_happening(packed: bytes) -> Happening:
+    told = unpack(packed)
+    turn, status, stop = told["turn"], told["status"], told["stop"]
+    return Happening(
+        What(told["what"]),
+        told["branch"],
+        None if turn is None else TurnId(turn),
+        status and TurnStatus(status),
+        stop and StopReason(stop),
+        told["version"],
+    )
+
+
 def pack_item(item: Item) -> bytes:
     return pack([item.role, item.content])
 
@@ -81,7 +153,7 @@ def pack_asked(asked: Asked) -> bytes:
             "deadline_s": asked.deadline_s,
             "expected_head": asked.expected_head,
             "head_is_expected": asked.head_is_expected,
-            "on_conflict": asked.on_conflict.value,
+            "on_conflict": asked.on_conflict and asked.on_conflict.value,
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
         }
@@ -97,7 +169,7 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         told["deadline_s"],
         None if told["expected_head"] is None else TurnId(told["expected_head"]),
         told["head_is_expected"],
-        OnConflict(told["on_conflict"]),
+        told["on_conflict"] and OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
     )
 
@@ -116,6 +188,8 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "boot": ending.boot,
             "handoff": handoff and asdict(handoff),
             "drift": ending.drift,
+            "took": astuple(ending.took),
+            "limit": ending.limit and ending.limit.value,
             "tokens": pack_tokens(tokens),
             "text": "".join(event.text for event in events),
             "bounds": [[len(event.tokens), len(event.text)] for event in events],
@@ -124,7 +198,7 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
 
 
 def unpack_ending(packed: bytes) -> Ending:
-    told = unpack(packed)
+    told = {"took": (), "limit": None} | unpack(packed)
     error, handoff, boot = told["error"], told["handoff"], told["boot"]
     if handoff and handoff["prefill_worker"] is not None:
         handoff["prefill_worker"] = WorkerId(handoff["prefill_worker"])
@@ -138,6 +212,8 @@ def unpack_ending(packed: bytes) -> Ending:
         None if boot is None else BootId(boot),
         handoff and Handoff(**handoff),
         told["drift"],
+        Amounts(*told["took"]),
+        told["limit"] and Measure(told["limit"]),
     )
 
 

@@ -5,9 +5,12 @@ Each write locks the branch and checks that its epoch is still this owner's (inv
 
 from collections.abc import Sequence
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.spending import Amounts
 from runtime.errors import Internal, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import hold_more, settle, tell
 from runtime.store.looking import session_of, turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.transaction import Transaction
@@ -33,6 +36,11 @@ async def append_event(tx: Transaction, turn: TurnRecord, event: TurnEvent) -> N
             raise Internal(f"event {event.seq} of turn {turn.id} was stored before with another content")
 
 
+async def extend_turn(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
+    await _fence(tx, turn)
+    return await hold_more(tx, turn, want, took)
+
+
 async def finish_turn(
     tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
 ) -> None:
@@ -46,6 +54,7 @@ async def finish_turn(
         "UPDATE turns SET status = $2, ending = $3, prompt = NULL WHERE id = $1", turn.id, ending.status.value, packed
     )
     await tx.run("UPDATE branches SET live = NULL WHERE session = $1 AND name = $2", turn.session, turn.branch)
+    await settle(tx, turn, ending)
 
 
 async def _finished_before(tx: Transaction, turn: TurnRecord, packed: bytes) -> bool:
@@ -120,6 +129,8 @@ async def drop_turn(tx: Transaction, turn: TurnRecord, ending: Ending) -> bool:
         ending.status.value,
         packed,
     )
+    if changed:
+        await tell(tx, turn.session, Happening(What.ENDED, turn.branch, turn.id, ending.status))
     return bool(changed)
 
 

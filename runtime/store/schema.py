@@ -41,7 +41,19 @@ _FIRST = (
 )
 # When a key was used, for those that count for a while only.
 _SECOND = ("ALTER TABLE keys ADD COLUMN at BIGINT NOT NULL DEFAULT 0",)
-MIGRATIONS = (_FIRST, _SECOND)
+# What a session may spend and has spent, and what happened to it.
+_ACCOUNTS = (
+    """CREATE TABLE accounts (
+        session TEXT PRIMARY KEY, version BIGINT NOT NULL, news BIGINT NOT NULL, ttl BIGINT, expires BIGINT,
+        limits BYTEA, used BYTEA, held BYTEA)""",
+    "INSERT INTO accounts (session, version, news) SELECT id, 1, 0 FROM sessions",
+    "CREATE INDEX accounts_expiring ON accounts (expires) WHERE expires IS NOT NULL",
+    """CREATE TABLE notices (
+        session TEXT NOT NULL, number BIGINT NOT NULL, at BIGINT NOT NULL, about BYTEA NOT NULL,
+        PRIMARY KEY (session, number))""",
+    "ALTER TABLE turns ADD COLUMN held BYTEA",
+)
+MIGRATIONS = (_FIRST, _SECOND, _ACCOUNTS)
 
 
 async def migrate(tx: Transaction) -> None:

@@ -1,7 +1,10 @@
 """A `SessionStore` over any of the databases: which transaction answers which call, and whether it writes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
+from runtime.domain.notices import Change, Notice
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -14,8 +17,10 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnRecord,
 )
+from runtime.domain.spending import Amounts
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import branching, looking, opening, owning, running
+from runtime.store import accounting, branching, looking, opening, owning, running, sweeping
+from runtime.store.bells import Bell
 from runtime.store.transaction import Database, Transaction
 
 
@@ -47,13 +52,17 @@ class SqlSessionStore:
         return await self._database.read(work)
 
     async def open(self, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
-        return await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
+        opened = await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
+        self._database.ring(turn.session)
+        return opened
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
         return await self._database.read(lambda tx: looking.first_waiting(tx, session, branch))
 
     async def begin(self, turn: TurnRecord) -> TurnRecord | None:
-        return await self._database.write(lambda tx: opening.begin_turn(tx, turn))
+        begun = await self._database.write(lambda tx: opening.begin_turn(tx, turn))
+        self._database.ring(turn.session)
+        return begun
 
     async def append(self, turn: TurnRecord, event: TurnEvent) -> None:
         await self._database.write(lambda tx: running.append_event(tx, turn, event))
@@ -62,9 +71,15 @@ class SqlSessionStore:
         self, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
     ) -> None:
         await self._database.write(lambda tx: running.finish_turn(tx, turn, ending, tokens, events))
+        self._database.ring(turn.session)
+
+    async def extend(self, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
+        return await self._database.write(lambda tx: running.extend_turn(tx, turn, want, took))
 
     async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
-        return await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
+        dropped = await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
+        self._database.ring(turn.session)
+        return dropped
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, halt: Halt) -> TurnRecord:
         return await self._database.write(lambda tx: running.halt_turn(tx, tenant, session, turn, halt))
@@ -81,12 +96,16 @@ class SqlSessionStore:
     async def fork(
         self, tenant: TenantId, session: SessionId, branch: str, at: TurnId | None, name: str, key: Key | None
     ) -> Branch:
-        return await self._database.write(lambda tx: branching.fork(tx, tenant, session, branch, at, name, key))
+        made = await self._database.write(lambda tx: branching.fork(tx, tenant, session, branch, at, name, key))
+        self._database.ring(session)
+        return made
 
     async def rollback(
         self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
     ) -> Branch:
-        return await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+        back = await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+        self._database.ring(session)
+        return back
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
@@ -100,7 +119,31 @@ class SqlSessionStore:
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: branching.delete(tx, tenant, session))
+        self._database.ring(session)
         await self._database.scrub()
+
+    async def update(self, tenant: TenantId, session: SessionId, change: Change, key: Key | None) -> None:
+        await self._database.write(lambda tx: accounting.update(tx, tenant, session, change, key))
+        self._database.ring(session)
+
+    async def notices(self, tenant: TenantId, session: SessionId, after: int, limit: int) -> tuple[Notice, ...]:
+        return await self._database.read(lambda tx: accounting.notices_of(tx, tenant, session, after, limit))
+
+    async def sweep(self, limit: int) -> tuple[SessionId, ...]:
+        swept = []
+        for tenant, session in await self._database.read(lambda tx: sweeping.expired(tx, limit)):
+            if await self._database.write(partial(sweeping.sweep, tenant=tenant, session=session)):
+                self._database.ring(session)
+                swept.append(session)
+        if swept:
+            await self._database.scrub()
+        return tuple(swept)
+
+    def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
+        return self._database.bells.hearing(session)
+
+    async def tend(self) -> None:
+        await self._database.tend()
 
     async def close(self) -> None:
         await self._database.close()

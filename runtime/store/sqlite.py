@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from runtime.errors import BatonError, Internal, ResourceExhausted, SetupError, StartError, Unavailable
+from runtime.store.bells import Bells
 from runtime.store.schema import migrate
 from runtime.store.transaction import Row, Transaction, Work
 
@@ -56,6 +57,7 @@ class SqliteTransaction:
 
 class SqliteDatabase:
     def __init__(self, path: Path) -> None:
+        self.bells = Bells()
         self._path = path
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -87,6 +89,12 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         return await self._loop.run_in_executor(self._readers, self._read, work)
+
+    def ring(self, topic: str) -> None:
+        self.bells.ring(topic)
+
+    async def tend(self) -> None:
+        """There is no other gateway."""
 
     async def scrub(self) -> None:
         """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it."""
@@ -222,4 +230,4 @@ def _succeed(done: "asyncio.Future[Any]", result: object) -> None:
 @functools.lru_cache(maxsize=256)
 def _translated(sql: str) -> str:
     """Out of PostgreSQL's words. The writer is alone, so it needs no locks of rows."""
-    return re.sub(r"\$(\d+)", r"?\1", sql).replace(" FOR UPDATE", "").replace("BYTEA", "BLOB")
+    return re.sub(r" FOR UPDATE( OF \w+)?", "", re.sub(r"\$(\d+)", r"?\1", sql)).replace("BYTEA", "BLOB")

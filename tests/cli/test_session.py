@@ -28,11 +28,16 @@ def baton(target: str, *words: str, ends: int = 0) -> str:
 
 def test_sessions_are_listed_with_what_is_known_of_them(target: str, session: str) -> None:
     listed = baton(target, "list")
-    assert re.search(rf"{session} +simulated +\d{{4}}-\d\d-\d\d .* UTC +who=tester", listed)
+    assert re.search(rf"{session} +simulated +\d{{4}}-\d\d-\d\d .* UTC +who=tester +3 +\d+ +never", listed)
 
 
 def test_a_session_shows_its_branches_and_what_was_said(target: str, session: str) -> None:
+    with Client(target) as client:
+        client.sessions.update(session, limits={"turns": 9}, ttl=7300)
     shown = baton(target, "show", session)
+    assert re.search(r"version 2, expires in 2:0\d:\d\d; on_conflict reject, on_disconnect continue", shown)
+    assert re.search(r"turns +3 +0 +9 *\n", shown)
+    assert re.search(r"completion_tokens +9 +0 *\n", shown)
     assert re.search(r"main +3 +\d+ +turn-\w+", shown)
     assert [line for line in shown.splitlines() if line.startswith("user")] == [
         "user  One.", "user  Two.", "user  Three.",

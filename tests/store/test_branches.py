@@ -21,7 +21,7 @@ from tests.store.talking import (
     talked,
 )
 
-FORKED = {"lines": 1, "branches": 1}
+FORKED = {"lines": 1, "branches": 1, "notices": 1}
 
 
 def said(*numbers: int) -> tuple[int, ...]:

@@ -46,6 +46,15 @@ class SessionsStub:
     """A new branch that begins after a turn. Takes the same time whatever was said before."""
     Rollback: _aio.UnaryUnaryMultiCallable[_session_pb2.RollbackRequest, _session_pb2.Branch]
     """Moves a branch back to an earlier turn of its history."""
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.SessionState]
+    """Changes what a session is to be; what is absent stays as it is. Refused with FAILED_PRECONDITION by the name
+    `expected_version` when somebody else changed it before.
+    """
+    WatchSession: _aio.UnaryStreamMultiCallable[_session_pb2.WatchSessionRequest, _session_pb2.SessionNotice]
+    """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
+    there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
+    is at most as late as the gateway's interval of looking, and mostly at once.
+    """
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     """Served by every gateway. A session is a conversation whose exact tokens the mesh remembers; a turn is one step of it.
@@ -139,5 +148,26 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_session_pb2.RollbackRequest, _abc.Awaitable[_session_pb2.Branch]],
     ) -> _abc.Awaitable[_session_pb2.Branch]:
         """Moves a branch back to an earlier turn of its history."""
+
+    @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _session_pb2.UpdateSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.UpdateSessionRequest, _abc.Awaitable[_session_pb2.SessionState]],
+    ) -> _abc.Awaitable[_session_pb2.SessionState]:
+        """Changes what a session is to be; what is absent stays as it is. Refused with FAILED_PRECONDITION by the name
+        `expected_version` when somebody else changed it before.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSession(
+        self,
+        request: _session_pb2.WatchSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.WatchSessionRequest, _abc.AsyncIterator[_session_pb2.SessionNotice]],
+    ) -> _abc.AsyncIterator[_session_pb2.SessionNotice]:
+        """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
+        there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
+        is at most as late as the gateway's interval of looking, and mostly at once.
+        """
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _aio.Server) -> None: ...

@@ -153,7 +153,8 @@ def _finish(ending: Ending) -> FinishReason:
         raise ending.error
     if ending.stop is None:
         raise Cancelled("the turn was cancelled")
-    return FinishReason.LENGTH if ending.stop is StopReason.LENGTH else FinishReason.STOP
+    cut = ending.stop in (StopReason.LENGTH, StopReason.BUDGET)
+    return FinishReason.LENGTH if cut else FinishReason.STOP
 
 
 def retried_key(scope: Scope, body: bytes) -> Key | None:
