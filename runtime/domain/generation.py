@@ -54,23 +54,25 @@ class Delta:
 
 
 class Handoffs:
-    """How the attempts of a turn got their KV, gathered from its deltas; `newest` is of the last attempt."""
+    """How the attempts of a turn got their KV, gathered from its deltas: `newest` of the last attempt, `first` of the
+    first, which ran on the worker `boot`."""
 
     def __init__(self) -> None:
         self.newest: Handoff | None = None
-        self._first: Handoff | None = None
+        self.first: Handoff | None = None
+        self.boot: BootId | None = None
         self._attempt = 0
 
     def add(self, delta: Delta) -> None:
         if delta.handoff is None:
             return
         self.newest = delta.handoff
-        if self._first is None or delta.attempt == self._attempt:
-            self._first, self._attempt = delta.handoff, delta.attempt
+        if self.first is None or delta.attempt == self._attempt:
+            self.first, self._attempt, self.boot = delta.handoff, delta.attempt, delta.boot
 
     def cached_tokens(self, prompt_tokens: int) -> int:
         """As the first attempt found it, since a failover is not the client's doing. Both workers count from the first
         token on, so the longer prefix is what nobody computed."""
-        if self._first is None:
+        if self.first is None:
             return 0
-        return min(max(self._first.cached_tokens, self._first.prefill_cached_tokens), prompt_tokens)
+        return min(max(self.first.cached_tokens, self.first.prefill_cached_tokens), prompt_tokens)

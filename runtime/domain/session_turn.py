@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.domain.generation import Delta, Handoffs
+from runtime.domain.reuse import Past
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
 from runtime.domain.spending import Amounts, Measure, Purse
@@ -182,9 +183,16 @@ class _End:
 
 
 class SessionTurn:
-    """`persisted` are the events of an earlier owner; `token_bytes` the KV of a token."""
+    """`persisted` are the events of an earlier owner; `token_bytes` the KV of a token; `past` what its branch had."""
 
-    def __init__(self, record: TurnRecord, persisted: Sequence[TurnEvent], kept: Kept, token_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        record: TurnRecord,
+        persisted: Sequence[TurnEvent],
+        kept: Kept,
+        token_bytes: int = 0,
+        past: Past | None = None,
+    ) -> None:
         prepared = record.prepared
         assert prepared is not None, "a turn is prepared before it runs"
         self.record = record
@@ -192,6 +200,7 @@ class SessionTurn:
         self.published: list[TurnEvent] = [*persisted]
         self.ending: Ending | None = None
         self._kept = kept
+        self._past = past
         self._tokens = [token for event in persisted for token in event.tokens]
         self._pending: list[Delta] = []
         self._writing: Append | Extend | Finish | None = None
@@ -343,6 +352,8 @@ class SessionTurn:
             drift=prepared.drift,
             took=self._took(end, spent),
             limit=end.limit,
+            sources=None if self._past is None else self._past.sources(self._prompt, self._handoffs),
+            fingerprint=None if self._past is None else self._past.serves,
         )
         if end.status is TurnStatus.COMMITTED:
             text = "".join(each.text for each in events)

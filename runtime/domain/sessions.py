@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
+from runtime.domain.reuse import Sources
 from runtime.domain.sequence import Sampling
 from runtime.domain.spending import NO_ACCOUNT, NO_RESERVE, NOTHING, Account, Amounts, Measure, Reserve
 from runtime.errors import BatonError, InvalidArgument, TooLarge
@@ -184,7 +185,8 @@ class Spent:
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta.
-    `took` is what its session has spent on it, `limit` what there was none left of."""
+    `took` is what its session has spent on it, `limit` what there was none left of, `sources` where its prompt's KV is
+    from, `fingerprint` names that KV."""
 
     status: TurnStatus
     stop: StopReason | None = None
@@ -197,6 +199,8 @@ class Ending:
     drift: int = 0
     took: Amounts = NOTHING
     limit: Measure | None = None
+    sources: Sources | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a branch has said so far. `preamble` are the leading system messages of its first turn; `boot` the decode
-    worker that ran its last one; `items` all of it, only where a session renders anew."""
+    worker that ran its last one, with KV of `fingerprint`; `items` all of it, only where a session renders anew."""
 
     session: Session
     branch: Branch
@@ -239,6 +243,7 @@ class Context:
     preamble: tuple[Item, ...] = ()
     boot: BootId | None = None
     items: tuple[Item, ...] = field(default=(), repr=False)
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

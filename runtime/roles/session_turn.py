@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Generation
+from runtime.domain.reuse import Past
 from runtime.domain.sequence import Ref
 from runtime.domain.sessions import TurnEvent, TurnRecord
 from runtime.domain.spending import Meter
@@ -32,8 +33,9 @@ class RunningTurn:
         generation: Generation,
         kept: st.Kept,
         token_bytes: int,
+        past: Past,
     ) -> None:
-        self.turn = st.SessionTurn(record, persisted, kept, token_bytes)
+        self.turn = st.SessionTurn(record, persisted, kept, token_bytes, past)
         self.left: BatonError | None = None
         self._role = role
         self._news = asyncio.Event()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Claim, Generation
+from runtime.domain.reuse import Past
 from runtime.domain.routing import DECODE
 from runtime.domain.sessions import (
     DEFAULT_POLICIES,
@@ -379,7 +380,9 @@ class SessionRole:
         def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, served.spec.token_bytes)
+        spec, tokens = served.spec, len(context.tokens)
+        before = Past(tokens, prepared.drift, context.boot, context.fingerprint, spec.kv_fingerprint, spec.page_tokens)
+        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, spec.token_bytes, before)
 
 
 def _progress(running: RunningTurn, after: int) -> Progress:

@@ -135,7 +135,7 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
     rows = await tx.rows(
-        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot FROM path p JOIN segments s ON s.session = $1"
+        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.fingerprint FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
         session,
         branch.place.line,
@@ -156,7 +156,8 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
     preamble = await _preamble(tx, rows[0][2]) if rows else ()
     items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
     boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
-    return Context(found, branch, tuple(tokens), preamble, boot, items)
+    fingerprint = rows[-1][4] if rows else None
+    return Context(found, branch, tuple(tokens), preamble, boot, items, fingerprint)
 
 
 async def items_at(

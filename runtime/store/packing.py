@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
 from runtime.domain.notices import Happening, What
+from runtime.domain.reuse import Missed, Sources
 from runtime.domain.sessions import (
     Asked,
     Ending,
@@ -190,6 +191,8 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "drift": ending.drift,
             "took": astuple(ending.took),
             "limit": ending.limit and ending.limit.value,
+            "sources": ending.sources and astuple(ending.sources),
+            "fingerprint": ending.fingerprint,
             "tokens": pack_tokens(tokens),
             "text": "".join(event.text for event in events),
             "bounds": [[len(event.tokens), len(event.text)] for event in events],
@@ -198,7 +201,7 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
 
 
 def unpack_ending(packed: bytes) -> Ending:
-    told = {"took": (), "limit": None} | unpack(packed)
+    told = {"took": (), "limit": None, "sources": None, "fingerprint": None} | unpack(packed)
     error, handoff, boot = told["error"], told["handoff"], told["boot"]
     if handoff and handoff["prefill_worker"] is not None:
         handoff["prefill_worker"] = WorkerId(handoff["prefill_worker"])
@@ -214,7 +217,13 @@ def unpack_ending(packed: bytes) -> Ending:
         told["drift"],
         Amounts(*told["took"]),
         told["limit"] and Measure(told["limit"]),
+        told["sources"] and _unpack_sources(*told["sources"]),
+        told["fingerprint"],
     )
+
+
+def _unpack_sources(pool: int, handed_over: int, computed: int, missed: int, why: str | None) -> Sources:
+    return Sources(pool, handed_over, computed, missed, why and Missed(why))
 
 
 def unpack_events(packed: bytes, after: int) -> tuple[TurnEvent, ...]:

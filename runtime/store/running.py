@@ -78,8 +78,8 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
     total = len(segment) if session.rerender else prepared.context + len(segment)
     before = ROOT_CHAIN if session.rerender else await _chain_at(tx, turn.session, prepared.base)
     await tx.run(
-        "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens, fingerprint)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         turn.session,
         place.line,
         place.depth,
@@ -88,6 +88,7 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         chained(before, segment),
         ending.boot,
         pack_tokens(segment),
+        ending.fingerprint,
     )
     await tx.run(
         "INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)",

@@ -52,6 +52,7 @@ _ACCOUNTS = (
         session TEXT NOT NULL, number BIGINT NOT NULL, at BIGINT NOT NULL, about BYTEA NOT NULL,
         PRIMARY KEY (session, number))""",
     "ALTER TABLE turns ADD COLUMN held BYTEA",
+    "ALTER TABLE segments ADD COLUMN fingerprint TEXT",
 )
 MIGRATIONS = (_FIRST, _SECOND, _ACCOUNTS)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
+from runtime.domain.reuse import Missed, Sources
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import (
     MAIN,
@@ -52,6 +53,13 @@ STOP = {
     StopReason.LENGTH: pb.STOP_REASON_LENGTH,
     StopReason.INTERRUPTED: pb.STOP_REASON_INTERRUPTED,
     StopReason.BUDGET: pb.STOP_REASON_BUDGET,
+}
+_MISSED = {
+    Missed.NEVER_STORED: pb.MISS_REASON_NEVER_STORED,
+    Missed.DRIFT: pb.MISS_REASON_DRIFT,
+    Missed.MODEL_CHANGED: pb.MISS_REASON_MODEL_CHANGED,
+    Missed.BRANCH_COLD: pb.MISS_REASON_BRANCH_COLD,
+    Missed.EVICTED: pb.MISS_REASON_EVICTED,
 }
 ON_CONFLICT = {
     OnConflict.REJECT: pb.ON_CONFLICT_REJECT,
@@ -250,5 +258,16 @@ def _pack_ending(ending: Ending) -> pb.Turn:
         attempts=ending.attempts,
         drift_tokens=ending.drift,
         limit=ending.limit or "",
+        sources=None if ending.sources is None else _pack_sources(ending.sources),
         spent=pack_amounts(ending.took),
+    )
+
+
+def _pack_sources(sources: Sources) -> pb.PromptSources:
+    return pb.PromptSources(
+        pool=sources.pool,
+        handed_over=sources.handed_over,
+        computed=sources.computed,
+        missed=sources.missed,
+        reason=pb.MISS_REASON_UNSPECIFIED if sources.why is None else _MISSED[sources.why],
     )

@@ -208,3 +208,22 @@ async def test_a_turn_whose_time_or_kv_is_spent_ends(user: User, limits: limits_
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await user.run(session)
     assert told(refused.value)["baton-error-field"] == f"limits.{limit}"
+
+
+async def test_a_turn_tells_where_its_prompts_kv_came_from_and_why_some_of_it_was_not_there(user: User) -> None:
+    session = await create(user)
+    text = "A text that is long enough to fill a page or two of eight tokens."
+    first, second = [(await user.run(session, text)).end for _ in range(2)]
+    assert (first.sources.missed, first.sources.reason) == (0, pb.MISS_REASON_UNSPECIFIED)
+    known = first.usage.prompt_tokens + NEW
+    assert second.sources.pool + second.sources.handed_over == (known - 1) // 8 * 8 == second.usage.cached_tokens
+    assert second.sources.computed == second.usage.prompt_tokens - second.usage.cached_tokens
+    assert (second.sources.missed, second.sources.reason) == (
+        known - second.usage.cached_tokens, pb.MISS_REASON_NEVER_STORED,
+    )  # fmt: skip
+    others = [await create(user) for _ in range(10)]
+    await asyncio.gather(*(user.run(other, f"{number} " * 1900) for number, other in enumerate(others)))
+    third = (await user.run(session, text)).end
+    assert third.usage.cached_tokens < second.usage.cached_tokens
+    assert third.sources.missed > second.usage.prompt_tokens // 2
+    assert third.sources.reason in (pb.MISS_REASON_EVICTED, pb.MISS_REASON_BRANCH_COLD)

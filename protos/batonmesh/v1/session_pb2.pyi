@@ -145,6 +145,42 @@ STOP_REASON_BUDGET: StopReason.ValueType  # 8
 """The session's budget was spent; `limit` of the turn says which. What there was is part of the conversation."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
+class _MissReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MISS_REASON_UNSPECIFIED: _MissReason.ValueType  # 0
+    """Nothing was missed."""
+    MISS_REASON_NEVER_STORED: _MissReason.ValueType  # 1
+    """The last token of an answer, and a page that is not full, are never cached."""
+    MISS_REASON_DRIFT: _MissReason.ValueType  # 2
+    """Rendered anew, the conversation reads otherwise."""
+    MISS_REASON_MODEL_CHANGED: _MissReason.ValueType  # 3
+    """The model's weights are others than with the branch's last turn."""
+    MISS_REASON_BRANCH_COLD: _MissReason.ValueType  # 4
+    """Another worker than that of the branch's last turn ran this one, or that one was restarted."""
+    MISS_REASON_EVICTED: _MissReason.ValueType  # 5
+    """The worker that had it needed the room."""
+
+class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
+    """Why KV that a branch had before was not there again."""
+
+MISS_REASON_UNSPECIFIED: MissReason.ValueType  # 0
+"""Nothing was missed."""
+MISS_REASON_NEVER_STORED: MissReason.ValueType  # 1
+"""The last token of an answer, and a page that is not full, are never cached."""
+MISS_REASON_DRIFT: MissReason.ValueType  # 2
+"""Rendered anew, the conversation reads otherwise."""
+MISS_REASON_MODEL_CHANGED: MissReason.ValueType  # 3
+"""The model's weights are others than with the branch's last turn."""
+MISS_REASON_BRANCH_COLD: MissReason.ValueType  # 4
+"""Another worker than that of the branch's last turn ran this one, or that one was restarted."""
+MISS_REASON_EVICTED: MissReason.ValueType  # 5
+"""The worker that had it needed the room."""
+Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
+
 @_typing.final
 class SessionState(_message.Message):
     """A session as it is now."""
@@ -694,6 +730,7 @@ class Turn(_message.Message):
     DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the turn; at most 64 characters."""
     session: _builtins.str
@@ -728,6 +765,10 @@ class Turn(_message.Message):
     def spent(self) -> _limits_pb2.Spending:
         """What it took of the session's budget, once it has ended."""
 
+    @_builtins.property
+    def sources(self) -> Global___PromptSources:
+        """Where the KV of its prompt came from, as its first attempt found it; absent when no worker began it."""
+
     def __init__(
         self,
         *,
@@ -744,10 +785,11 @@ class Turn(_message.Message):
         drift_tokens: _builtins.int = ...,
         limit: _builtins.str = ...,
         spent: _limits_pb2.Spending | None = ...,
+        sources: Global___PromptSources | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "spent", b"spent", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "sources", b"sources", "spent", b"spent", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "limit", b"limit", "session", b"session", "spent", b"spent", "status", b"status", "stop_reason", b"stop_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "limit", b"limit", "session", b"session", "sources", b"sources", "spent", b"spent", "status", b"status", "stop_reason", b"stop_reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1191,3 +1233,41 @@ class BranchNotice(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__head) -> _WhichOneofReturnType__head | None: ...
 
 Global___BranchNotice: _TypeAlias = BranchNotice  # noqa: Y015
+
+@_typing.final
+class PromptSources(_message.Message):
+    """Where the KV of a prompt came from. `pool`, `handed_over` and `computed` add up to the prompt's tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pool: _builtins.int
+    """Tokens in the decode worker's own pool."""
+    handed_over: _builtins.int
+    """Tokens that a prefill worker had, and handed over."""
+    computed: _builtins.int
+    """Tokens that a worker computed."""
+    missed: _builtins.int
+    """Of the computed ones, those of the branch's committed context."""
+    reason: Global___MissReason.ValueType
+    """Why the first of these was missed."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.int = ...,
+        handed_over: _builtins.int = ...,
+        computed: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        reason: Global___MissReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "handed_over", b"handed_over", "missed", b"missed", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptSources: _TypeAlias = PromptSources  # noqa: Y015
