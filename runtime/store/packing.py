@@ -223,7 +223,7 @@ def unpack_ending(packed: bytes) -> Ending:
 
 
 def _unpack_sources(pool: int, handed_over: int, computed: int, missed: int, why: str | None) -> Sources:
-    return Sources(pool, handed_over, computed, missed, why and Missed(why))
+    return Sources(pool, handed_over, computed, missed, None if why is None else Missed(why))
 
 
 def unpack_events(packed: bytes, after: int) -> tuple[TurnEvent, ...]:
