@@ -8,6 +8,7 @@ from runtime.config import Config
 from runtime.errors import StartError
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionSettings
+from runtime.store.bells import Bells
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 
@@ -24,22 +25,24 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
     if config.sessions.store == "none":
         yield None
         return
-    database = _database(config)
+    database, bells = _database(config)
     try:
         await database.open()
-        yield SqlSessionStore(database)
+        yield SqlSessionStore(database, bells)
     finally:
         await database.close()
 
 
-def _database(config: Config) -> "SqliteDatabase | PostgresDatabase":
+def _database(config: Config) -> tuple["SqliteDatabase | PostgresDatabase", Bells]:
+    """The database, and what wakes those who watch sessions kept in it."""
     if config.sessions.store == "sqlite":
-        return SqliteDatabase(config.state / _FILE)
+        return SqliteDatabase(config.state / _FILE), Bells()
     try:
+        from runtime.store.notifying import NotifyingBells
         from runtime.store.postgres import PostgresDatabase
     except ImportError as error:
         raise StartError("sessions.store: PostgreSQL needs asyncpg: pip install 'batonmesh[postgres]'") from error
-    return PostgresDatabase(config.sessions.store)
+    return PostgresDatabase(config.sessions.store), NotifyingBells(config.sessions.store)
 
 
 def session_settings(config: Config) -> SessionSettings:

@@ -24,6 +24,8 @@ class Bell:
 
 
 class Bells:
+    """Of one process: there is nobody else to be woken."""
+
     def __init__(self) -> None:
         self._bells: defaultdict[str, set[Bell]] = defaultdict(set)
 
@@ -42,6 +44,10 @@ class Bells:
         for bell in self._bells.get(topic, ()):
             bell.ring()
 
+    async def tend(self) -> None:
+        """Carry rings to other processes and from them until cancelled; returns at once where there are none."""
+
     def ring_all(self) -> None:
-        for topic in self._bells:
-            self.ring(topic)
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.ring()

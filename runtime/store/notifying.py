@@ -18,22 +18,22 @@ _COMPANY_S = 0.02
 _FAILED = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
-class Notifying:
-    """Rings the bells of this process at once, and through the database those of the others."""
+class NotifyingBells(Bells):
+    """Rings here at once, and through the database at the other gateways."""
 
     def __init__(self, dsn: str) -> None:
-        self.bells = Bells()
+        super().__init__()
         self._dsn = dsn
         self._topics: set[str] = set()
         self._fresh = asyncio.Event()
 
     def ring(self, topic: str) -> None:
-        self.bells.ring(topic)
+        super().ring(topic)
         self._topics.add(topic)
         self._fresh.set()
 
-    async def run(self) -> None:
-        """Carry it to and fro until cancelled, on a connection of its own that is made again when it breaks."""
+    async def tend(self) -> None:
+        """On a connection of its own, that is made again when it breaks."""
         while True:
             try:
                 await self._carry()
@@ -46,7 +46,7 @@ class Notifying:
         try:
             connection.add_termination_listener(lambda _: self._fresh.set())
             await connection.add_listener(_CHANNEL, self._heard)
-            self.bells.ring_all()  # for what was said while nobody listened here
+            self.ring_all()  # for what was said while nobody listened here
             while not connection.is_closed():
                 await self._fresh.wait()
                 await asyncio.sleep(_COMPANY_S)
@@ -58,4 +58,4 @@ class Notifying:
 
     def _heard(self, connection: Any, sender: int, _channel: str, topic: str) -> None:  # noqa: ANN401 - asyncpg's
         if sender != connection.get_server_pid():
-            self.bells.ring(topic)
+            super().ring(topic)

@@ -8,8 +8,6 @@ from typing import Any, TypeVar, cast
 import asyncpg
 
 from runtime.errors import Internal, StartError, Unavailable
-from runtime.store.bells import Bells
-from runtime.store.notifying import Notifying
 from runtime.store.schema import migrate
 from runtime.store.transaction import Row, Transaction, Work
 
@@ -58,11 +56,6 @@ class PostgresDatabase:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._pool: Any = None
-        self._notifying = Notifying(dsn)
-
-    @property
-    def bells(self) -> Bells:
-        return self._notifying.bells
 
     async def open(self) -> None:
         """Raises `StartError` when it does not answer, or holds the tables of a newer Baton."""
@@ -86,12 +79,6 @@ class PostgresDatabase:
 
     async def read(self, work: Work[T]) -> T:
         return await self._run(work, isolation="repeatable_read", readonly=True)
-
-    def ring(self, topic: str) -> None:
-        self._notifying.ring(topic)
-
-    async def tend(self) -> None:
-        await self._notifying.run()
 
     async def scrub(self) -> None:
         """The files are the server's: VACUUM and its own log decide how long they remember."""

@@ -20,14 +20,15 @@ from runtime.domain.sessions import (
 from runtime.domain.spending import Amounts
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.store import accounting, branching, looking, opening, owning, running, sweeping
-from runtime.store.bells import Bell
+from runtime.store.bells import Bell, Bells
 from runtime.store.transaction import Database, Transaction
 
 
 class SqlSessionStore:
-    def __init__(self, database: Database) -> None:
-        """The database has been migrated."""
+    def __init__(self, database: Database, bells: Bells | None = None) -> None:
+        """The database has been migrated. `bells` wake those who watch sessions, by default in this process only."""
         self._database = database
+        self._bells = bells or Bells()
 
     async def create(self, session: Session, key: Key | None) -> Session:
         return await self._database.write(lambda tx: opening.create(tx, session, key))
@@ -53,7 +54,7 @@ class SqlSessionStore:
 
     async def open(self, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
         opened = await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
-        self._database.ring(turn.session)
+        self._bells.ring(turn.session)
         return opened
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
@@ -61,7 +62,7 @@ class SqlSessionStore:
 
     async def begin(self, turn: TurnRecord) -> TurnRecord | None:
         begun = await self._database.write(lambda tx: opening.begin_turn(tx, turn))
-        self._database.ring(turn.session)
+        self._bells.ring(turn.session)
         return begun
 
     async def append(self, turn: TurnRecord, event: TurnEvent) -> None:
@@ -71,14 +72,14 @@ class SqlSessionStore:
         self, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
     ) -> None:
         await self._database.write(lambda tx: running.finish_turn(tx, turn, ending, tokens, events))
-        self._database.ring(turn.session)
+        self._bells.ring(turn.session)
 
     async def extend(self, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
         return await self._database.write(lambda tx: running.extend_turn(tx, turn, want, took))
 
     async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
         dropped = await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
-        self._database.ring(turn.session)
+        self._bells.ring(turn.session)
         return dropped
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, halt: Halt) -> TurnRecord:
@@ -97,14 +98,14 @@ class SqlSessionStore:
         self, tenant: TenantId, session: SessionId, branch: str, at: TurnId | None, name: str, key: Key | None
     ) -> Branch:
         made = await self._database.write(lambda tx: branching.fork(tx, tenant, session, branch, at, name, key))
-        self._database.ring(session)
+        self._bells.ring(session)
         return made
 
     async def rollback(
         self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
     ) -> Branch:
         back = await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
-        self._database.ring(session)
+        self._bells.ring(session)
         return back
 
     async def items(
@@ -119,12 +120,12 @@ class SqlSessionStore:
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: branching.delete(tx, tenant, session))
-        self._database.ring(session)
+        self._bells.ring(session)
         await self._database.scrub()
 
     async def update(self, tenant: TenantId, session: SessionId, change: Change, key: Key | None) -> None:
         await self._database.write(lambda tx: accounting.update(tx, tenant, session, change, key))
-        self._database.ring(session)
+        self._bells.ring(session)
 
     async def notices(self, tenant: TenantId, session: SessionId, after: int, limit: int) -> tuple[Notice, ...]:
         return await self._database.read(lambda tx: accounting.notices_of(tx, tenant, session, after, limit))
@@ -133,17 +134,17 @@ class SqlSessionStore:
         swept = []
         for tenant, session in await self._database.read(lambda tx: sweeping.expired(tx, limit)):
             if await self._database.write(partial(sweeping.sweep, tenant=tenant, session=session)):
-                self._database.ring(session)
+                self._bells.ring(session)
                 swept.append(session)
         if swept:
             await self._database.scrub()
         return tuple(swept)
 
     def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
-        return self._database.bells.hearing(session)
+        return self._bells.hearing(session)
 
     async def tend(self) -> None:
-        await self._database.tend()
+        await self._bells.tend()
 
     async def close(self) -> None:
         await self._database.close()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from runtime.errors import BatonError, Internal, ResourceExhausted, SetupError, StartError, Unavailable
-from runtime.store.bells import Bells
 from runtime.store.schema import migrate
 from runtime.store.transaction import Row, Transaction, Work
 
@@ -57,7 +56,6 @@ class SqliteTransaction:
 
 class SqliteDatabase:
     def __init__(self, path: Path) -> None:
-        self.bells = Bells()
         self._path = path
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -89,12 +87,6 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         return await self._loop.run_in_executor(self._readers, self._read, work)
-
-    def ring(self, topic: str) -> None:
-        self.bells.ring(topic)
-
-    async def tend(self) -> None:
-        """There is no other gateway."""
 
     async def scrub(self) -> None:
         """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it."""

@@ -6,8 +6,6 @@ SQL is PostgreSQL's with `$1` for arguments, where SQLite understands it too; `n
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from runtime.store.bells import Bells
-
 T = TypeVar("T")
 Row = Any
 """A row of a result: a sequence of its columns."""
@@ -36,15 +34,6 @@ class Database(Protocol):
 
     async def read(self, work: Work[T]) -> T:
         """All that the work reads is of one moment."""
-
-    @property
-    def bells(self) -> Bells: ...
-
-    def ring(self, topic: str) -> None:
-        """Wake who hears of `topic`, here and at the other gateways; these only while `tend` runs, and perhaps not."""
-
-    async def tend(self) -> None:
-        """Carry rings to other gateways and from them until cancelled; returns at once where there are none."""
 
     async def scrub(self) -> None:
         """Leave nothing of what was deleted in the files that this process keeps."""

@@ -146,12 +146,14 @@ async def test_a_bell_rings_for_its_own_session(store: SessionStore) -> None:
 
 
 async def test_another_gateway_is_woken(server: str, database: str) -> None:
+    from runtime.store.notifying import NotifyingBells
     from runtime.store.postgres import PostgresDatabase
 
     here, there = PostgresDatabase(database), PostgresDatabase(database)
     await here.open()
     await there.open()
-    writes, watches = SqlSessionStore(here), SqlSessionStore(there)
+    writes = SqlSessionStore(here, NotifyingBells(database))
+    watches = SqlSessionStore(there, NotifyingBells(database))
     sess = await session(writes)
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         carrying = [group.create_task(store.tend()) for store in (writes, watches)]

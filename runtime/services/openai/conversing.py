@@ -142,7 +142,7 @@ async def _deltas(sessions: SessionRole, turn: TurnRecord, tally: SessionTally) 
 
 def _called(field: str) -> str:
     """What a request here calls a field of a turn."""
-    if field in ("session", "on_conflict", "rerender"):
+    if field in ("session", "on_conflict", "rerender") or field.startswith("limits."):
         return SESSION_HEADER
     return _KEY_HEADER if field == "idempotency_key" else field.replace("items", "messages", 1)
 
