@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from runtime.domain.spec import ModelSpec
+from runtime.engine.host_memory import HostMemory
 from runtime.engine.paging import PageList
 
 CPU = torch.device("cpu")
-_ALIGNED = 64  # bytes, as torch's own memory is
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The canonical payload is little endian, and so are the tensors that it is copied from.
 assert sys.byteorder == "little"
@@ -35,8 +35,13 @@ class KVTensors:
         self.zero_page = pages
         self.dtype = DTYPES[spec.dtype]
         self._page_shape = (spec.page_tokens, spec.kv_heads, spec.head_dim)
-        shape = (spec.layers, 2, pages + 1, *self._page_shape)
-        self._pool = _zeros(shape, self.dtype) if device == CPU else torch.zeros(shape, dtype=self.dtype, device=device)
+        planes = (spec.layers, 2)
+        self._memory = HostMemory(planes, pages + 1, self._page_shape, self.dtype) if device == CPU else None
+        self._pool = (
+            self._memory.tensor
+            if self._memory is not None
+            else torch.zeros((*planes, pages + 1, *self._page_shape), dtype=self.dtype, device=device)
+        )
         # Views made once: making them takes longer than what a decode step does with them.
         self._pages = [(layer[0], layer[1]) for layer in self._pool]
         self._slots = [(layer[0].flatten(0, 1), layer[1].flatten(0, 1)) for layer in self._pool]
@@ -53,6 +58,8 @@ class KVTensors:
 
     def clear(self, pages: torch.Tensor) -> None:
         """Zero whole pages, `[n]` int64, in all layers."""
+        if self._memory is not None and len(pages):
+            self._memory.reached(int(pages.max()))
         self._pool.index_fill_(2, pages, 0)
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -88,15 +95,8 @@ class KVTensors:
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         """The inverse of `read_page`; the page's other tokens become zero."""
+        if self._memory is not None:
+            self._memory.reached(page)
         target = self._bytes[:, :, page, :tokens]
         target[...] = np.frombuffer(payload, np.uint8).reshape(target.shape)
         self._bytes[:, :, page, tokens:] = 0
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory that the kernel gives when it is first written: a large pool costs a start nothing. (torch writes its
-    zeros.)"""
-    size = math.prod(shape) * dtype.itemsize
-    raw = torch.from_numpy(np.zeros(size + _ALIGNED, np.uint8))
-    first = -raw.data_ptr() % _ALIGNED
-    return raw[first : first + size].view(dtype).view(shape)

@@ -1,14 +1,19 @@
 """The pool's memory: pages leave and enter in the canonical layout, bit for bit, and show nothing older."""
 
+import ctypes
+import mmap
+import time
+
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from runtime.domain.spec import ModelSpec
+from runtime.engine.host_memory import AHEAD_BYTES
 from runtime.engine.kv_tensors import DTYPES, KVTensors
 from runtime.engine.paging import PageList
 
+SLACK = 33 << 20  # a huge page at either end of a plane
 LAYERS, PAGE_TOKENS, KV_HEADS, HEAD_DIM, PAGES = 3, 4, 2, 8, 5
 
 
@@ -97,10 +102,44 @@ def test_a_payload_of_the_wrong_size_is_our_bug_and_changes_nothing() -> None:
     assert (np.frombuffer(kv.read_page(0, PAGE_TOKENS), np.float32) == content.numpy().reshape(-1)).all()
 
 
-def test_a_large_pool_takes_no_memory_until_it_is_written() -> None:
+def large() -> KVTensors:
     spec = ModelSpec("large", 4, 8, 64, "float32", 16, 1 << 20, 32, "", "")
-    before = psutil.Process().memory_info().rss
-    kv = KVTensors(spec, pages=1024)
-    assert 1025 * spec.page_bytes > 512 << 20
-    assert psutil.Process().memory_info().rss - before < 64 << 20
-    assert kv.read_page(1023, 32) == bytes(spec.page_bytes)
+    assert 1025 * spec.page_bytes > 4 * AHEAD_BYTES
+    return KVTensors(spec, pages=1024)
+
+
+def taken(kv: KVTensors) -> int:
+    """Bytes of the pool that the kernel has given, mincore(2), once they do not grow any more."""
+    pool = kv._pool
+    start = pool.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    resident = np.zeros(-(-(pool.data_ptr() + pool.nbytes - start) // mmap.PAGESIZE), np.uint8)
+    counts = [-1]
+    while len(counts) < 2 or counts[-1] != counts[-2]:
+        time.sleep(0.3)
+        assert not ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(start), ctypes.c_size_t(pool.nbytes), ctypes.c_void_p(resident.ctypes.data)
+        )
+        counts.append(int((resident & 1).sum()) * mmap.PAGESIZE)
+    return counts[-1]
+
+
+def test_of_a_large_pool_only_the_beginning_is_taken_until_it_is_written() -> None:
+    kv = large()
+    assert AHEAD_BYTES - SLACK < taken(kv) < AHEAD_BYTES + SLACK
+    assert kv.read_page(1023, 32) == bytes(kv.spec.page_bytes)
+
+
+def test_memory_is_taken_ahead_of_the_pages_in_use_and_nothing_in_it_changes() -> None:
+    kv = large()
+    reached = AHEAD_BYTES // kv.spec.page_bytes
+    payload = bytes(range(256)) * (kv.spec.page_bytes // 256)
+    kv.write_page(reached, payload, 32)
+    assert 2 * AHEAD_BYTES - SLACK < taken(kv) < 2 * AHEAD_BYTES + SLACK
+    assert kv.read_page(reached, 32) == payload
+
+
+def test_a_pool_that_is_full_is_taken_whole() -> None:
+    kv = large()
+    for page in range(0, 1024, 100):
+        kv.clear(torch.tensor([page]))
+    assert taken(kv) > 1025 * kv.spec.page_bytes - SLACK

@@ -36,16 +36,17 @@ _Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class _Pace:
     """`lengths` are measured in `pairs` of the two arms, once on idle workers and once beside a neighbour that
-    decodes; the longest, on idle workers, in `long_pairs`, as far as `long_s` allows."""
+    decodes; the longest, on idle workers, in `long_pairs` on each of `launches` workers, as far as `long_s` allows."""
 
     lengths: tuple[int, ...]
     pairs: int
+    launches: int
     long_pairs: int
     long_s: float
 
 
-_FULL = _Pace(lengths=(32, 64, 128, 256, 512, 1024, _LONG), pairs=5, long_pairs=9, long_s=300)
-_QUICK = _Pace(lengths=(64, 128), pairs=1, long_pairs=3, long_s=20)
+_FULL = _Pace(lengths=(32, 64, 128, 256, 512, 1024, _LONG), pairs=5, launches=4, long_pairs=4, long_s=90)
+_QUICK = _Pace(lengths=(64, 128), pairs=1, launches=1, long_pairs=3, long_s=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +88,48 @@ def handoff(
     together wait less when the prefill runs elsewhere.
     """
     machine, pace = Machine.here(), _QUICK if quick else _FULL
-    with Console(stderr=True).status("starting two workers") as status, _workers() as (decode, prefill):
-        cells = asyncio.run(_measure(decode, prefill, pace, status.update))
+    with Console(stderr=True).status("") as status:
+        cells = _measure(pace, status.update)
     report = _report(machine, cells)
     tell(report, as_json=as_json)
 
 
-async def _measure(decode: str, prefill: str, pace: _Pace, say: _Say) -> list[_Cell]:
+def _measure(pace: _Pace, say: _Say) -> list[_Cell]:
+    """The memory that a process happens to get makes it some percent slower or faster than the next, and who starts
+    first is more often the faster: so the longest runs on several workers, which take turns in that too."""
+    long_pairs: list[_Pair] = []
+    cells: list[_Cell] = []
+    for launch in range(pace.launches):
+        say(f"starting two workers, {launch + 1} of {pace.launches}")
+        with _workers("prefill" if launch % 2 else "decode") as (decode, prefill):
+            lengths = pace.lengths if launch + 1 == pace.launches else ()
+            asyncio.run(_measure_on((decode, prefill), pace, lengths, long_pairs, cells, say))
+    cells.append(_Cell(_LONG, False, long_pairs))
+    return sorted(cells, key=lambda cell: (cell.beside, cell.tokens))
+
+
+async def _measure_on(
+    workers: tuple[str, str],
+    pace: _Pace,
+    lengths: Sequence[int],
+    long_pairs: list[_Pair],
+    cells: list[_Cell],
+    say: _Say,
+) -> None:
+    decode, prefill = workers
     there = (PrefillCandidate(WorkerId("prefill-0"), BootId("bench"), prefill),)
-    cells = []
     async with _probe(decode) as probe:
         say("warming up")
         await _pairs(probe, there, 64, 1)
         say(f"{_LONG:,} tokens, idle workers")
-        cells.append(_Cell(_LONG, False, await _pairs(probe, there, _LONG, pace.long_pairs, pace.long_s)))
-        for length in pace.lengths:
+        long_pairs += await _pairs(probe, there, _LONG, pace.long_pairs, pace.long_s)
+        for length in lengths:
             if length != _LONG:
                 say(f"{length:,} tokens, idle workers")
                 cells.append(_Cell(length, False, await _pairs(probe, there, length, pace.pairs)))
             say(f"{length:,} tokens, beside a neighbour")
             async with probe.neighbour():
                 cells.append(_Cell(length, True, await _pairs(probe, there, length, pace.pairs)))
-    return sorted(cells, key=lambda cell: (cell.beside, cell.tokens))
 
 
 async def _pairs(
@@ -189,8 +210,8 @@ async def _probe(decode: str) -> AsyncIterator[Probe]:
 
 
 @contextmanager
-def _workers() -> Iterator[tuple[str, str]]:
-    """The addresses of a decode and of a prefill worker."""
+def _workers(first: str) -> Iterator[tuple[str, str]]:
+    """The addresses of a decode and of a prefill worker, of which the one of the `first` role is started first."""
     with TemporaryDirectory(prefix="baton-bench-") as folder, ExitStack() as stack:
         config = Config(
             mesh=MeshConfig(name="bench", state=Path(folder)),
@@ -200,7 +221,6 @@ def _workers() -> Iterator[tuple[str, str]]:
             handoff=HandoffConfig(remote_min_tokens=1),
         )
         controller = stack.enter_context(host(config, "controller"))["grpc"]
-        addresses = [
-            stack.enter_context(host(config, "worker", controller, f"{name}-0")) for name in ("decode", "prefill")
-        ]
-        yield addresses[0]["grpc"], addresses[1]["grpc"]
+        roles = sorted(("decode", "prefill"), key=lambda role: role != first)
+        addresses = {role: stack.enter_context(host(config, "worker", controller, f"{role}-0")) for role in roles}
+        yield addresses["decode"]["grpc"], addresses["prefill"]["grpc"]
