@@ -6,7 +6,7 @@ them.
 """
 
 import enum
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 from runtime.errors import BatonError, BudgetSpent, InvalidArgument, ResourceExhausted
 
@@ -40,11 +40,22 @@ class Amounts:
     wall_ms: int = 0
     kv_byte_seconds: int = 0
 
+    @property
+    def each(self) -> tuple[int, int, int, int, int, int]:
+        return (
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.completion_tokens,
+            self.turns,
+            self.wall_ms,
+            self.kv_byte_seconds,
+        )
+
     def __add__(self, other: "Amounts") -> "Amounts":
-        return Amounts(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+        return Amounts(*(one + two for one, two in zip(self.each, other.each, strict=True)))
 
     def __sub__(self, other: "Amounts") -> "Amounts":
-        return Amounts(*(one - two for one, two in zip(astuple(self), astuple(other), strict=True)))
+        return Amounts(*(one - two for one, two in zip(self.each, other.each, strict=True)))
 
 
 NOTHING = Amounts()
@@ -61,9 +72,20 @@ class Limits:
     wall_ms: int | None = None
     kv_byte_seconds: int | None = None
 
+    @property
+    def each(self) -> tuple[int | None, ...]:
+        return (
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.completion_tokens,
+            self.turns,
+            self.wall_ms,
+            self.kv_byte_seconds,
+        )
+
     def validate(self) -> None:
         """Raise `InvalidArgument` naming the first that no store can hold."""
-        for measure, limit in zip(Measure, astuple(self), strict=True):
+        for measure, limit in zip(Measure, self.each, strict=True):
             if limit is not None and not 0 <= limit <= MAX_LIMIT:
                 raise InvalidArgument(f"limits.{measure} must be 0 to {MAX_LIMIT}", field=f"limits.{measure}")
 
@@ -96,12 +118,12 @@ class Account:
     def granted(self, held: Amounts, want: Amounts) -> Amounts:
         """What a turn that holds `held` may hold when it wants `want` in all: never less than it has."""
         free = self._free()
-        each = zip(astuple(held), astuple(want), free, strict=True)
+        each = zip(held.each, want.each, free, strict=True)
         return Amounts(*(max(has, wants if left is None else min(wants, has + left)) for has, wants, left in each))
 
     def refusal(self, want: Amounts) -> BatonError | None:
         """Why a turn that would hold `want` does not begin: of what it cannot do without, too little is left."""
-        for measure, wants, limit, left in zip(Measure, astuple(want), astuple(self.limits), self._free(), strict=True):
+        for measure, wants, limit, left in zip(Measure, want.each, self.limits.each, self._free(), strict=True):
             least = wants if measure in _AT_ONCE else min(wants, 1)
             if limit is None or left is None or left >= least:
                 continue
@@ -115,7 +137,7 @@ class Account:
         return None
 
     def _free(self) -> tuple[int | None, ...]:
-        each = zip(astuple(self.limits), astuple(self.used + self.held), strict=True)
+        each = zip(self.limits.each, (self.used + self.held).each, strict=True)
         return tuple(None if limit is None else max(limit - taken, 0) for limit, taken in each)
 
 

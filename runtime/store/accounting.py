@@ -9,7 +9,7 @@ from runtime.domain.notices import KEPT_NOTICES, Change, Happening, Notice, What
 from runtime.domain.sessions import Ending, Key, Session, TurnRecord
 from runtime.domain.spending import NOTHING, Account, Amounts, Reserve
 from runtime.errors import FailedPrecondition, InvalidArgument
-from runtime.ids import SessionId, TenantId
+from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.looking import account_from, known_result, session_of
 from runtime.store.packing import (
     pack,
@@ -22,9 +22,10 @@ from runtime.store.packing import (
     unpack_reserve,
 )
 from runtime.store.remembering import remember
-from runtime.store.transaction import Transaction
+from runtime.store.transaction import Row, Transaction
 
-_ACCOUNT = "SELECT limits, used, held, version, news, ttl, expires - now_ms() FROM accounts WHERE session = $1"
+_ACCOUNT = """SELECT limits, used, held, version, news, ttl, expires - now_ms(),
+    (SELECT t.held FROM turns t WHERE t.id = $2) FROM accounts WHERE session = $1"""
 _FORGOTTEN_AT_ONCE = 64
 
 
@@ -39,40 +40,34 @@ async def open_account(tx: Transaction, session: Session) -> None:
     )
 
 
-async def hold(tx: Transaction, turn: TurnRecord, what: What) -> TurnRecord:
+async def hold(tx: Transaction, turn: TurnRecord, what: What) -> Reserve:
     """Reserve what a turn wants that is to run now; raises `BudgetSpent`, or `ResourceExhausted` for a while."""
-    account = await _locked(tx, turn.session)
+    account, _ = await _locked(tx, turn.session, turn.id)
     want = turn.reserve.held
     refusal = account.refusal(want)
     if refusal is not None:
         raise refusal
-    opened = replace(turn, reserve=Reserve(account.granted(NOTHING, want)))
-    await _write_reserve(tx, opened, account.held + opened.reserve.held)
-    await tell(tx, turn.session, Happening(what, turn.branch, turn.id, turn.status))
-    return opened
+    held = account.granted(NOTHING, want)
+    happening = Happening(what, turn.branch, turn.id, turn.status)
+    await _book(tx, turn.session, account.used, account.held + held, happening)
+    return Reserve(held)
 
 
 async def hold_more(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
     """What a running turn holds from now on. Asking again gives it once."""
-    account = await _locked(tx, turn.session)
-    held = await _reserve_of(tx, turn)
+    account, held = await _locked(tx, turn.session, turn.id)
     granted = account.granted(held, want)
-    await _write_reserve(tx, replace(turn, reserve=Reserve(granted, took)), account.held - held + granted)
+    all_held = account.held - held + granted
+    await tx.run("UPDATE accounts SET held = $2 WHERE session = $1", turn.session, pack_amounts(all_held))
+    await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(Reserve(granted, took)))
     return granted
 
 
 async def settle(tx: Transaction, turn: TurnRecord, ending: Ending) -> None:
-    """A running turn ends: what it took is spent, and the rest of what it held comes back."""
-    account = await _locked(tx, turn.session)
-    held = await _reserve_of(tx, turn)
-    await tx.run(
-        "UPDATE accounts SET used = $2, held = $3 WHERE session = $1",
-        turn.session,
-        pack_amounts(account.used + ending.took),
-        pack_amounts(account.held - held),
-    )
-    await tx.run("UPDATE turns SET held = NULL WHERE id = $1", turn.id)
-    await tell(tx, turn.session, Happening(What.ENDED, turn.branch, turn.id, ending.status, ending.stop))
+    """A running turn ends, and its row still says what it holds: what it took is spent, and the rest comes back."""
+    account, held = await _locked(tx, turn.session, turn.id)
+    happening = Happening(What.ENDED, turn.branch, turn.id, ending.status, ending.stop)
+    await _book(tx, turn.session, account.used + ending.took, account.held - held, happening)
 
 
 async def tell(tx: Transaction, session: SessionId, happening: Happening) -> None:
@@ -80,8 +75,24 @@ async def tell(tx: Transaction, session: SessionId, happening: Happening) -> Non
     row = await tx.row(
         "UPDATE accounts SET news = news + 1, expires = now_ms() + ttl WHERE session = $1 RETURNING news", session
     )
-    assert row is not None, "every session has its account"
-    number: int = row[0]
+    await _note(tx, session, row, happening)
+
+
+async def _book(tx: Transaction, session: SessionId, used: Amounts, held: Amounts, happening: Happening) -> None:
+    """As `tell`, together with what is spent and held from now on."""
+    row = await tx.row(
+        "UPDATE accounts SET used = $2, held = $3, news = news + 1, expires = now_ms() + ttl WHERE session = $1"
+        " RETURNING news",
+        session,
+        pack_amounts(used),
+        pack_amounts(held),
+    )
+    await _note(tx, session, row, happening)
+
+
+async def _note(tx: Transaction, session: SessionId, counted: Row | None, happening: Happening) -> None:
+    assert counted is not None, "every session has its account"
+    number: int = counted[0]
     await tx.run(
         "INSERT INTO notices (session, number, at, about) VALUES ($1, $2, now_ms(), $3)",
         session,
@@ -114,7 +125,7 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
     found = await session_of(tx, tenant, session, lock=True)
     if key is not None and await known_result(tx, session, key) is not None:
         return
-    account = await _locked(tx, session)
+    account, _ = await _locked(tx, session, None)
     if change.expected_version not in (None, account.version):
         told = f"the session has version {account.version}, not what was expected"
         raise FailedPrecondition(told, field="expected_version")
@@ -135,18 +146,8 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
     await remember(tx, session, key, str(account.version + 1))
 
 
-async def _locked(tx: Transaction, session: SessionId) -> Account:
-    row = await tx.row(f"{_ACCOUNT} FOR UPDATE", session)
+async def _locked(tx: Transaction, session: SessionId, turn: TurnId | None) -> tuple[Account, Amounts]:
+    """The account, and what a turn of it holds."""
+    row = await tx.row(f"{_ACCOUNT} FOR UPDATE", session, turn)
     assert row is not None, "every session has its account"
-    return account_from(row)
-
-
-async def _reserve_of(tx: Transaction, turn: TurnRecord) -> Amounts:
-    row = await tx.row("SELECT held FROM turns WHERE id = $1", turn.id)
-    assert row is not None, "a turn that is fenced is there"
-    return unpack_reserve(row[0]).held
-
-
-async def _write_reserve(tx: Transaction, turn: TurnRecord, held: Amounts) -> None:
-    await tx.run("UPDATE accounts SET held = $2 WHERE session = $1", turn.session, pack_amounts(held))
-    await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(turn.reserve))
+    return account_from(tuple(row)[:-1]), unpack_reserve(row[-1]).held

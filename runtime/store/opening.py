@@ -9,7 +9,7 @@ from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId
 from runtime.store.accounting import hold, open_account, tell
 from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
-from runtime.store.packing import pack, pack_about, pack_asked, pack_item, pack_tokens
+from runtime.store.packing import pack, pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
 from runtime.store.remembering import of_tenant, remember
 from runtime.store.transaction import Transaction
 
@@ -65,11 +65,10 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         place = 0
         opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
         await _occupy(tx, opened)
+        opened = replace(opened, reserve=await hold(tx, opened, What.OPENED))
     await _insert(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
-    if opened.status is TurnStatus.RUNNING:
-        opened = await hold(tx, opened, What.OPENED)
-    else:
+    if opened.status is TurnStatus.QUEUED:
         await tell(tx, turn.session, Happening(What.OPENED, turn.branch, turn.id, opened.status))
     return opened, True
 
@@ -119,7 +118,8 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     if not changed:
         return None  # dropped meanwhile
     await _occupy(tx, begun)
-    await hold(tx, begun, What.BEGUN)
+    reserve = await hold(tx, begun, What.BEGUN)
+    await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(reserve))
     return await turn_of(tx, turn.id)
 
 
@@ -138,7 +138,7 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
     base = prepared and prepared.base
     await tx.run(
         "INSERT INTO turns (id, session, branch, status, epoch, owner, place, asked, line, depth, prompt, context,"
-        " max_tokens, drift) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        " max_tokens, drift, held) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         turn.id,
         turn.session,
         turn.branch,
@@ -153,6 +153,7 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.context,
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
+        None if turn.status is TurnStatus.QUEUED else pack_reserve(turn.reserve),
     )
     rows: list[tuple[object, ...]] = [
         (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)

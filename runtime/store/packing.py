@@ -93,7 +93,7 @@ def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed
 
 
 def pack_amounts(amounts: Amounts) -> bytes:
-    return pack(astuple(amounts))
+    return pack(amounts.each)
 
 
 def unpack_amounts(packed: bytes | None) -> Amounts:
@@ -101,7 +101,7 @@ def unpack_amounts(packed: bytes | None) -> Amounts:
 
 
 def pack_limits(limits: Limits) -> bytes:
-    return pack(astuple(limits))
+    return pack(limits.each)
 
 
 def unpack_limits(packed: bytes | None) -> Limits:
@@ -109,7 +109,7 @@ def unpack_limits(packed: bytes | None) -> Limits:
 
 
 def pack_reserve(reserve: Reserve) -> bytes:
-    return pack([astuple(reserve.held), astuple(reserve.took)])
+    return pack([reserve.held.each, reserve.took.each])
 
 
 def unpack_reserve(packed: bytes | None) -> Reserve:
@@ -120,19 +120,19 @@ def unpack_reserve(packed: bytes | None) -> Reserve:
 
 
 def pack_happening(happening: Happening) -> bytes:
-    return pack(asdict(happening))
+    told = happening
+    return pack([told.what, told.branch, told.turn, told.status, told.stop, told.version])
 
 
 def unpack_happening(packed: bytes) -> Happening:
-    told = unpack(packed)
-    turn, status, stop = told["turn"], told["status"], told["stop"]
+    what, branch, turn, status, stop, version, *_ = unpack(packed)
     return Happening(
-        What(told["what"]),
-        told["branch"],
+        What(what),
+        branch,
         None if turn is None else TurnId(turn),
         status and TurnStatus(status),
         stop and StopReason(stop),
-        told["version"],
+        version,
     )
 
 
@@ -189,7 +189,7 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "boot": ending.boot,
             "handoff": handoff and asdict(handoff),
             "drift": ending.drift,
-            "took": astuple(ending.took),
+            "took": ending.took.each,
             "limit": ending.limit and ending.limit.value,
             "sources": ending.sources and astuple(ending.sources),
             "fingerprint": ending.fingerprint,

@@ -49,12 +49,15 @@ async def finish_turn(
         return
     if ending.status is TurnStatus.COMMITTED:
         await _commit(tx, turn, ending, tokens, "".join(event.text for event in events))
+    await settle(tx, turn, ending)
     await tx.run("DELETE FROM events WHERE turn = $1", turn.id)
     await tx.run(
-        "UPDATE turns SET status = $2, ending = $3, prompt = NULL WHERE id = $1", turn.id, ending.status.value, packed
+        "UPDATE turns SET status = $2, ending = $3, prompt = NULL, held = NULL WHERE id = $1",
+        turn.id,
+        ending.status.value,
+        packed,
     )
     await tx.run("UPDATE branches SET live = NULL WHERE session = $1 AND name = $2", turn.session, turn.branch)
-    await settle(tx, turn, ending)
 
 
 async def _finished_before(tx: Transaction, turn: TurnRecord, packed: bytes) -> bool:

@@ -1,7 +1,5 @@
 """What a session may spend and has spent, as messages."""
 
-from dataclasses import astuple
-
 from batonmesh.v1 import limits_pb2 as pb
 from runtime.domain.spending import Amounts, Limits, Measure
 
@@ -14,7 +12,7 @@ def unpack_limits(message: pb.Limits) -> Limits:
 
 
 def pack_limits(limits: Limits) -> pb.Limits:
-    each = zip(Measure, astuple(limits), strict=True)
+    each = zip(Measure, limits.each, strict=True)
     return pb.Limits(**{measure.value: limit for measure, limit in each if limit is not None})
 
 

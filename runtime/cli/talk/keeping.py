@@ -1,6 +1,5 @@
 """How a session is kept, what it may spend and what it has spent, in words."""
 
-from dataclasses import astuple
 from datetime import timedelta
 
 from rich.table import Table
@@ -27,7 +26,7 @@ def policies_in_words(policies: Policies) -> str:
 def spending_table(account: Account) -> Table:
     """A row for each measure: spent, held by turns that run, and the limit, if there is one."""
     table = Table("", "spent", "reserved", "limit", box=None)
-    each = zip(Measure, astuple(account.used), astuple(account.held), astuple(account.limits), strict=True)
+    each = zip(Measure, account.used.each, account.held.each, account.limits.each, strict=True)
     for measure, used, held, limit in each:
         table.add_row(measure, f"{used:,}", f"{held:,}", "" if limit is None else f"{limit:,}")
     return table
