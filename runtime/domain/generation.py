@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.ids import BootId, TenantId, TurnId
@@ -33,6 +34,7 @@ class Generation:
     claim: Claim | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Delta:
     """New output tokens and the text they complete; text may be empty while a character or a stop string is held back.
@@ -40,7 +42,7 @@ class Delta:
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
     after a failover, and `boot` the decode worker that it runs on. `scores` of the prompt come with the first token,
-    where they were asked for.
+    where they were asked for. `ends` are as in `Output`.
     """
 
     index: int
@@ -51,6 +53,13 @@ class Delta:
     attempt: int = 1
     boot: BootId | None = field(default=None, compare=False)
     scores: PromptScores | None = None
+    ends: tuple[int, ...] = ()
+
+    def texts(self) -> list[str]:
+        """The text that each of `tokens` completes."""
+        if not self.ends:
+            return [""] * (len(self.tokens) - 1) + [self.text] if self.tokens else []
+        return [self.text[begin:end] for begin, end in zip((0, *self.ends), (*self.ends, None), strict=True)]
 
 
 class Handoffs:

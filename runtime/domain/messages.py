@@ -6,6 +6,7 @@ are never compared. Every command to a decode worker and every output from it ca
 
 from dataclasses import dataclass, field, replace
 
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.steps import Encoding, Load
@@ -97,13 +98,15 @@ class Handoff:
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Output:
     """New output tokens of one attempt. `index` counts the turn's output tokens before the first of `tokens`.
 
     `text` is what these tokens complete; `finish` ends the attempt; `scores` of the prompt come with the turn's first
     token, where they were asked for. `handoff` comes with the first
-    tokens, and again with the last when it changed meanwhile.
+    tokens, and again with the last when it changed meanwhile. `ends` are where in `text` that of each token but the
+    last ends; empty where all of it belongs to the last.
     """
 
     ref: Ref
@@ -113,6 +116,7 @@ class Output:
     finish: FinishReason | None = None
     handoff: Handoff | None = None
     scores: PromptScores | None = None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class AttemptFailed:
     error: BatonError
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class StepBatch:
     """All that one engine step has for one gateway."""

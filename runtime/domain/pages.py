@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from runtime.domain.records import quick
 from runtime.errors import InvariantViolation
 from runtime.ids import PageId
 
@@ -57,6 +58,7 @@ class PageState(enum.Enum):
     CACHED = "cached"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Occupancy:
     """How many pages are where; the four add up to `total`."""

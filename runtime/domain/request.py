@@ -30,6 +30,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandidate, PrefillDone, Start
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, Frame, Work
@@ -128,6 +129,7 @@ class InBatch:
     landed_tokens: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class NewTokens:
     index: int
@@ -226,6 +228,7 @@ class CancelSequence:
     pass
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Emit:
     output: Output | AttemptFailed

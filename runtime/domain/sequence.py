@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass, field
 
 from runtime.domain.grammar import Grammar
+from runtime.domain.records import quick
 from runtime.domain.sampling import (
     NO_PENALTIES,
     Penalties,
@@ -113,6 +114,7 @@ class Sampling:
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True, order=True)
 class Ref:
     """Which try of which turn: every command to a decode worker and every output from it carries one.
@@ -154,6 +156,7 @@ class Sequence:
         return None if self.forced else self.sampling.prompt_logprobs
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """One chosen token; `logprob` is of the untempered distribution, `top` the most likely (token, logprob) pairs."""

@@ -8,6 +8,7 @@ import enum
 from dataclasses import dataclass, field
 
 from runtime.domain.pages import Occupancy
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
@@ -35,6 +36,7 @@ class Prefill:
 Work = DecodeLocal | DecodeAwaiting | Prefill
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One sequence's share of an engine step.
@@ -105,6 +107,7 @@ class Admitted:
     landed_tokens: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Generated:
     """New tokens. `index` counts the output tokens before the first of `tokens`; `text` is what they complete. `scores`
@@ -145,6 +148,7 @@ class SequenceFailed:
 StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | SequenceFailed
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Load:
     """What an engine has to do: sequences by state, tokens still to prefill, pages."""
@@ -156,6 +160,7 @@ class Load:
     pages: Occupancy
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.

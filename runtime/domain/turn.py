@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from runtime.domain.generation import Delta
 from runtime.domain.messages import AttemptFailed, Output
+from runtime.domain.records import quick
 from runtime.domain.sequence import Ref
 from runtime.errors import (
     BatonError,
@@ -83,6 +84,7 @@ class NobodyServes:
     error: BatonError
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Arrived:
     output: Output
@@ -163,6 +165,7 @@ class SendAcknowledge:
     ref: Ref
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Give:
     """Hand this to the client."""
@@ -250,11 +253,13 @@ class Turn:
             return []
         self._given.extend(sampled.token for sampled in fresh)
         self._attaches = 0
-        # Text belongs to the last token of an output, so an output that is known in part still brings all its text.
+        # Where the tokens' texts are not told apart all of it belongs to the last, which is never known.
+        cut = output.ends[known - 1] if known and output.ends else 0
+        text, ends = output.text[cut:], tuple([end - cut for end in output.ends[known:]])
         scores = None if known else output.scores
         attempt = output.ref.attempt
         delta = Delta(
-            output.index + known, fresh, output.text, output.finish, output.handoff, attempt, self.boot, scores
+            output.index + known, fresh, text, output.finish, output.handoff, attempt, self.boot, scores, ends
         )
         if output.finish is None:
             self._to(TurnState.STREAMING)

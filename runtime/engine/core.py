@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from runtime.domain.batching import Batcher, Limits
 from runtime.domain.grammar import Grammar
 from runtime.domain.pages import PagePool
+from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, joined
 from runtime.domain.sequence import FinishReason, Sampled, Sampling, Sequence
 from runtime.domain.spec import ModelSpec
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class SampleRow:
     """How to sample the row of one chunk; `position` is the absolute index of the token to be sampled. `history` is

@@ -6,6 +6,7 @@ import grpc
 
 from batonmesh.v1 import worker_pb2 as pb
 from batonmesh.v1 import worker_pb2_grpc
+from runtime.domain.joining import joined
 from runtime.domain.messages import Hello, StepBatch
 from runtime.errors import BatonError, InvalidArgument, Unavailable
 from runtime.pacing import let_others_run
@@ -50,7 +51,8 @@ async def _write(link: Link, context: Context) -> None:
                 break
             outputs += more.outputs
             load = more.load
-        await context.write(pack_batch(StepBatch(tuple(outputs), load)))
+        together = outputs if load is batch.load else joined(outputs)
+        await context.write(pack_batch(StepBatch(tuple(together), load)))
         await let_others_run()
 
 

@@ -159,6 +159,7 @@ def _pack_output(output: Output | AttemptFailed) -> pb.Output:
         index=output.index,
         tokens=[sampled.token for sampled in output.tokens],
         text=output.text,
+        text_ends=output.ends,
     )
     if any(sampled.logprob for sampled in output.tokens):
         message.logprobs.extend([sampled.logprob for sampled in output.tokens])
@@ -185,7 +186,17 @@ def _unpack_output(message: pb.Output) -> Output | AttemptFailed:
         unpack_finish(message.finish, "finish") if message.HasField("finish") else None,
         unpack_handoff(message.handoff) if message.HasField("handoff") else None,
         unpack_scores(message.prompt_logprobs, "prompt_logprobs") if message.HasField("prompt_logprobs") else None,
+        _unpack_ends(message),
     )
+
+
+def _unpack_ends(message: pb.Output) -> tuple[int, ...]:
+    ends = tuple(message.text_ends)
+    if ends and (
+        len(ends) + 1 != len(message.tokens) or [*ends, len(message.text)] != sorted((*ends, len(message.text)))
+    ):
+        raise InvalidArgument("text_ends do not cut the text into one of each token", field="text_ends")
+    return ends
 
 
 def _unpack_tokens(message: pb.Output) -> tuple[Sampled, ...]:

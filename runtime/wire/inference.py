@@ -94,8 +94,8 @@ class Answer:
 
     def _events(self, choice: int, delta: Delta) -> list[pb.TokenEvent]:
         events = [self._event(choice, delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]
-        if events:
-            events[-1].text = delta.text
+        for event, text in zip(events, delta.texts(), strict=True):
+            event.text = text
         return events
 
     def _event(self, choice: int, index: int, sampled: Sampled) -> pb.TokenEvent:

@@ -394,6 +394,7 @@ class Output(_message.Message):
     HANDOFF_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TEXT_ENDS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the turn's answer before the first of `tokens`."""
     text: _builtins.str
@@ -430,6 +431,12 @@ class Output(_message.Message):
     def prompt_logprobs(self) -> _common_pb2.PromptLogprobs:
         """Of the prompt, where `sampling.prompt_logprobs` asked for it: with the turn's first token, whose `index` is 0."""
 
+    @_builtins.property
+    def text_ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where in `text` the text of each of `tokens` but the last ends, in characters (code points); empty where all of it
+        belongs to the last.
+        """
+
     def __init__(
         self,
         *,
@@ -443,10 +450,11 @@ class Output(_message.Message):
         handoff: _common_pb2.Handoff | None = ...,
         failed: _common_pb2.Error | None = ...,
         prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
+        text_ends: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "text_ends", b"text_ends", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finish: _TypeAlias = _typing.Literal["finish"]  # noqa: Y015
     _WhichOneofArgType__finish: _TypeAlias = _typing.Literal["_finish", b"_finish"]  # noqa: Y015

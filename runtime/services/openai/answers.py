@@ -107,11 +107,12 @@ class Answer(ABC):
         self._after_text = f"{self._before_logprobs}null{self._before_end}{self._end}"
 
     def pieces(self, delta: Delta) -> str:
-        """An event with the delta's text, if it has any; with log-probabilities one event for each token."""
-        if not self.logprobs or not delta.tokens:
+        """An event for each token that completes text; with log-probabilities for each token."""
+        if not delta.tokens:
             return self._piece(delta.text) if delta.text else ""
-        *silent, last = delta.tokens
-        return "".join([*(self._explained(token, "") for token in silent), self._explained(last, delta.text)])
+        if not self.logprobs:
+            return "".join([self._piece(text) for text in delta.texts() if text])
+        return "".join(map(self._explained, delta.tokens, delta.texts()))
 
     def _piece(self, text: str) -> str:
         return f"{self._before_text}{_json(text)}{self._after_text}"
