@@ -1,6 +1,7 @@
 """What a client asks of a gateway and what it gets back: the face between the services and the gateway role."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
 from runtime.domain.records import quick
@@ -60,6 +61,24 @@ class Delta:
         if not self.ends:
             return [""] * (len(self.tokens) - 1) + [self.text] if self.tokens else []
         return [self.text[begin:end] for begin, end in zip((0, *self.ends), (*self.ends, None), strict=True)]
+
+    def first(self, count: int) -> "Delta":
+        """Only so many of its tokens, and so not the end that came with the last."""
+        return replace(self, tokens=self.tokens[:count], text="".join(self.texts()[:count]), finish=None, ends=())
+
+
+def first_of(deltas: Iterable[Delta], tokens: int) -> list[Delta]:
+    """Of deltas that follow each other those that have so many tokens together, the last of them cut."""
+    found: list[Delta] = []
+    for delta in deltas:
+        if len(delta.tokens) <= tokens:
+            found.append(delta)
+        elif tokens > 0:
+            found.append(delta.first(tokens))
+        tokens -= len(delta.tokens)
+        if tokens < 0:
+            break
+    return found
 
 
 class Handoffs:

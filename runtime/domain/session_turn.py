@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.domain.generation import Delta, Handoffs
+from runtime.domain.generation import Delta, Handoffs, first_of
 from runtime.domain.reuse import Past
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
@@ -300,8 +300,7 @@ class SessionTurn:
 
     def _cut(self) -> list[SessionTurnCommand]:
         """No more tokens are to be had: what does not fit was never given out, and is not spent."""
-        while self._pending and not self._purse.fits(self._output):
-            self._pending.pop()
+        self._pending = first_of(self._pending, self._purse.held.completion_tokens - len(self._tokens))
         spent = _End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=Measure.COMPLETION)
         if self._end is None:
             return [StopGenerating(), *self._ends(spent)]
@@ -341,6 +340,10 @@ class SessionTurn:
         events = (*self.published, *(() if event is None else (event,)))
         tokens = (*self._tokens, *(() if event is None else event.tokens))
         spent = Spent(self._prompt, self._handoffs.cached_tokens(self._prompt), len(tokens))
+        # A prompt that no worker began to compute costs nothing, and neither does a turn that failed.
+        prompted = self._handoffs.newest is not None or bool(self._tokens)
+        computed, cached = (spent.prompt - spent.cached) * prompted, spent.cached * prompted
+        took = Amounts(computed, cached, spent.completion, int(end.status is not TurnStatus.FAILED))
         ending = Ending(
             end.status,
             end.stop,
@@ -350,7 +353,7 @@ class SessionTurn:
             boot=self._boot,
             handoff=self._handoffs.newest,
             drift=prepared.drift,
-            took=self._took(end, spent),
+            took=self._purse.took(took, self._ran, end.limit),
             limit=end.limit,
             sources=None if self._past is None else self._past.sources(self._prompt, self._handoffs),
             fingerprint=None if self._past is None else self._past.serves,
@@ -359,20 +362,6 @@ class SessionTurn:
             text = "".join(each.text for each in events)
             ending = replace(ending, kept=self._kept(tokens, text, end.stop is not StopReason.LENGTH))
         return Finish(ending, tokens, events)
-
-    def _took(self, end: _End, spent: Spent) -> Amounts:
-        """What the session has spent on it: nothing for a prompt that no worker computed, nor for a turn that failed,
-        and no more time than it held, however late its owner was."""
-        prompted = self._handoffs.newest is not None or bool(self._tokens)
-        held, ran = self._purse.held, self._ran
-        return Amounts(
-            (spent.prompt - spent.cached) * prompted,
-            spent.cached * prompted,
-            spent.completion,
-            int(end.status is not TurnStatus.FAILED),
-            min(ran.wall_ms, held.wall_ms),
-            held.kv_byte_seconds if end.limit is Measure.KV else min(ran.kv_byte_seconds, held.kv_byte_seconds),
-        )
 
     def _stored(self) -> list[SessionTurnCommand]:
         written, self._writing = self._writing, None

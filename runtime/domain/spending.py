@@ -183,6 +183,13 @@ class Purse:
             self._no_more_than = held.completion_tokens
         self.held = held
 
+    def took(self, counted: Amounts, ran: Amounts, limit: Measure | None) -> Amounts:
+        """What a turn that ends has spent: what was counted, and no more time and KV than it held, however late its
+        owner was; of KV all of that, where it is over."""
+        wall = min(ran.wall_ms, self.held.wall_ms)
+        kv = min(ran.kv_byte_seconds, self.held.kv_byte_seconds)
+        return replace(counted, wall_ms=wall, kv_byte_seconds=self.held.kv_byte_seconds if limit is Measure.KV else kv)
+
     def left_ms(self, tokens: int, ran: Amounts) -> int:
         """How much longer what is held lasts."""
         wall = self.held.wall_ms - ran.wall_ms

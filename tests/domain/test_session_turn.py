@@ -221,6 +221,15 @@ def test_an_answer_that_ends_by_itself_beyond_what_is_held_ends_for_its_budget()
     assert (end.tokens, end.ending.stop, end.ending.limit) == ((0, 1), StopReason.BUDGET, Measure.COMPLETION)
 
 
+def test_of_tokens_that_came_together_those_that_fit_are_given_out() -> None:
+    machine = turn(held=TWO)
+    tokens = tuple(Sampled(token) for token in range(3))
+    machine.on(st.Came(Delta(0, tokens, "<0><1><2>", FinishReason.STOP, ends=(3, 6))))
+    end = finish(machine.on(st.Granted(TWO)))
+    assert (end.tokens, end.events) == ((0, 1), (event(1, 0, 2),))
+    assert (end.ending.stop, end.ending.took.completion_tokens) == (StopReason.BUDGET, 2)
+
+
 def test_a_halt_stays_a_halt_where_the_last_tokens_do_not_fit() -> None:
     machine = turn(came(0), held=replace(HELD, completion_tokens=0))
     machine.on(st.Halted(Halt.DISCARD))

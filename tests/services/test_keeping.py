@@ -227,3 +227,15 @@ async def test_a_turn_tells_where_its_prompts_kv_came_from_and_why_some_of_it_wa
     assert third.usage.cached_tokens < second.usage.cached_tokens
     assert third.sources.missed > second.usage.prompt_tokens // 2
     assert third.sources.reason in (pb.MISS_REASON_EVICTED, pb.MISS_REASON_BRANCH_COLD)
+
+
+async def test_a_turn_that_runs_meets_a_new_limit_with_its_next_slice(user: User) -> None:
+    session = await create(user)
+    seen = Seen()
+    running = asyncio.get_running_loop().create_task(user.run(session, "Tell me all.", seen, sampling=ENDLESS))
+    await until(lambda: bool(seen.tokens))
+    await update(user, session, limits=limits_pb2.Limits(completion_tokens=1))
+    await running
+    assert (seen.end.stop_reason, seen.end.limit) == (pb.STOP_REASON_BUDGET, "completion_tokens")
+    held = (await state(user, session)).used.completion_tokens
+    assert len(seen.tokens) == held < 3900, "what it held before the limit is its own"
