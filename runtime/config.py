@@ -14,12 +14,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.faults import describe
+from runtime.kv_settings import HandoffConfig, KvConfig
 from runtime.on_neuron import NeuronConfig
 from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
+from runtime.sealing import SealingConfig
 from runtime.section import Name
 from runtime.section import Section as _Section
 
 SHIPPED = "shipped"
+_PATHS = (("mesh", "state"), ("tls", "folder"), ("access", "keys"), ("sealing", "key"))
 Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -106,11 +109,13 @@ class WorkerConfig(_Section):
     tensor_parallel: int | None = Field(default=None, ge=1, le=64)
     device: Literal["cpu", "neuron", "cuda"] = "cpu"
     neuron: NeuronConfig | None = None
+    kv: KvConfig = KvConfig()
 
     @model_validator(mode="after")
     def _of_its_device(self) -> Self:
         if self.neuron is not None and self.device != "neuron":
             raise ValueError(f"neuron is for device neuron, not {self.device}")
+        self.kv.check_device(self.device)
         return self
 
     @property
@@ -177,18 +182,6 @@ class SessionsConfig(_Section):
         return store
 
 
-class HandoffConfig(_Section):
-    """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
-    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ."""
-
-    remote_min_tokens: int = Field(default=64, ge=1)
-    transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["auto", "grpc"] = "auto"
-    staging_mib: int = Field(default=64, ge=1, le=65_536)
-    wire: Literal["plain", "fp8", "int8"] = "plain"
-
-
 class TimingConfig(_Section):
     """When one process gives up on another.
 
@@ -242,6 +235,7 @@ class Config(_Section):
     )
     gateway: GatewayConfig = GatewayConfig()
     sessions: SessionsConfig = SessionsConfig()
+    sealing: SealingConfig = SealingConfig()
     handoff: HandoffConfig = HandoffConfig()
     timing: TimingConfig = TimingConfig()
     tls: TlsConfig = TlsConfig()
@@ -288,6 +282,11 @@ class Config(_Section):
         """The file of the API keys' hashes."""
         return self.access.keys or self.state / "keys.json"
 
+    @property
+    def master_key(self) -> Path:
+        """The file of the key that sessions' data keys are under."""
+        return self.sealing.key or self.state / "sessions.key"
+
     def _check_ranks(self, worker: WorkerConfig) -> None:
         ranks = self.ranks(worker)
         if ranks == 1:
@@ -306,6 +305,8 @@ class Config(_Section):
             )
 
     def _check_pool(self, worker: WorkerConfig) -> None:
+        if self.model.simulated is not None and worker.kv != KvConfig():
+            raise ValueError(f"model.simulated has no tensors: workers {worker.name} must have no kv")
         if worker.neuron_cores and not self.engine.kv_sized:
             raise ValueError(
                 f"engine.kv_mib is needed: workers {worker.name} are on Neuron cores, which do not tell what is free"
@@ -366,17 +367,15 @@ def parse_config(content: dict[str, Any], source: str) -> Config:
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    model, mesh, tls, access = config.model, config.mesh, config.tls, config.access
+    model = config.model
     if model.path != SHIPPED:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
-    if mesh.state is not None:
-        mesh = mesh.model_copy(update={"state": folder / mesh.state.expanduser()})
-    if tls.folder is not None:
-        tls = tls.model_copy(update={"folder": folder / tls.folder.expanduser()})
-    if access.keys is not None:
-        access = access.model_copy(update={"keys": folder / access.keys.expanduser()})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
-    anchored = {"model": model, "mesh": mesh, "tls": tls, "access": access, "workers": workers}
+    anchored: dict[str, object] = {"model": model, "workers": workers}
+    for section, field in _PATHS:
+        settings = getattr(config, section)
+        if (path := getattr(settings, field)) is not None:
+            anchored[section] = settings.model_copy(update={field: folder / path.expanduser()})
     return config.model_copy(update=anchored)
 
 

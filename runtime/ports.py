@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
+from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import (
     GatewayCommand,
@@ -35,7 +36,7 @@ from runtime.domain.sessions import (
 )
 from runtime.domain.spec import ModelSpec
 from runtime.domain.spending import Amounts
-from runtime.domain.steps import EngineCommand, Frame, Load, StepOutput
+from runtime.domain.steps import EngineCommand, Forgotten, Frame, Load, StepOutput
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
 Observe = Callable[[Ref, object, Sequence[object]], None]
@@ -167,6 +168,17 @@ class DecodePeer(Protocol):
     def attach(self) -> AbstractAsyncContextManager[DecodeStream]: ...
 
 
+class PageKeeper(Protocol):
+    """A worker, as whoever erases a session sees it."""
+
+    async def forget(self, session: SessionId) -> Forgotten:
+        """Let it drop all that it has of a session; raises `Unavailable` and its like."""
+
+
+class PageKeepers(Protocol):
+    def keeper(self, worker: Worker) -> PageKeeper: ...
+
+
 class Peers(Protocol):
     """Finds the other processes by address. Channels are kept and shared."""
 
@@ -270,6 +282,10 @@ class SessionStore(Protocol):
     ) -> Branch:
         """Move the head back to the turn `to`, or to the beginning. What came after it stays readable by its id."""
 
+    async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other. Raises `FailedPrecondition` naming `branch` for
+        `main`, and while a turn of it has not ended."""
+
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
     ) -> tuple[tuple[int, TurnId, Item], ...]:
@@ -294,5 +310,30 @@ class SessionStore(Protocol):
 
     async def tend(self) -> None:
         """Carry rings between gateways until cancelled; returns at once where there is only one."""
+
+    async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
+        """Forget a session as `delete` does, and leave a tombstone. Doing it again gives what was done then."""
+
+    async def erasure(self, tenant: TenantId, session: SessionId) -> Erasure:
+        """Raises `NotFound` unless that session was erased."""
+
+    async def erasures(self) -> tuple[Erasure, ...]:
+        """Those that workers may still have to be told of."""
+
+    async def scrub(self) -> None:
+        """Leave nothing of what was deleted in the store's files; raises `Unavailable` while somebody reads them."""
+
+    async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
+        """Keep that a worker is to be told of an erasure, or its first answer."""
+
+    async def settle(self, session: SessionId, after_s: float) -> None:
+        """Let an erasure be of `erasures` no more, if it is that old."""
+
+    async def read_out(self, tenant: TenantId, session: SessionId) -> bytes:
+        """All that is committed of a session as one file; raises `TooLarge` naming `session`."""
+
+    async def take_in(self, tenant: TenantId, data: bytes, key: Key | None) -> Session:
+        """A session out of such a file, whole or not at all. Raises `InvalidArgument` or `TooLarge` naming `bundle`,
+        and `FailedPrecondition` when it is here already, or was erased."""
 
     async def close(self) -> None: ...

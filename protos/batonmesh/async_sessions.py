@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -21,6 +21,7 @@ from batonmesh.turns import (
     TurnOptions,
     create_request,
     fresh_key,
+    import_requests,
     run_request,
     update_request,
     whole_turn,
@@ -165,6 +166,24 @@ class AsyncSessions:
         """Move a branch back to `turn`, "" being its beginning."""
         request = pb.RollbackRequest(session=session, branch=branch, turn=turn, idempotency_key=key or fresh_key())
         return await told(self._stub.Rollback(request))
+
+    async def delete_branch(self, session: str, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other."""
+        await told(self._stub.DeleteBranch(pb.DeleteBranchRequest(session=session, branch=branch)))
+
+    async def erase(self, session: str) -> pb.EraseResponse:
+        """Forget a session everywhere; tells what became of it where it was kept."""
+        return await told(self._stub.Erase(pb.EraseRequest(session=session)))
+
+    async def export(self, session: str) -> AsyncIterator[bytes]:
+        """A session as one file, piece by piece."""
+        call = self._stub.Export(pb.ExportRequest(session=session))
+        while isinstance(piece := await told(call.read()), pb.ExportResponse):
+            yield piece.data
+
+    async def import_(self, pieces: Iterable[bytes], *, key: str | None = None) -> pb.SessionState:
+        """Take a session in from such a file."""
+        return await told(self._stub.Import(import_requests(pieces, key or fresh_key())))
 
 
 async def told(call: Awaitable[T]) -> T:

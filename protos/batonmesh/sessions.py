@@ -1,7 +1,7 @@
 """Sessions for the client that blocks. A turn's stream that breaks goes on, on any gateway that answers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -20,6 +20,7 @@ from batonmesh.turns import (
     TurnOptions,
     create_request,
     fresh_key,
+    import_requests,
     run_request,
     update_request,
     whole_turn,
@@ -175,6 +176,26 @@ class Sessions:
         request = pb.RollbackRequest(session=session, branch=branch, turn=turn, idempotency_key=key or fresh_key())
         answer: pb.Branch = told(lambda: self._stub.Rollback(request))
         return answer
+
+    def delete_branch(self, session: str, branch: str) -> None:
+        """Forget a branch, and what was said on it and on no other."""
+        told(lambda: self._stub.DeleteBranch(pb.DeleteBranchRequest(session=session, branch=branch)))
+
+    def erase(self, session: str) -> pb.EraseResponse:
+        """Forget a session everywhere; tells what became of it where it was kept."""
+        answer: pb.EraseResponse = told(lambda: self._stub.Erase(pb.EraseRequest(session=session)))
+        return answer
+
+    def export(self, session: str) -> Iterator[bytes]:
+        """A session as one file, piece by piece."""
+        call = self._stub.Export(pb.ExportRequest(session=session))
+        while (piece := told(lambda: next(call, None))) is not None:
+            yield piece.data
+
+    def import_(self, pieces: Iterable[bytes], *, key: str | None = None) -> pb.SessionState:
+        """Take a session in from such a file."""
+        state: pb.SessionState = told(lambda: self._stub.Import(import_requests(pieces, key or fresh_key())))
+        return state
 
 
 def told(call: Callable[[], T]) -> T:

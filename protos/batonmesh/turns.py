@@ -1,7 +1,7 @@
 """What both clients say to sessions and understand of them. Never calls anybody."""
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -17,6 +17,7 @@ TurnMessage = session_pb2.TurnMessage
 
 PATIENCE_S = 30.0
 RETRY_S = 0.2
+_PIECE = 256 << 10
 
 
 class TurnOptions(TypedDict, total=False):
@@ -114,6 +115,14 @@ def run_request(session: str, items: Items, options: Options, turn: TurnOptions)
     request.on_conflict = _number(session_pb2.OnConflict, "on_conflict", turn.get("on_conflict"))
     request.on_disconnect = _number(session_pb2.OnDisconnect, "on_disconnect", turn.get("on_disconnect"))
     return request
+
+
+def import_requests(pieces: Iterable[bytes], key: str) -> Iterator[session_pb2.ImportRequest]:
+    """However large the pieces are, the messages are small."""
+    yield session_pb2.ImportRequest(idempotency_key=key)
+    for piece in pieces:
+        for start in range(0, len(piece), _PIECE):
+            yield session_pb2.ImportRequest(data=piece[start : start + _PIECE])
 
 
 def fresh_key() -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.agreement import compared
 from runtime.cli.face import FAILED
 from runtime.config import SHIPPED
 from runtime.domain.spec import DTYPE_BYTES
@@ -44,6 +45,14 @@ def evaluation(
     questions: Annotated[int, typer.Option(min=1, help="How many held-out questions to ask.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Which conversations to draw.")] = 1,
     at_least: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this share.")] = 0.0,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WAY",
+            help="Also count how many answers stay the same when the prompt's pages come from another worker like "
+            "that: fp8, fp8_448, int8, bfloat16, bfloat16+fp8. May be repeated.",
+        ),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Ask a model for facts of held-out conversations, and count the answers that are right to the last token."""
@@ -51,6 +60,7 @@ def evaluation(
 
     with Console(stderr=True).status(f"asking {questions} questions"):
         report = evaluate(_place(model), history_tokens=history, questions=questions, seed=seed)
+        agreements = compared(_place(model), over or [], history, questions, seed)
     if as_json:
         typer.echo(
             json.dumps(
@@ -60,6 +70,7 @@ def evaluation(
                     "questions": report.questions,
                     "exact": report.exact,
                     "by_distance": report.by_distance,
+                    "over": {each.way: {"same": each.same, "bytes": each.bytes} for each in agreements},
                 }
             )
         )
@@ -70,6 +81,8 @@ def evaluation(
         table.add_section()
         table.add_row(f"all of {report.history_tokens}", Text(f"{report.exact:.1%}", style="bold"))
         Console().print(table)
+        for each in agreements:
+            Console().print(f"over {each}")
     if report.exact < at_least:
         raise typer.Exit(FAILED)
 

@@ -50,6 +50,9 @@ class Limits:
     itl_s: float | None = None
 
 
+# A prefill goes on by this part of a page at the least, beside sequences that decode: on a processor a whole page takes
+# longer than their step.
+_LEAST_PART = 4
 # Logits of a step for prompts that are scored: 64 MiB in float32, of whatever vocabulary.
 _SCORED_LOGITS = 1 << 24
 
@@ -59,7 +62,7 @@ class Batcher:
         self.pool = pool
         self._spec = spec
         self._limits = limits
-        self._budget = StepBudget(limits.step_tokens, limits.itl_s, spec.page_tokens)
+        self._budget = StepBudget(limits.step_tokens, limits.itl_s, max(spec.page_tokens // _LEAST_PART, 1))
         self._planned = (0, 0)
         self._entries: dict[SequenceId, Entry] = {}
         self._reserving: deque[Entry] = deque()
@@ -137,6 +140,7 @@ class Batcher:
         if taken is None:
             return False
         entry.table, hits = taken
+        self.pool.read_by(entry.table[:hits], entry.sequence.session)
         entry.local = entry.computed = min(hits * self._spec.page_tokens, entry.target)
         return True
 
@@ -284,6 +288,7 @@ class Batcher:
             return NoRoom(entry.sequence.id)
         self._passed += waits
         entry.table, hits = taken
+        self.pool.read_by(entry.table[:hits], entry.sequence.session)
         entry.local = hits * self._spec.page_tokens
         entry.phase = Phase.AWAITING
         return Reserved(entry.sequence.id, entry.local)
@@ -310,6 +315,7 @@ class Batcher:
         self._extend(entry)
         for index in range(entry.published, full):
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
+        self.pool.read_by(entry.table[entry.published : full], entry.sequence.session)
         entry.published = full
 
     def _grow(self, entry: Entry, tokens: int, planned: dict[SequenceId, Chunk]) -> bool:

@@ -7,18 +7,19 @@ from runtime.domain.messages import Handoff
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
-from runtime.ids import BootId, TenantId, TurnId
+from runtime.ids import BootId, SessionId, TenantId, TurnId
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A turn that its owner keeps in a store: the owner's epoch, the tokens that are durable already and will be
-    forced, and the decode worker that likely has its pages, to be preferred."""
+    forced, the decode worker that likely has its pages, to be preferred, and the session that it is of."""
 
     turn: TurnId
     epoch: int
     given: tuple[int, ...] = ()
     near: BootId | None = None
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

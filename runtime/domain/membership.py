@@ -4,7 +4,8 @@ views. Never starts anybody."""
 from dataclasses import replace
 
 from runtime.domain.messages import Refused, View, Worker
-from runtime.domain.routing import DECODE
+from runtime.domain.routing import DECODE, PREFILL
+from runtime.domain.spec import LayerGroup
 from runtime.errors import FailedPrecondition, Incompatible, NotFound
 from runtime.ids import BootId, WorkerId
 
@@ -131,3 +132,31 @@ def _compare(here: Worker, new: Worker) -> None:
         expected, got = getattr(here, name), getattr(new, name)
         if expected != got:
             raise Incompatible(f"worker {new.id}: {name} is {got}, but {here.id} serves {expected}", field=name)
+    _compare_pages(here, new)
+
+
+def _compare_pages(here: Worker, new: Worker) -> None:
+    """Whether the pages of the one that prefills can become those of the one that decodes."""
+    ours, theirs = here.pages.groups, new.pages.groups
+    if ours and theirs and ours != theirs:
+        raise Incompatible(
+            f"worker {new.id}: pages.groups are {_shown(theirs)}, but {here.id} has {_shown(ours)}",
+            field="pages.groups",
+        )
+    if {here.role, new.role} != {PREFILL, DECODE}:
+        return
+    decodes, prefills = (here, new) if here.role == DECODE else (new, here)
+    if not decodes.pages.takes(prefills.pages.dtype):
+        raise Incompatible(
+            f"worker {new.id}: pages.dtype: {prefills.id} prefills in {prefills.pages.dtype}, and {decodes.id} takes "
+            f"{' and '.join((decodes.pages.dtype, *decodes.pages.dtypes))} alone",
+            field="pages.dtype",
+        )
+
+
+def _shown(groups: tuple[LayerGroup, ...]) -> str:
+    return ", ".join(
+        f"{len(group.layers)} layers of {group.kind.value} {group.heads} x {group.head_dim}"
+        + (f" within {group.window} tokens" if group.window else "")
+        for group in groups
+    )

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
+from runtime.domain.spec import LayerGroup
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError
-from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Start:
     candidates: tuple[PrefillCandidate, ...] = ()
     remaining_ms: int = 0
     priority: int = 0
+    session: SessionId | None = None
 
     @property
     def scored(self) -> bool:
@@ -158,7 +160,8 @@ class Ticket:
     """The right to write certain pages into one reservation, once. `epoch` fences messages of older transfers.
 
     `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives from
-    everybody, `offers` how from some, best first. `encoding` is how small pages may be made for the way.
+    everybody, `offers` how from some, best first. `encoding` is how small pages may be made for the way. `dtypes` are
+    those of senders whose values may be rounded to `dtype`, on the way or there; `parts`: pages may come in parts.
     """
 
     transfer: TransferId
@@ -172,6 +175,12 @@ class Ticket:
     remaining_ms: int
     offers: tuple[Offer, ...] = ()
     encoding: Encoding = Encoding.PLAIN
+    dtypes: tuple[str, ...] = ()
+    parts: bool = False
+
+    def takes(self, dtype: str) -> bool:
+        """Whether it takes pages of one that computes in this data type."""
+        return dtype == self.dtype or dtype in self.dtypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,7 @@ class PrefillCall:
     tokens: tuple[int, ...] = field(repr=False)
     ticket: Ticket
     priority: int = 0
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +226,20 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class PageForm:
+    """How a worker's pages look: of which data type its values are, of which others it takes them and rounds, and its
+    groups of layers. An older worker says nothing: then its pages are of one group, of keys and values."""
+
+    dtype: str = ""
+    dtypes: tuple[str, ...] = ()
+    groups: tuple[LayerGroup, ...] = ()
+
+    def takes(self, dtype: str) -> bool:
+        """Whether it takes pages of one that computes in this data type."""
+        return not self.dtype or not dtype or dtype == self.dtype or dtype in self.dtypes
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A registered worker as the view shows it. `boot` is its generation, chosen anew at every start; `address` is
     host:port of its gRPC server, `device` a word for what it computes on, such as `cpu x1`; `frame_version` is that of
@@ -235,6 +259,7 @@ class Worker:
     frame_version: int = 1
     draining: bool = False
     traffic: Traffic = Traffic()
+    pages: PageForm = PageForm()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from runtime.domain.records import quick
 from runtime.errors import InvariantViolation
-from runtime.ids import PageId
+from runtime.ids import PageId, SessionId
 
 ROOT = PageId(b"")
 
@@ -78,6 +78,7 @@ class _Page:
     state: PageState = PageState.FREE
     references: int = 0
     id: PageId | None = None
+    readers: frozenset[SessionId | None] = frozenset()
 
 
 class PagePool:
@@ -151,6 +152,29 @@ class PagePool:
             self._pin(known)
         return known
 
+    def read_by(self, table: Iterable[int], session: SessionId | None) -> None:
+        """Remember whose content these pages hold, also where it is nobody's session."""
+        for page in table:
+            entry = self._pages[page]
+            if session not in entry.readers:
+                entry.readers |= {session}
+
+    def forget(self, session: SessionId) -> tuple[int, int]:
+        """Drop what only this session has used, whose sequences are gone; gives how many pages, and how many of its
+        others stay for those who have used them as well."""
+        dropped = shared = 0
+        for page, entry in enumerate(self._pages):
+            if session not in entry.readers:
+                continue
+            if entry.state is PageState.CACHED and len(entry.readers) == 1:
+                del self._cached[page]
+                self._drop(page)
+                dropped += 1
+            else:
+                entry.readers -= {session}
+                shared += 1
+        return dropped, shared
+
     def release(self, table: Iterable[int]) -> None:
         """Give back one reference to each page of a block table."""
         for page in reversed(list(table)):
@@ -213,6 +237,9 @@ class PagePool:
 
     def _evict(self) -> None:
         page, _ = self._cached.popitem(last=False)
+        self._drop(page)
+
+    def _drop(self, page: int) -> None:
         ident = self._pages[page].id
         assert ident is not None, "a cached page has an id"
         del self._by_id[ident]

@@ -17,7 +17,7 @@ from runtime.domain.sampling import (
 )
 from runtime.domain.scoring import check_scores
 from runtime.errors import InvalidArgument
-from runtime.ids import SequenceId, TurnId
+from runtime.ids import SequenceId, SessionId, TurnId
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -136,7 +136,8 @@ class Sequence:
     """One sequence as an engine gets it.
 
     `prompt` are the request's token ids; `forced` the tokens that this turn already gave out, replayed without
-    sampling. `salt` is the tenant's secret that keys its page ids. The lower `priority` comes first.
+    sampling. `salt` is the tenant's secret that keys its page ids. The lower `priority` comes first. `session` is whose
+    content it is.
     """
 
     id: SequenceId
@@ -145,6 +146,7 @@ class Sequence:
     salt: bytes = field(repr=False)
     forced: tuple[int, ...] = ()
     priority: int = 0
+    session: SessionId | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
-from runtime.ids import PageId, SequenceId
+from runtime.ids import PageId, SequenceId, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,24 @@ class Chunk:
 
 
 class Encoding(enum.Enum):
-    """How a payload is written: as the model computes it, or smaller and with losses for the way between workers."""
+    """How a payload is written: as the model computes it, or smaller and with losses for the way between workers.
+
+    `FP8` stays within what every chip's e4m3 has, 240; `FP8_448` goes to the end of OCP's, which some chips lack.
+    """
 
     PLAIN = "plain"
     FP8 = "fp8"
     INT8 = "int8"
+    FP8_448 = "fp8_448"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of a page, the KV heads from `first_head` on, `heads` of them, in one group of the model's layers."""
+
+    group: int
+    first_head: int
+    heads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,8 @@ class Frame:
     `encoding` says otherwise.
 
     `index` is the page's place in its sequence; only the first `valid_tokens` tokens are in the payload. A payload that
-    is a view lies in the message that brought it, and keeps it.
+    is a view lies in the message that brought it, and keeps it. Without `part` it is the whole page, of all groups one
+    after the other; without `dtype` its elements are of the model's.
     """
 
     page: PageId
@@ -81,6 +95,8 @@ class Frame:
     valid_tokens: int
     payload: bytes | memoryview = field(repr=False)
     encoding: Encoding = Encoding.PLAIN
+    part: Part | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +166,15 @@ StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | Se
 
 @quick
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a `Forget` did: pages dropped, and pages of the session that stay because others have used them as well."""
+
+    session: SessionId
+    dropped: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What an engine has to do: sequences by state, tokens still to prefill, pages."""
 
@@ -176,6 +201,7 @@ class StepOutput:
     pages_freed: bool = False
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,4 +230,11 @@ class Cancel:
     sequence: SequenceId
 
 
-EngineCommand = Submit | Land | Run | Cancel
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop what the prefix cache has of a session, whose sequences were cancelled before."""
+
+    session: SessionId
+
+
+EngineCommand = Submit | Land | Run | Cancel | Forget

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from runtime.engine.kv_tensors import KVTensors
+from runtime.engine.kv_tensors import StepKV
 from runtime.engine.paging import DecodeGroup, PackedStep, PrefillSpan
 from runtime.errors import ModelError
 
@@ -45,7 +45,7 @@ class Attention(Protocol):
 class StepAttention:
     """The attention of one packed step over `kv`, for all layers."""
 
-    def __init__(self, step: PackedStep, kv: KVTensors) -> None:
+    def __init__(self, step: PackedStep, kv: StepKV) -> None:
         self._step = step
         self._kv = kv
         self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor | None] = {}

@@ -21,6 +21,8 @@ from runtime.domain.steps import (
     Chunk,
     EngineCommand,
     Exported,
+    Forget,
+    Forgotten,
     Frame,
     Generated,
     Land,
@@ -144,11 +146,12 @@ class EngineCore:
         self._early: list[StepEvent] = []
         self._step = 0
         self._freed = False
+        self._forgotten: list[Forgotten] = []
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do or to tell."""
-        return self._batcher.busy or bool(self._early) or self._freed
+        return self._batcher.busy or bool(self._early or self._forgotten) or self._freed
 
     def match(self, chain: Iterable[PageId]) -> int:
         return self._batcher.pool.match(tuple(chain))
@@ -184,6 +187,8 @@ class EngineCore:
                 self._batcher.run(sequence)
             case Cancel(sequence):
                 self._remove(sequence)
+            case Forget(session):
+                self._forgotten.append(Forgotten(session, *self._batcher.pool.forget(session)))
 
     def step(self) -> StepOutput:
         """Admit, run one batch, and report."""
@@ -195,9 +200,11 @@ class EngineCore:
         events += self._export()
         self._step += 1
         freed, self._freed = self._freed, False
+        forgotten, self._forgotten = self._forgotten, []
         stored, removed = self._batcher.pool.drain_changes()
         ran = sum(len(chunk.tokens) for chunk in chunks)
-        return StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
+        load, told = self.load(), tuple(forgotten)
+        return StepOutput(self._step, tuple(events), load, ran, len(chunks), freed, stored, removed, told)
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""

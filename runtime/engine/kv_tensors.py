@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,28 @@ CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The canonical payload is little endian, and so are the tensors that it is copied from.
 assert sys.byteorder == "little"
+
+
+class StepKV(Protocol):
+    """The pool as the steps of a model read and write it, and as its pages leave and enter; see `KVTensors`."""
+
+    spec: ModelSpec
+    device: torch.device
+    page_tokens: int
+    zero_page: int
+
+    @property
+    def layer_page_bytes(self) -> int: ...
+
+    def clear(self, pages: torch.Tensor) -> None: ...
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None: ...
+
+    def read(self, layer: int, pages: PageList) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]: ...
+
+    def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None: ...
 
 
 class KVTensors:

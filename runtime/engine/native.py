@@ -16,7 +16,8 @@ from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.grammar import Grammars
-from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.kv_tensors import DTYPES, StepKV
+from runtime.engine.laid_kv import OWN_FORM, PoolForm, pool_of
 from runtime.engine.memory import check_fits, free_bytes, room_of
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.leader import GroupRunner, start_group
@@ -35,7 +36,7 @@ from runtime.model.tokenizer import Tokenizer
 class NativeSettings:
     """How a checkpoint is run. `dtype` is that of weights, activations and KV; `quantized`, linear layers keep their
     weights in 8 bits; `max_tokens` None is the model's own; `ranks` processes compute together, on `threads` threads in
-    all."""
+    all. `form` is how the pool lies in the host's memory."""
 
     name: str
     path: Path
@@ -45,6 +46,7 @@ class NativeSettings:
     quantized: bool = False
     max_tokens: int | None = None
     ranks: int = 1
+    form: PoolForm = OWN_FORM
 
 
 def spec_of(checkpoint: Checkpoint, settings: NativeSettings) -> ModelSpec:
@@ -108,18 +110,18 @@ def build_native(
     tokenizer = Tokenizer(settings.path)
     spare = free() - count * room.page_bytes
     if not shares:
-        whole = _whole(checkpoint, spec, count, spare, quantized=settings.quantized)
+        whole = _whole(checkpoint, pool_of(spec, count, settings.form), spare, quantized=settings.quantized)
         return engine_core(spec, count, limits, NativeCompute(whole), tokenizer)
-    group = start_group(settings.path, spec, shares, count, threads=settings.threads, spare=spare)
+    group = start_group(settings.path, spec, shares, count, threads=settings.threads, spare=spare, form=settings.form)
     return engine_core(spec, count, limits, NativeCompute(group, group), tokenizer)
 
 
-def _whole(checkpoint: Checkpoint, spec: ModelSpec, pages: int, spare: int, *, quantized: bool) -> TorchRunner:
-    model = load_model(checkpoint, DTYPES[spec.dtype], ATTENTION)
+def _whole(checkpoint: Checkpoint, kv: StepKV, spare: int, *, quantized: bool) -> TorchRunner:
+    model = load_model(checkpoint, DTYPES[kv.spec.dtype], ATTENTION)
     if quantized:
         quantize_linears(model.base_model)
     pack_linears(model, spare)
-    runner = TorchRunner(model, KVTensors(spec, pages))
+    runner = TorchRunner(model, kv)
     runner.probe()
     return runner
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import StepAttention, attending
-from runtime.engine.kv_tensors import KVTensors
+from runtime.engine.kv_tensors import StepKV
 from runtime.engine.paging import CACHE_BYTES, pack
 from runtime.engine.probing import probe
 from runtime.errors import ModelError
@@ -43,7 +43,7 @@ class TorchRunner:
     """Operation by operation, on the device of the model and of its `kv`. `model` must have been loaded with the
     attention implementation `ATTENTION`."""
 
-    def __init__(self, model: PreTrainedModel, kv: KVTensors) -> None:
+    def __init__(self, model: PreTrainedModel, kv: StepKV) -> None:
         self.kv = kv
         self._model = model
         self._group_bytes = CACHE_BYTES if kv.device.type == "cpu" else _DEVICE_BYTES

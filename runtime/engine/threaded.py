@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.domain.steps import EngineCommand, Load, StepOutput, Submit
+from runtime.domain.steps import EngineCommand, Forget, Load, StepOutput, Submit
 from runtime.engine.core import EngineCore
 from runtime.errors import EngineFailed
 from runtime.ids import PageId, SequenceId
@@ -60,6 +60,9 @@ class ThreadedEngine:
         return self._core.match(chain)
 
     def tell(self, command: EngineCommand) -> None:
+        if isinstance(command, Forget):
+            self._inbox.put(command)
+            return
         sequence = command.sequence.id if isinstance(command, Submit) else command.sequence
         if sequence in self._held:
             self._held[sequence].append(command)

@@ -17,7 +17,7 @@ from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.engine.threaded import ThreadedEngine
 from runtime.errors import ConfigError
-from runtime.mesh.models import model_dtype, model_name, model_path
+from runtime.mesh.models import model_name, model_path, worker_dtype
 from runtime.mesh.pool import expected_room, pool_pages
 from runtime.model.checkpoint import open_checkpoint
 from runtime.ports import Engine
@@ -112,15 +112,17 @@ def _on_neuron(config: Config, worker: WorkerConfig) -> Callable[[], EngineCore]
 
 
 def _native_settings(config: Config, worker: WorkerConfig) -> "NativeSettings":
+    from runtime.engine.laid_kv import PoolForm
     from runtime.engine.native import NativeSettings
 
     path = model_path(config.model)
     return NativeSettings(
         name=model_name(config.model),
         path=path,
-        dtype=model_dtype(config.model, open_checkpoint(path).config),
+        dtype=worker_dtype(config, worker, open_checkpoint(path).config),
         page_tokens=config.engine.page_tokens,
         threads=worker.threads,
         quantized=config.model.quantization is not None,
         ranks=config.ranks(worker),
+        form=PoolForm(worker.kv.layout, worker.kv.block_tokens),
     )

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
+from runtime.clients.erasing import GrpcPageKeepers
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
@@ -20,6 +21,7 @@ from runtime.ids import Ids, TenantId
 from runtime.mesh.models import served_model
 from runtime.mesh.security import Security
 from runtime.mesh.sessions import session_settings, session_store
+from runtime.roles.erasing import ErasingRole, ErasingSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
@@ -82,7 +84,11 @@ async def gateway_process(
         sessions = None
         if store is not None:
             sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
-            server.add(SessionService(sessions, SessionServiceSettings(tenant, gateway.deadline_s)))
+            keepers = GrpcPageKeepers(channels)
+            erasing = ErasingRole(store, keepers, role.view, sessions.leave, clock, ErasingSettings())
+            server.add(SessionService(sessions, erasing, SessionServiceSettings(tenant, gateway.deadline_s)))
+            telling = group.create_task(erasing.run())
+            stack.callback(telling.cancel)
             keeping = group.create_task(sessions.run())
             stack.callback(keeping.cancel)
         await stack.enter_async_context(server)

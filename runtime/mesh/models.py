@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.config import SHIPPED, Config, ModelConfig
+from runtime.config import SHIPPED, Config, ModelConfig, WorkerConfig
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.errors import ConfigError, ModelError
-from runtime.model.checkpoint import open_checkpoint
+from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.recall.shipped import SHIPPED_MODEL
 from runtime.model.share import shares_of
 from runtime.model.spec import DTYPES, checkpoint_spec
@@ -39,6 +40,11 @@ def model_dtype(model: ModelConfig, declared: Mapping[str, Any]) -> str:
     return dtype if dtype in DTYPES else DTYPES[0]
 
 
+def worker_dtype(config: Config, worker: WorkerConfig, declared: Mapping[str, Any]) -> str:
+    """What this worker computes in, and keeps KV in."""
+    return worker.kv.dtype or model_dtype(config.model, declared)
+
+
 def check_model(config: Config) -> None:
     """Raises `ConfigError` when there is no model where the configuration says, and `ModelError` when the ranks of a
     worker cannot share it, as far as a quick look can tell."""
@@ -50,6 +56,26 @@ def check_model(config: Config) -> None:
         raise ConfigError(f"model.path: {error}") from error
     for ranks in sorted({config.ranks(worker) for worker in config.workers} - {1}):
         shares_of(checkpoint, ranks)
+    _check_dtypes(config, checkpoint)
+
+
+def _check_dtypes(config: Config, checkpoint: Checkpoint) -> None:
+    """Whether every decode worker takes the pages of every prefill worker."""
+    dtypes = {
+        role: {
+            worker_dtype(config, worker, checkpoint.config): worker.name
+            for worker in config.workers
+            if worker.role == role
+        }
+        for role in (PREFILL, DECODE)
+    }
+    for dtype, name in dtypes[PREFILL].items():
+        for kept, other in dtypes[DECODE].items():
+            if dtype != kept and dtype not in config.handoff.dtypes:
+                raise ConfigError(
+                    f"workers.{name}.kv.dtype: they compute in {dtype}, and workers {other} keep {kept}: name {dtype} "
+                    "in handoff.dtypes, if answers may differ by that"
+                )
 
 
 def served_model(config: Config) -> ServedModel:

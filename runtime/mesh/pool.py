@@ -8,7 +8,7 @@ from runtime.domain.pool_size import PoolSize, Room, Sharing, least_pages, mib, 
 from runtime.engine.memory import room_of
 from runtime.engine.simulated import simulated_spec
 from runtime.errors import ConfigError
-from runtime.mesh.models import model_dtype, model_name, model_path
+from runtime.mesh.models import model_name, model_path, worker_dtype
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.share import shares_of
 from runtime.model.spec import sized_spec
@@ -67,7 +67,7 @@ def expected_room(config: Config, worker: WorkerConfig, free: int) -> Room:
         spec = simulated_spec(model_name(model), page_tokens, model.simulated.max_tokens)
         return Room(free, 0, spec.page_bytes, page_tokens, spec.max_tokens)
     checkpoint = open_checkpoint(model_path(model))
-    dtype, ranks = model_dtype(model, checkpoint.config), config.ranks(worker)
+    dtype, ranks = worker_dtype(config, worker, checkpoint.config), config.ranks(worker)
     spec = sized_spec(checkpoint, name=model_name(model), dtype=dtype, page_tokens=page_tokens)
     if worker.on_neuron is not None:
         past = max(bucket.past_pages for bucket in worker.on_neuron.buckets)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from runtime.config import Config
 from runtime.errors import StartError
+from runtime.mesh.secret import open_secret
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionSettings
 from runtime.store.bells import Bells
+from runtime.store.sealing import MasterKey
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 
@@ -35,14 +37,15 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
 
 def _database(config: Config) -> tuple["SqliteDatabase | PostgresDatabase", Bells]:
     """The database, and what wakes those who watch sessions kept in it."""
+    master = MasterKey(open_secret(config.master_key, "sealing.key", "a master key"))
     if config.sessions.store == "sqlite":
-        return SqliteDatabase(config.state / _FILE), Bells()
+        return SqliteDatabase(config.state / _FILE, master), Bells()
     try:
         from runtime.store.notifying import NotifyingBells
         from runtime.store.postgres import PostgresDatabase
     except ImportError as error:
         raise StartError("sessions.store: PostgreSQL needs asyncpg: pip install 'batonmesh[postgres]'") from error
-    return PostgresDatabase(config.sessions.store), NotifyingBells(config.sessions.store)
+    return PostgresDatabase(config.sessions.store, master), NotifyingBells(config.sessions.store)
 
 
 def session_settings(config: Config) -> SessionSettings:

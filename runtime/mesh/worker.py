@@ -14,7 +14,7 @@ from runtime.clients.peers import GrpcPeers
 from runtime.clock import Clock, LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import Worker
+from runtime.domain.messages import PageForm, Worker
 from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
 from runtime.domain.spec import ModelSpec
@@ -33,6 +33,7 @@ from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
+from runtime.services.erasing import ErasureService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
 
@@ -96,7 +97,9 @@ async def worker_process(
             role = PrefillRole(engine, moving, tenants)
             server.add(PrefillService(role))
         server.add(transport.service)
-        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec)
+        server.add(ErasureService(role))
+        pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
         group = await stack.enter_async_context(Scope())
         serving = group.create_task(role.run())
         stack.callback(serving.cancel)
@@ -112,7 +115,7 @@ async def worker_process(
 
 @contextmanager
 def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
-    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire))
+    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire), config.handoff.dtypes)
     if config.handoff.transport != "auto":
         yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
         return
@@ -154,10 +157,13 @@ def _decode_settings(config: Config) -> DecodeSettings:
         grace_s=timing.grace_s,
         heartbeat_s=timing.heartbeat_s,
         encoding=Encoding(handoff.wire),
+        dtypes=handoff.dtypes,
     )
 
 
-def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec) -> Worker:
+def _describe(
+    worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec, pages: PageForm
+) -> Worker:
     return Worker(
         id=worker,
         boot=boot,
@@ -170,6 +176,7 @@ def _describe(worker: WorkerId, boot: BootId, role: str, device: str, address: s
         page_tokens=spec.page_tokens,
         device=device,
         frame_version=VERSION,
+        pages=pages,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 # The others pick their frequencies from the longest sequence of a batch, so a page would depend on its neighbours.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# Layers that keep one state for all tokens and not something of each.
+_STATEFUL = ("mamba", "mamba2", "linear_attention", "conv", "recurrent")
 # Fields whose presence, with anything but None, False or 0, means what pages of keys and values cannot hold.
 _TELLING = {
     "is_encoder_decoder": "it is an encoder with a decoder",
@@ -17,9 +19,9 @@ _TELLING = {
     "kv_lora_rank": "its keys and values are latent (MLA)",
     "attention_chunk_size": "it attends within chunks",
     "num_kv_shared_layers": "some layers use the keys and values of others",
-    "mamba_d_state": "it has state-space layers",
-    "ssm_state_size": "it has state-space layers",
-    "linear_num_key_heads": "it has layers of linear attention",
+    "mamba_d_state": "it has state-space layers, whose state cannot be paged",
+    "ssm_state_size": "it has state-space layers, whose state cannot be paged",
+    "linear_num_key_heads": "it has layers of linear attention, whose state cannot be paged",
 }
 
 
@@ -36,7 +38,8 @@ def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{meaning} ({field}: {value}), which is not supported"
     for layer_type in text.get("layer_types") or ():
         if layer_type not in LAYER_TYPES:
-            yield f"layers of type {layer_type} are not supported; there are {', '.join(LAYER_TYPES)}"
+            paged = ": their state cannot be paged" if layer_type in _STATEFUL else ""
+            yield f"layers of type {layer_type} are not supported{paged}; there are {', '.join(LAYER_TYPES)}"
     for rope_type in _rope_types(config):
         if rope_type not in ROPE_TYPES:
             yield f"the RoPE type {rope_type} is not supported; there are {', '.join(ROPE_TYPES)}"

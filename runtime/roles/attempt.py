@@ -31,7 +31,9 @@ class Attempt:
         self.request = r.Request(start, role.settings.policy)
         self.link: Link | None = link
         self._role = role
-        self._sequence = Sequence(start.ref.sequence, start.prompt, start.sampling, salt, start.forced, start.priority)
+        self._sequence = Sequence(
+            start.ref.sequence, start.prompt, start.sampling, salt, start.forced, start.priority, start.session
+        )
         self._chain: list[PageId] = []
         self._timers: dict[str, Timer] = {}
         self._transfer: _Transfer | None = None
@@ -123,7 +125,7 @@ class Attempt:
             landing.transfer, landing.epoch, pages, lambda event: self._landed(landing, event)
         )
         start, ticket = self.request.start, self._ticket(landing, pages, endpoint)
-        call = PrefillCall(start.tenant, self._sequence.tokens, ticket, start.priority)
+        call = PrefillCall(start.tenant, self._sequence.tokens, ticket, start.priority, start.session)
         task = role.group.create_task(self._call(command.transfer, command.peer.address, call))
         self._transfer = _Transfer(landing, task)
         self._arm_progress()
@@ -143,6 +145,8 @@ class Attempt:
             max(remaining, 1),
             role.transport.offers,
             role.settings.encoding,
+            role.settings.dtypes,
+            parts=True,
         )
 
     def _pages(self, local_tokens: int) -> list[TicketPage]:

@@ -27,6 +27,7 @@ from runtime.domain.messages import (
 from runtime.domain.steps import (
     Admitted,
     Encoding,
+    Forgotten,
     Generated,
     Load,
     NoRoom,
@@ -36,9 +37,10 @@ from runtime.domain.steps import (
     StepOutput,
 )
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
-from runtime.ids import BootId, GatewayId, Ids, SequenceId, TenantId, TurnId
+from runtime.ids import BootId, GatewayId, Ids, SequenceId, SessionId, TenantId, TurnId
 from runtime.ports import Engine, Observe, Peers, Transport, unobserved
 from runtime.roles.attempt import Attempt
+from runtime.roles.forgetting import Forgetting
 
 if TYPE_CHECKING:
     from runtime.domain.sequence import Ref
@@ -52,7 +54,7 @@ class DecodeSettings:
     """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
-    pages may be made on their way here."""
+    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's."""
 
     policy: r.Policy
     progress_s: float = 10.0
@@ -60,6 +62,7 @@ class DecodeSettings:
     heartbeat_s: float = 1.0
     batches: int = 4096
     encoding: Encoding = Encoding.PLAIN
+    dtypes: tuple[str, ...] = ()
 
 
 class Link:
@@ -137,6 +140,7 @@ class DecodeRole:
         self._roomless: dict[SequenceId, Attempt] = {}
         self._wakes = 0
         self._links: list[Link] = []
+        self._forgetting = Forgetting(engine)
 
     async def run(self) -> None:
         """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""
@@ -194,6 +198,15 @@ class DecodeRole:
         if len(self._ended) > _FENCES:
             self._ended.popitem(last=False)
 
+    async def forget_session(self, session: SessionId) -> Forgotten:
+        """End what runs of it, drop its pages and take nothing of it any more; returns once that is done."""
+        self._forgetting.bury(session)
+        for attempt in list(self._attempts.values()):
+            if attempt.request.start.session == session:
+                attempt.feed(r.SequenceLost(StaleAttempt("the session was erased", field="session")))
+        self._flush()
+        return await self._forgetting.drop(session)
+
     def running(self) -> int:
         return len(self._attempts)
 
@@ -237,9 +250,10 @@ class DecodeRole:
             return StaleAttempt(f"attempt {start.ref.attempt} is not newer than {newest.attempt}", field="ref")
         if start.tenant not in self._tenants:
             return InvalidArgument(f"tenant {start.tenant!r} is unknown here", field="tenant")
-        return None
+        return self._forgetting.refusal(start.session)
 
     def _on_step(self, step: StepOutput) -> None:
+        self._forgetting.on_step(step)
         for event in step.events:
             attempt = self._attempts.get(event.sequence)
             if attempt is not None and (translated := _translate(event)) is not None:

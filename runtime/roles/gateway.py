@@ -347,7 +347,8 @@ class GatewayRole:
         candidates = self._router.candidates(self._view)
         remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
         start = Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
-        stream.send(replace(start, priority=asked.priority))
+        session = None if asked.claim is None else asked.claim.session
+        stream.send(replace(start, priority=asked.priority, session=session))
 
     def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
         stream = self._streams.get(boot)

@@ -7,12 +7,13 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.domain.messages import PrefillCall, PrefillDone
+from runtime.domain.messages import PrefillCall, PrefillDone, Ticket
 from runtime.domain.sequence import Sampling, Sequence
-from runtime.domain.steps import Cancel, Exported, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
+from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
-from runtime.ids import SequenceId, TenantId
+from runtime.ids import SequenceId, SessionId, TenantId
 from runtime.ports import Engine, Sender, Transport
+from runtime.roles.forgetting import Forgetting
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class _Running:
 
     arrivals: asyncio.Queue[Exported | Prefilled | BatonError]
     began: float
+    session: SessionId | None
     computed: float = 0.0
 
 
@@ -31,6 +33,7 @@ class PrefillRole:
         self._transport = transport
         self._tenants = tenants
         self._running: dict[SequenceId, _Running] = {}
+        self._forgetting = Forgetting(engine)
 
     async def run(self) -> None:
         """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""
@@ -41,6 +44,15 @@ class PrefillRole:
             for running in self._running.values():
                 running.arrivals.put_nowait(error)
             raise
+
+    async def forget_session(self, session: SessionId) -> Forgotten:
+        """End what runs of it, drop its pages and take nothing of it any more; returns once that is done."""
+        self._forgetting.bury(session)
+        for sequence, running in self._running.items():
+            if running.session == session:
+                self.engine.tell(Cancel(sequence))
+                running.arrivals.put_nowait(StaleAttempt("the session was erased", field="session"))
+        return await self._forgetting.drop(session)
 
     def running(self) -> int:
         return len(self._running)
@@ -53,17 +65,24 @@ class PrefillRole:
             raise InvalidArgument(f"tenant {call.tenant!r} is unknown here", field="tenant")
         if ticket.fingerprint != self.engine.spec.kv_fingerprint:
             raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
-        if not ticket.pages:
-            raise InvalidArgument("the ticket names no page", field="ticket.pages")
+        if (erased := self._forgetting.refusal(call.session)) is not None:
+            raise erased
+        self._check_form(ticket)
         sequence = Sequence(
-            SequenceId(ticket.transfer), call.tokens, Sampling(max_tokens=1), salt, priority=call.priority
+            SequenceId(ticket.transfer),
+            call.tokens,
+            Sampling(max_tokens=1),
+            salt,
+            priority=call.priority,
+            session=call.session,
         )
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
         work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
         running = self._running[sequence.id] = _Running(
-            asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 3),
+            asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 4),
             asyncio.get_running_loop().time(),
+            call.session,
         )
         try:
             async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
@@ -74,6 +93,22 @@ class PrefillRole:
         finally:
             del self._running[sequence.id]
             self.engine.tell(Cancel(sequence.id))
+
+    def _check_form(self, ticket: Ticket) -> None:
+        """Refuse by name what this worker's pages cannot be made into."""
+        spec = self.engine.spec
+        if not ticket.pages:
+            raise InvalidArgument("the ticket names no page", field="ticket.pages")
+        if not ticket.takes(spec.dtype):
+            taken = " and ".join((ticket.dtype, *ticket.dtypes))
+            raise Incompatible(
+                f"the ticket takes pages computed in {taken} alone, and these are in {spec.dtype}", field="ticket.dtype"
+            )
+        if len(spec.page_groups) > 1 and not ticket.parts:
+            raise Incompatible(
+                f"a page has {len(spec.page_groups)} groups of layers here, and the receiver joins no parts",
+                field="ticket.parts",
+            )
 
     async def _push(self, call: PrefillCall, running: "_Running", sender: Sender) -> PrefillDone:
         wanted = {page.index for page in call.ticket.pages}
@@ -93,6 +128,7 @@ class PrefillRole:
                     raise error
 
     def _on_step(self, step: StepOutput) -> None:
+        self._forgetting.on_step(step)
         for event in step.events:
             running = self._running.get(event.sequence)
             if running is None:

@@ -221,6 +221,14 @@ class SessionRole:
             elif not progress.events:
                 await self.clock.sleep(self.settings.poll_s)
 
+    def leave(self, session: SessionId) -> None:
+        """End what is under way of a session that was erased."""
+        gone = NotFound("there is no such session", field="session")
+        for running in [each for each in self._running.values() if each.turn.record.session == session]:
+            running.feed(st.Fenced(gone))
+        for turn in [each.id for each in self._waiting.values() if each.session == session]:
+            del self._waiting[turn]
+
     def over(self, running: RunningTurn) -> None:
         """A turn ended here, or left."""
         record = running.turn.record
@@ -372,7 +380,7 @@ class SessionRole:
             replace(record.asked.sampling, max_tokens=prepared.max_tokens),
             record.tenant,
             record.asked.deadline_s,
-            claim=Claim(record.id, record.epoch, given, context.boot),
+            claim=Claim(record.id, record.epoch, given, context.boot, record.session),
         )
         sampling = generation.sampling
         enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)

@@ -32,6 +32,10 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/Rollback": _USERS,
     "/batonmesh.v1.Sessions/UpdateSession": _USERS,
     "/batonmesh.v1.Sessions/WatchSession": _USERS,
+    "/batonmesh.v1.Sessions/DeleteBranch": _USERS,
+    "/batonmesh.v1.Sessions/Erase": _USERS,
+    "/batonmesh.v1.Sessions/Export": _USERS,
+    "/batonmesh.v1.Sessions/Import": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
     # Gateways hand it on to the controller.
     "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},
@@ -39,6 +43,7 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Registry/Leave": _WORKERS,
     "/batonmesh.v1.Registry/Watch": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Decode/Attach": frozenset({Role.GATEWAY}),
+    "/batonmesh.v1.Erasure/ForgetSession": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Prefill/Prefill": frozenset({Role.DECODE}),
     "/batonmesh.v1.Kv/Push": frozenset({Role.PREFILL}),
     "/batonmesh.v1.Kv/Commit": frozenset({Role.PREFILL}),

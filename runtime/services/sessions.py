@@ -1,5 +1,6 @@
 """`batonmesh.v1.Sessions`: what users call by gRPC. Translates and delegates."""
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -9,17 +10,24 @@ from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
 from runtime.domain.notices import Notice
 from runtime.domain.sessions import Asked, Halt, TurnRecord
-from runtime.errors import InvalidArgument
+from runtime.errors import DeadlineExceeded, InvalidArgument, TooLarge
 from runtime.ids import SessionId, TenantId
 from runtime.pacing import let_others_run
+from runtime.roles.erasing import ErasingRole
 from runtime.roles.sessions import SessionRole
 from runtime.roles.watching import Watchers
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
+from runtime.store.bundle import MAX_BUNDLE_BYTES
 from runtime.wire import fields
 from runtime.wire import session as wire
+from runtime.wire.erasing import pack_erasure
 from runtime.wire.keeping import pack_notice, unpack_account, unpack_change
+
+_IMPORTS = 2
+_PIECE = 256 << 10
+_UPLOAD_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +41,10 @@ class SessionServiceSettings:
 class SessionService(session_pb2_grpc.SessionsServicer):
     name = pb.DESCRIPTOR.services_by_name["Sessions"].full_name
 
-    def __init__(self, role: SessionRole, settings: SessionServiceSettings) -> None:
+    def __init__(self, role: SessionRole, erasing: ErasingRole, settings: SessionServiceSettings) -> None:
         self._role = role
+        self._erasing = erasing
+        self._importing = asyncio.Semaphore(_IMPORTS)
         self._settings = settings
         self._watchers = Watchers(role.store)
 
@@ -133,6 +143,26 @@ class SessionService(session_pb2_grpc.SessionsServicer):
                     state = wire.pack_session(*each)
                     await context.write(pb.SessionNotice(number=state.notices, state=state))
 
+    async def DeleteBranch(self, request: pb.DeleteBranchRequest, _context: Context) -> pb.DeleteBranchResponse:
+        branch = wire.unpack_branch(fields.name(request.branch, "branch", 64))
+        await self._role.store.drop_branch(self._tenant, wire.unpack_session_id(request.session), branch)
+        return pb.DeleteBranchResponse()
+
+    async def Erase(self, request: pb.EraseRequest, _context: Context) -> pb.EraseResponse:
+        return pack_erasure(await self._erasing.erase(self._tenant, wire.unpack_session_id(request.session)))
+
+    async def Export(self, request: pb.ExportRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        data = await self._role.store.read_out(self._tenant, wire.unpack_session_id(request.session))
+        for start in range(0, len(data), _PIECE):
+            await context.write(pb.ExportResponse(data=data[start : start + _PIECE]))
+
+    async def Import(self, _requests: object, context: Context) -> pb.SessionState:
+        # Each is in memory whole until it is checked.
+        async with self._importing:
+            name, bundle = await _uploaded(context)
+            session = await self._role.store.take_in(self._tenant, bundle, wire.import_key(name, bundle))
+        return await self._state(session.id)
+
     async def _state(self, session: SessionId) -> pb.SessionState:
         return wire.pack_session(*await self._role.store.get(self._tenant, session))
 
@@ -153,3 +183,18 @@ class SessionService(session_pb2_grpc.SessionsServicer):
                     await context.write(message)
                     seq = message.seq
                 await let_others_run()
+
+
+async def _uploaded(context: Context) -> tuple[str, bytes]:
+    """What a client sends of a bundle: the idempotency key, and all of it."""
+    data, name = bytearray(), ""
+    try:
+        async with asyncio.timeout(_UPLOAD_S):
+            while isinstance(piece := await context.read(), pb.ImportRequest):
+                name = name or piece.idempotency_key
+                data += piece.data
+                if len(data) > MAX_BUNDLE_BYTES:
+                    raise TooLarge(f"a bundle has at most {MAX_BUNDLE_BYTES >> 20} MiB", field="bundle")
+    except TimeoutError:
+        raise DeadlineExceeded(f"the bundle did not come within {_UPLOAD_S:g} s", field="bundle") from None
+    return name, bytes(data)

@@ -6,7 +6,7 @@ The account is the last row that a transaction locks, after the session and the 
 from dataclasses import replace
 
 from runtime.domain.notices import KEPT_NOTICES, Change, Happening, Notice, What
-from runtime.domain.sessions import Ending, Key, Session, TurnRecord
+from runtime.domain.sessions import Ending, Key, TurnRecord
 from runtime.domain.spending import NOTHING, Account, Amounts, Reserve
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import SessionId, TenantId, TurnId
@@ -22,6 +22,7 @@ from runtime.store.packing import (
     unpack_reserve,
 )
 from runtime.store.remembering import remember
+from runtime.store.sealing import seal_of
 from runtime.store.transaction import Row, Transaction
 
 _ACCOUNT = """SELECT limits, used, held, version, news, ttl, expires - now_ms(),
@@ -29,13 +30,13 @@ _ACCOUNT = """SELECT limits, used, held, version, news, ttl, expires - now_ms(),
 _FORGOTTEN_AT_ONCE = 64
 
 
-async def open_account(tx: Transaction, session: Session) -> None:
+async def open_account(tx: Transaction, session: SessionId, account: Account) -> None:
     await tx.run(
         "INSERT INTO accounts (session, version, news, ttl, expires, limits, used, held)"
         " VALUES ($1, 1, 0, $2, now_ms() + $2, $3, $4, $4)",
-        session.id,
-        session.account.ttl_ms,
-        pack_limits(session.account.limits),
+        session,
+        account.ttl_ms,
+        pack_limits(account.limits),
         pack_amounts(NOTHING),
     )
 
@@ -135,7 +136,8 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
         found = replace(found, policies=change.policies)
     ttl = account.ttl_ms if change.ttl_ms is None else change.ttl_ms or None
     limits = account.limits if change.limits is None else change.limits
-    await tx.run("UPDATE sessions SET about = $2 WHERE id = $1", session, pack(pack_about(found)))
+    about = (await seal_of(tx, session)).seal(pack(pack_about(found)), "sessions.about")
+    await tx.run("UPDATE sessions SET about = $2 WHERE id = $1", session, about)
     await tx.run(
         "UPDATE accounts SET version = version + 1, ttl = $2, limits = $3 WHERE session = $1",
         session,

@@ -1,4 +1,4 @@
-"""Transactions on the tree of turns: fork, rollback, and forgetting a session whole."""
+"""Transactions on the tree of turns: fork and rollback."""
 
 from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Branch, Key, Place
@@ -6,10 +6,8 @@ from runtime.errors import FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import tell
 from runtime.store.looking import PATH, branch_of, known_result, session_of
-from runtime.store.remembering import of_tenant, remember
+from runtime.store.remembering import remember
 from runtime.store.transaction import Transaction
-
-OF_A_SESSION = ("lines", "branches", "turns", "segments", "items", "events", "accounts", "notices")
 
 
 async def fork(
@@ -70,14 +68,6 @@ async def rollback(
     await remember(tx, session, key, name)
     await tell(tx, session, Happening(What.ROLLED_BACK, name, head))
     return await branch_of(tx, session, name)
-
-
-async def delete(tx: Transaction, tenant: TenantId, session: SessionId) -> None:
-    await session_of(tx, tenant, session, lock=True)
-    for table in OF_A_SESSION:
-        await tx.run(f"DELETE FROM {table} WHERE session = $1", session)
-    await tx.run("DELETE FROM keys WHERE scope = $1 OR (scope = $2 AND result = $1)", session, of_tenant(tenant))
-    await tx.run("DELETE FROM sessions WHERE id = $1", session)
 
 
 async def _turn_at(

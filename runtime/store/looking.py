@@ -32,14 +32,17 @@ from runtime.store.packing import (
     unpack_reserve,
     unpack_tokens,
 )
+from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, a.limits, a.used, a.held, a.version,
-    a.news, a.ttl, a.expires - now_ms() FROM sessions s JOIN accounts a ON a.session = s.id"""
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, k.wrapped, a.limits, a.used, a.held,
+    a.version, a.news, a.ttl, a.expires - now_ms()
+    FROM sessions s JOIN session_keys k ON k.session = s.id JOIN accounts a ON a.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
-    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, t.held
-    FROM turns t JOIN sessions s ON s.id = t.session"""
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped, t.held
+    FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
+_ITEMS = "SELECT turn, number, payload FROM items"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -58,7 +61,7 @@ async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, l
     row = await tx.row(f"{_SESSION} WHERE s.id = $1 AND s.tenant = $2{suffix}", session, tenant)
     if row is None:
         raise _no_session()
-    return _session(row)
+    return _session(tx, row)
 
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
@@ -74,7 +77,7 @@ async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None
             after,
             limit,
         )
-    return tuple(_session(row) for row in rows)
+    return tuple(_session(tx, row) for row in rows)
 
 
 async def branches_of(tx: Transaction, session: SessionId) -> tuple[Branch, ...]:
@@ -134,6 +137,7 @@ async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
 async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> Context:
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.fingerprint FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
@@ -144,7 +148,7 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
     tokens: list[int] = []
     chain = ROOT_CHAIN
     for row in rows:
-        segment = unpack_tokens(row[1])
+        segment = unpack_tokens(seal.open(row[1], "segments.tokens", row[2]))
         if found.rerender:
             tokens, chain = [], ROOT_CHAIN  # each of them is the whole context
         chain = chained(chain, segment)
@@ -153,7 +157,7 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
         tokens.extend(segment)
     if len(rows) != branch.place.depth:
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
-    preamble = await _preamble(tx, rows[0][2]) if rows else ()
+    preamble = await _preamble(tx, seal, rows[0][2]) if rows else ()
     items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
     boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
     fingerprint = rows[-1][4] if rows else None
@@ -163,8 +167,9 @@ async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name
 async def items_at(
     tx: Transaction, session: SessionId, place: Place, after: int = 0, limit: int = 1 << 30
 ) -> tuple[tuple[int, TurnId, Item], ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
-        f"{PATH} SELECT i.turn, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
+        f"{PATH} SELECT i.turn, i.number, i.payload FROM path p JOIN segments s ON s.session = $1 AND s.line = p.line"
         " AND s.depth > p.base AND s.depth <= p.upto JOIN items i ON i.turn = s.turn"
         " ORDER BY s.depth, i.number LIMIT $4 OFFSET $5",
         session,
@@ -173,38 +178,52 @@ async def items_at(
         limit,
         after,
     )
-    return tuple((number, TurnId(row[0]), unpack_item(row[1])) for number, row in enumerate(rows, start=after + 1))
+    return tuple((number, TurnId(row[0]), _item(seal, *row)) for number, row in enumerate(rows, start=after + 1))
 
 
-async def events_of(tx: Transaction, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+async def events_of(tx: Transaction, session: SessionId, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
+    seal = await seal_of(tx, session)
     rows = await tx.rows(
         "SELECT seq, first, tokens, text FROM events WHERE turn = $1 AND seq > $2 ORDER BY seq", turn, after
     )
-    return tuple(TurnEvent(row[0], row[1], tuple(unpack_tokens(row[2])), bytes(row[3]).decode()) for row in rows)
+    return tuple(
+        TurnEvent(
+            seq,
+            first,
+            tuple(unpack_tokens(seal.open(tokens, "events.tokens", turn, seq))),
+            seal.open(text, "events.text", turn, seq).decode(),
+        )
+        for seq, first, tokens, text in rows
+    )
 
 
 async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, turn: TurnId, after: int) -> Progress:
     found = await turn_in(tx, tenant, session, turn)
     if found.ending is None:
-        return Progress(found, await events_of(tx, turn, after))
+        return Progress(found, await events_of(tx, session, turn, after))
     row = await tx.row("SELECT ending FROM turns WHERE id = $1", turn)
     assert row is not None
-    return Progress(found, unpack_events(row[0], after))
+    seal = await seal_of(tx, session)
+    return Progress(found, unpack_events(seal.open(row[0], "turns.ending", turn), after))
 
 
-async def _preamble(tx: Transaction, turn: str) -> tuple[Item, ...]:
+async def _preamble(tx: Transaction, seal: Seal, turn: str) -> tuple[Item, ...]:
     leading = []
-    for row in await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", turn):
-        item = unpack_item(row[0])
+    for row in await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", turn):
+        item = _item(seal, *row)
         if item.role not in ("system", "developer"):
             break
         leading.append(item)
     return tuple(leading)
 
 
-def _session(row: Row) -> Session:
-    ident, tenant, model, created, rerender, packed, *account = row
-    about = unpack(packed)
+def _item(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
+    return unpack_item(seal.open(payload, "items.payload", turn, number))
+
+
+def _session(tx: Transaction, row: Row) -> Session:
+    ident, tenant, model, created, rerender, sealed, wrapped, *account = row
+    about = unpack(tx.seals.of(ident, wrapped).open(sealed, "sessions.about"))
     return Session(
         SessionId(ident),
         TenantId(tenant),
@@ -230,17 +249,19 @@ def _branch(row: Row) -> Branch:
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
     """Raises `DataCorrupt` when it makes no sense to this Baton."""
-    payloads = await tx.rows("SELECT payload FROM items WHERE turn = $1 ORDER BY number", row[0])
+    payloads = await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", row[0])
     try:
-        return _turn(row, tuple(unpack_item(payload[0]) for payload in payloads))
+        seal = tx.seals.of(row[1], row[17])
+        return _turn(row, seal, tuple(_item(seal, *payload) for payload in payloads))
     except UNREADABLE as error:
         raise DataCorrupt(f"turn {row[0]} cannot be read, it is damaged or of a newer Baton: {error}") from error
 
 
-def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
+def _turn(row: Row, seal: Seal, items: tuple[Item, ...]) -> TurnRecord:
     prepared = None
     if row[11] is not None:
-        prepared = Prepared(Place(row[9], row[10]), tuple(unpack_tokens(row[11])), row[12], row[13], row[14])
+        prompt = unpack_tokens(seal.open(row[11], "turns.prompt", row[0]))
+        prepared = Prepared(Place(row[9], row[10]), tuple(prompt), row[12], row[13], row[14])
     return TurnRecord(
         TurnId(row[0]),
         SessionId(row[1]),
@@ -250,9 +271,9 @@ def _turn(row: Row, items: tuple[Item, ...]) -> TurnRecord:
         TurnStatus(row[5]),
         row[6],
         GatewayId(row[7]),
-        unpack_asked(row[8], items),
+        unpack_asked(seal.open(row[8], "turns.asked", row[0]), items),
         prepared,
         row[15] and Halt(row[15]),
-        row[16] and unpack_ending(row[16]),
-        unpack_reserve(row[17]),
+        row[16] and unpack_ending(seal.open(row[16], "turns.ending", row[0])),
+        unpack_reserve(row[18]),
     )

@@ -11,6 +11,7 @@ from runtime.store.accounting import hold, open_account, tell
 from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
 from runtime.store.packing import pack, pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
 from runtime.store.remembering import of_tenant, remember
+from runtime.store.sealing import new_seal, seal_of
 from runtime.store.transaction import Transaction
 
 
@@ -19,6 +20,7 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         known = await known_result(tx, of_tenant(session.tenant), key)
         if known is not None:
             return await session_of(tx, session.tenant, SessionId(known))
+    seal = await new_seal(tx, session.id)
     await tx.run(
         "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about)"
         " VALUES ($1, $2, $3, now_ms(), 1, $4, $5)",
@@ -26,9 +28,9 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.tenant,
         session.model,
         int(session.rerender),
-        pack(pack_about(session)),
+        seal.seal(pack(pack_about(session)), "sessions.about"),
     )
-    await open_account(tx, session)
+    await open_account(tx, session.id, session.account)
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(
         "INSERT INTO branches (session, name, line, depth, tokens, epoch) VALUES ($1, $2, 0, 0, 0, 0)",
@@ -102,6 +104,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
         return None
     begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+    seal = await seal_of(tx, turn.session)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
         " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
@@ -110,7 +113,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         turn.owner,
         prepared.base.line,
         prepared.base.depth,
-        pack_tokens(prepared.prompt),
+        seal.seal(pack_tokens(prepared.prompt), "turns.prompt", turn.id),
         prepared.context,
         prepared.max_tokens,
         prepared.drift,
@@ -136,6 +139,7 @@ async def _occupy(tx: Transaction, turn: TurnRecord) -> None:
 async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
     prepared = turn.prepared
     base = prepared and prepared.base
+    seal = await seal_of(tx, turn.session)
     await tx.run(
         "INSERT INTO turns (id, session, branch, status, epoch, owner, place, asked, line, depth, prompt, context,"
         " max_tokens, drift, held) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
@@ -146,16 +150,17 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         turn.epoch,
         turn.owner,
         place,
-        pack_asked(turn.asked),
+        seal.seal(pack_asked(turn.asked), "turns.asked", turn.id),
         base and base.line,
         base and base.depth,
-        prepared and pack_tokens(prepared.prompt),
+        prepared and seal.seal(pack_tokens(prepared.prompt), "turns.prompt", turn.id),
         prepared and prepared.context,
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
         None if turn.status is TurnStatus.QUEUED else pack_reserve(turn.reserve),
     )
     rows: list[tuple[object, ...]] = [
-        (turn.id, number, turn.session, pack_item(item)) for number, item in enumerate(turn.asked.items)
+        (turn.id, number, turn.session, seal.seal(pack_item(item), "items.payload", turn.id, number))
+        for number, item in enumerate(turn.asked.items)
     ]
     await tx.run_many("INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)", rows)

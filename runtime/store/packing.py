@@ -38,6 +38,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, msgpack.UnpackException, DecodeEr
 """What reading a value raises that is damaged, or that only a newer Baton understands."""
 _PLAIN, _DEFLATED = b"\0", b"\1"
 _WORTH_IT = 64
+_MAX_PACKED = 64 << 20
 _CHAIN_BYTES = 16
 ROOT_CHAIN = bytes(_CHAIN_BYTES)
 
@@ -55,11 +56,20 @@ def unpack_tokens(packed: bytes) -> "array[int]":
     """Raises `DataCorrupt`."""
     words = array("I")
     try:
-        words.frombytes(packed[1:] if packed[:1] == _PLAIN else zlib.decompress(packed[1:]))
+        words.frombytes(packed[1:] if packed[:1] == _PLAIN else _inflated(packed[1:]))
     except (zlib.error, ValueError) as error:
         raise DataCorrupt(f"stored tokens cannot be read: {error}") from error
     if sys.byteorder == "big":
         words.byteswap()
+    return words
+
+
+def _inflated(packed: bytes) -> bytes:
+    """Bounded, because what comes from elsewhere may swell to anything."""
+    inflating = zlib.decompressobj()
+    words = inflating.decompress(packed, _MAX_PACKED)
+    if not inflating.eof:
+        raise ValueError("they are cut short, or too many")
     return words
 
 

@@ -9,6 +9,7 @@ import asyncpg
 
 from runtime.errors import Internal, StartError, Unavailable
 from runtime.store.schema import migrate
+from runtime.store.sealing import MasterKey, Seals
 from runtime.store.transaction import Row, Transaction, Work
 
 T = TypeVar("T")
@@ -32,8 +33,9 @@ _SILENT = (
 
 
 class PostgresTransaction:
-    def __init__(self, connection: Any) -> None:  # noqa: ANN401 - of the pool
+    def __init__(self, connection: Any, seals: Seals) -> None:  # noqa: ANN401 - of the pool
         self._connection = connection
+        self.seals = seals
 
     async def rows(self, sql: str, *arguments: object) -> list[Row]:
         return cast("list[Row]", await self._connection.fetch(sql, *arguments))
@@ -53,8 +55,9 @@ class PostgresTransaction:
 class PostgresDatabase:
     """`dsn` as PostgreSQL takes it: postgresql://user@host/database. A password is better in `~/.pgpass`."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, master: MasterKey) -> None:
         self._dsn = dsn
+        self._master = master
         self._pool: Any = None
 
     async def open(self) -> None:
@@ -80,8 +83,9 @@ class PostgresDatabase:
     async def read(self, work: Work[T]) -> T:
         return await self._run(work, isolation="repeatable_read", readonly=True)
 
-    async def scrub(self) -> None:
+    async def scrub(self) -> bool:
         """The files are the server's: VACUUM and its own log decide how long they remember."""
+        return False
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -91,7 +95,7 @@ class PostgresDatabase:
         """What fails while it commits may have happened all the same: every transaction here can be run again."""
         try:
             async with self._pool.acquire(timeout=_ANSWER_S) as connection, connection.transaction(**kind):
-                return await work(PostgresTransaction(connection))
+                return await work(PostgresTransaction(connection, Seals(self._master)))
         except _SILENT as error:
             raise Unavailable(f"the session store does not answer: {error}", retry_after_ms=1000) from error
         except _AGAIN:

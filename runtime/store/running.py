@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
 from runtime.domain.spending import Amounts
-from runtime.errors import Internal, StaleAttempt
+from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import hold_more, settle, tell
 from runtime.store.looking import session_of, turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
+from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Transaction
 
 
 async def append_event(tx: Transaction, turn: TurnRecord, event: TurnEvent) -> None:
-    await _fence(tx, turn)
+    seal = await _fence(tx, turn)
     tokens, text = pack_tokens(event.tokens), event.text.encode()
     added = await tx.run(
         "INSERT INTO events (turn, seq, session, first, tokens, text) VALUES ($1, $2, $3, $4, $5, $6)"
@@ -26,13 +27,15 @@ async def append_event(tx: Transaction, turn: TurnRecord, event: TurnEvent) -> N
         event.seq,
         turn.session,
         event.index,
-        tokens,
-        text,
+        seal.seal(tokens, "events.tokens", turn.id, event.seq),
+        seal.seal(text, "events.text", turn.id, event.seq),
     )
     if not added:
         row = await tx.row("SELECT first, tokens, text FROM events WHERE turn = $1 AND seq = $2", turn.id, event.seq)
         assert row is not None
-        if (row[0], bytes(row[1]), bytes(row[2])) != (event.index, tokens, text):
+        had = seal.open(row[1], "events.tokens", turn.id, event.seq)
+        said = seal.open(row[2], "events.text", turn.id, event.seq)
+        if (row[0], had, said) != (event.index, tokens, text):
             raise Internal(f"event {event.seq} of turn {turn.id} was stored before with another content")
 
 
@@ -55,7 +58,7 @@ async def finish_turn(
         "UPDATE turns SET status = $2, ending = $3, prompt = NULL, held = NULL WHERE id = $1",
         turn.id,
         ending.status.value,
-        packed,
+        (await seal_of(tx, turn.session)).seal(packed, "turns.ending", turn.id),
     )
     await tx.run("UPDATE branches SET live = NULL WHERE session = $1 AND name = $2", turn.session, turn.branch)
 
@@ -66,8 +69,10 @@ async def _finished_before(tx: Transaction, turn: TurnRecord, packed: bytes) -> 
         await _fence(tx, turn)
     except StaleAttempt:
         row = await tx.row("SELECT epoch, ending FROM turns WHERE id = $1", turn.id)
-        if row is not None and row[0] == turn.epoch and row[1] is not None and bytes(row[1]) == packed:
-            return True
+        if row is not None and row[0] == turn.epoch and row[1] is not None:
+            seal = await seal_of(tx, turn.session)
+            if seal.open(row[1], "turns.ending", turn.id) == packed:
+                return True
         raise
     return False
 
@@ -76,6 +81,7 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
     prepared = turn.prepared
     assert prepared is not None, "a turn is prepared before it runs"
     session = await session_of(tx, turn.tenant, turn.session)
+    seal = await seal_of(tx, turn.session)
     place = Place(prepared.base.line, prepared.base.depth + 1)
     segment = (*prepared.prompt, *tokens[: ending.kept])
     total = len(segment) if session.rerender else prepared.context + len(segment)
@@ -90,15 +96,16 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         total,
         chained(before, segment),
         ending.boot,
-        pack_tokens(segment),
+        seal.seal(pack_tokens(segment), "segments.tokens", turn.id),
         ending.fingerprint,
     )
+    number = len(turn.asked.items)
     await tx.run(
         "INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)",
         turn.id,
-        len(turn.asked.items),
+        number,
         turn.session,
-        pack_item(Item("assistant", text)),
+        seal.seal(pack_item(Item("assistant", text)), "items.payload", turn.id, number),
     )
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
@@ -126,7 +133,11 @@ async def _chain_at(tx: Transaction, session: SessionId, place: Place) -> bytes:
 
 
 async def drop_turn(tx: Transaction, turn: TurnRecord, ending: Ending) -> bool:
-    packed = pack_ending(ending, (), ())
+    try:
+        seal = await seal_of(tx, turn.session)
+    except NotFound:
+        return False
+    packed = seal.seal(pack_ending(ending, (), ()), "turns.ending", turn.id)
     changed = await tx.run(
         "UPDATE turns SET status = $2, ending = $3 WHERE id = $1 AND status = 'queued'",
         turn.id,
@@ -148,9 +159,14 @@ async def halt_turn(tx: Transaction, tenant: TenantId, session: SessionId, turn:
     return await turn_in(tx, tenant, session, turn)
 
 
-async def _fence(tx: Transaction, turn: TurnRecord) -> None:
+async def _fence(tx: Transaction, turn: TurnRecord) -> Seal:
+    """With the session's seal, which costs no statement of its own this way."""
     row = await tx.row(
-        "SELECT live, epoch FROM branches WHERE session = $1 AND name = $2 FOR UPDATE", turn.session, turn.branch
+        "SELECT live, epoch, (SELECT wrapped FROM session_keys WHERE session = $1) FROM branches"
+        " WHERE session = $1 AND name = $2 FOR UPDATE",
+        turn.session,
+        turn.branch,
     )
-    if row is None or (row[0], row[1]) != (turn.id, turn.epoch):
+    if row is None or row[2] is None or (row[0], row[1]) != (turn.id, turn.epoch):
         raise StaleAttempt(f"turn {turn.id} is not under epoch {turn.epoch} any more", field="turn")
+    return tx.seals.of(turn.session, row[2])

@@ -1,7 +1,13 @@
 """The tables, and how an older store becomes a newer one. A migration that was released is never changed."""
 
+from collections.abc import Awaitable, Callable
+
 from runtime.errors import StartError
+from runtime.store.sealing import new_seal
 from runtime.store.transaction import Transaction
+
+Step = str | Callable[[Transaction], Awaitable[None]]
+"""A statement, or what no statement can do."""
 
 # Written for PostgreSQL; where SQLite has another word, its driver translates it.
 _FIRST = (
@@ -41,8 +47,59 @@ _FIRST = (
 )
 # When a key was used, for those that count for a while only.
 _SECOND = ("ALTER TABLE keys ADD COLUMN at BIGINT NOT NULL DEFAULT 0",)
+
+
+async def _name_master(tx: Transaction) -> None:
+    await tx.run("INSERT INTO masters (id) VALUES ($1)", tx.seals.master.id)
+
+
+async def _seal_what_is_there(tx: Transaction) -> None:
+    """Give every session a data key, and put what an older Baton wrote in the clear under it."""
+    columns = (
+        ("turns", ("id",), ("asked", "prompt", "ending")),
+        ("segments", ("turn",), ("tokens",)),
+        ("items", ("turn", "number"), ("payload",)),
+        ("events", ("turn", "seq"), ("tokens", "text")),
+    )
+    for (session,) in await tx.rows("SELECT id FROM sessions"):
+        seal = await new_seal(tx, session)
+        row = await tx.row("SELECT about FROM sessions WHERE id = $1", session)
+        assert row is not None
+        sealed = seal.seal(bytes(row[0]), "sessions.about")
+        await tx.run("UPDATE sessions SET about = $2 WHERE id = $1", session, sealed)
+        for table, key, payloads in columns:
+            found = await tx.rows(f"SELECT {', '.join((*key, *payloads))} FROM {table} WHERE session = $1", session)
+            names = [*payloads, *key]
+            which = " AND ".join(f"{name} = ${place}" for place, name in enumerate(names, 1) if name in key)
+            what = ", ".join(f"{name} = ${place}" for place, name in enumerate(payloads, 1))
+            rows: list[tuple[object, ...]] = []
+            for each in found:
+                ident, values = tuple(each)[: len(key)], tuple(each)[len(key) :]
+                shut = [
+                    value if value is None else seal.seal(bytes(value), f"{table}.{name}", *ident)
+                    for name, value in zip(payloads, values, strict=True)
+                ]
+                rows.append((*shut, *ident))
+            await tx.run_many(f"UPDATE {table} SET {what} WHERE {which}", rows)
+
+
+# Payloads under the data key of their session, and that under the master key which `masters` names; what was erased,
+# and which workers have been told of it.
+_THIRD: tuple[Step, ...] = (
+    "CREATE TABLE masters (id BYTEA NOT NULL)",
+    "CREATE TABLE session_keys (session TEXT PRIMARY KEY, wrapped BYTEA NOT NULL)",
+    """CREATE TABLE erasures (
+        session TEXT PRIMARY KEY, tenant TEXT NOT NULL, at BIGINT NOT NULL, counts BYTEA NOT NULL,
+        scrubbed INTEGER NOT NULL, pending INTEGER NOT NULL)""",
+    "CREATE INDEX erasures_pending ON erasures (at) WHERE pending = 1",
+    """CREATE TABLE outbox (
+        session TEXT NOT NULL, boot TEXT NOT NULL, worker TEXT NOT NULL, dropped INTEGER, shared INTEGER,
+        PRIMARY KEY (session, boot))""",
+    _name_master,
+    _seal_what_is_there,
+)
 # What a session may spend and has spent, and what happened to it.
-_ACCOUNTS = (
+_ACCOUNTS: tuple[Step, ...] = (
     """CREATE TABLE accounts (
         session TEXT PRIMARY KEY, version BIGINT NOT NULL, news BIGINT NOT NULL, ttl BIGINT, expires BIGINT,
         limits BYTEA, used BYTEA, held BYTEA)""",
@@ -54,11 +111,13 @@ _ACCOUNTS = (
     "ALTER TABLE turns ADD COLUMN held BYTEA",
     "ALTER TABLE segments ADD COLUMN fingerprint TEXT",
 )
-MIGRATIONS = (_FIRST, _SECOND, _ACCOUNTS)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _ACCOUNTS)
+_SEALED = MIGRATIONS.index(_THIRD) + 1
 
 
-async def migrate(tx: Transaction) -> None:
-    """Bring the tables up to this Baton's; raises `StartError` when a newer one has been here."""
+async def migrate(tx: Transaction) -> bool:
+    """Bring the tables up to this Baton's; says whether there was something to do. Raises `StartError` when a newer one
+    has been here, or the store is sealed with another master key."""
     await tx.run("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
     row = await tx.row("SELECT version FROM schema_version FOR UPDATE")
     version = 0 if row is None else row[0]
@@ -66,10 +125,22 @@ async def migrate(tx: Transaction) -> None:
         raise StartError(
             f"sessions.store: its schema has version {version}, this Baton knows {len(MIGRATIONS)}: it is newer"
         )
+    if version >= _SEALED:
+        await _check_master(tx)
     for statements in MIGRATIONS[version:]:
         for statement in statements:
-            await tx.run(statement)
+            if isinstance(statement, str):
+                await tx.run(statement)
+            else:
+                await statement(tx)
     if row is None:
         await tx.run("INSERT INTO schema_version (version) VALUES ($1)", len(MIGRATIONS))
     elif version < len(MIGRATIONS):
         await tx.run("UPDATE schema_version SET version = $1", len(MIGRATIONS))
+    return version < len(MIGRATIONS)
+
+
+async def _check_master(tx: Transaction) -> None:
+    row = await tx.row("SELECT id FROM masters")
+    if row is None or bytes(row[0]) != tx.seals.master.id:
+        raise StartError("sealing.key: what sessions.store holds is sealed with another key than this one")

@@ -1,9 +1,11 @@
 """A `SessionStore` over any of the databases: which transaction answers which call, and whether it writes."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
+from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.notices import Change, Notice
 from runtime.domain.sessions import (
     Branch,
@@ -18,9 +20,23 @@ from runtime.domain.sessions import (
     TurnRecord,
 )
 from runtime.domain.spending import Amounts
+from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
-from runtime.store import accounting, branching, looking, opening, owning, running, sweeping
+from runtime.store import (
+    accounting,
+    branching,
+    erasing,
+    looking,
+    moving,
+    opening,
+    owning,
+    pruning,
+    running,
+    sweeping,
+)
 from runtime.store.bells import Bell, Bells
+from runtime.store.bundle import Bundle, read_bundle, write_bundle
+from runtime.store.checking import check_bundle
 from runtime.store.transaction import Database, Transaction
 
 
@@ -108,6 +124,11 @@ class SqlSessionStore:
         self._bells.ring(session)
         return back
 
+    async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
+        await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
+        with suppress(Unavailable):
+            await self._database.scrub()
+
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
     ) -> tuple[tuple[int, TurnId, Item], ...]:
@@ -119,7 +140,7 @@ class SqlSessionStore:
         return await self._database.read(work)
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
-        await self._database.write(lambda tx: branching.delete(tx, tenant, session))
+        await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
         self._bells.ring(session)
         await self._database.scrub()
 
@@ -146,5 +167,43 @@ class SqlSessionStore:
     async def tend(self) -> None:
         await self._bells.tend()
 
+    async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
+        erased = await self._database.write(lambda tx: erasing.erase(tx, tenant, session))
+        self._bells.ring(session)
+        if not erased.scrubbed:
+            with suppress(Unavailable):
+                await self.scrub()  # or later, once nobody reads what was there before
+        return await self.erasure(tenant, session)
+
+    async def erasure(self, tenant: TenantId, session: SessionId) -> Erasure:
+        return await self._database.read(lambda tx: erasing.erasure_of(tx, tenant, session))
+
+    async def erasures(self) -> tuple[Erasure, ...]:
+        return await self._database.read(erasing.pending)
+
+    async def scrub(self) -> None:
+        if await self._database.scrub():
+            await self._database.write(erasing.scrubbed)
+
+    async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
+        await self._database.write(lambda tx: erasing.tell(tx, session, worker))
+
+    async def settle(self, session: SessionId, after_s: float) -> None:
+        await self._database.write(lambda tx: erasing.settle(tx, session, after_s))
+
+    async def read_out(self, tenant: TenantId, session: SessionId) -> bytes:
+        bundle = await self._database.read(lambda tx: moving.read_out(tx, tenant, session))
+        return await asyncio.to_thread(write_bundle, bundle)
+
+    async def take_in(self, tenant: TenantId, data: bytes, key: Key | None) -> Session:
+        bundle = await asyncio.to_thread(_checked, data)
+        return await self._database.write(lambda tx: moving.take_in(tx, tenant, bundle, key))
+
     async def close(self) -> None:
         await self._database.close()
+
+
+def _checked(data: bytes) -> Bundle:
+    bundle = read_bundle(data)
+    check_bundle(bundle)
+    return bundle

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 from runtime.errors import BatonError, Internal, ResourceExhausted, SetupError, StartError, Unavailable
 from runtime.store.schema import migrate
+from runtime.store.sealing import MasterKey, Seals
 from runtime.store.transaction import Row, Transaction, Work
 
 T = TypeVar("T")
@@ -38,8 +39,9 @@ class _Job:
 class SqliteTransaction:
     """On a connection that is in a transaction, and on its thread: nothing here ever waits for the event loop."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, seals: Seals) -> None:
         self._connection = connection
+        self.seals = seals
 
     async def rows(self, sql: str, *arguments: object) -> list[Row]:
         return self._connection.execute(_translated(sql), arguments).fetchall()
@@ -55,8 +57,9 @@ class SqliteTransaction:
 
 
 class SqliteDatabase:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, master: MasterKey) -> None:
         self._path = path
+        self._master = master
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loop = asyncio.get_running_loop()
@@ -73,7 +76,8 @@ class SqliteDatabase:
             self._path.chmod(0o600)
             self._connections.append(self._connection)
             self._writer.start()
-            await self.write(migrate)
+            if await self.write(migrate):
+                await self.scrub()
         except (sqlite3.Error, OSError, Unavailable) as error:
             raise StartError(f"sessions.store: {self._path} cannot be used: {error}") from error
 
@@ -88,9 +92,10 @@ class SqliteDatabase:
     async def read(self, work: Work[T]) -> T:
         return await self._loop.run_in_executor(self._readers, self._read, work)
 
-    async def scrub(self) -> None:
+    async def scrub(self) -> bool:
         """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it."""
         await self.write(_emptied)
+        return True
 
     async def close(self) -> None:
         self._jobs.put(None)
@@ -108,7 +113,7 @@ class SqliteDatabase:
                 self._connections.append(connection)
             connection.execute("BEGIN")
             try:
-                return _driven(work, connection)
+                return _driven(work, connection, Seals(self._master))
             finally:
                 connection.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
@@ -162,7 +167,7 @@ class SqliteDatabase:
     def _run(self, connection: sqlite3.Connection, job: _Job) -> Callable[[], None]:
         connection.execute("SAVEPOINT job")
         try:
-            result = _driven(job.work, connection)
+            result = _driven(job.work, connection, Seals(self._master))
         except (BatonError, SetupError) as error:
             connection.execute("ROLLBACK TO job")
             return functools.partial(_fail, job.done, error)
@@ -195,9 +200,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _driven(work: Work[T], connection: sqlite3.Connection) -> T:
+def _driven(work: Work[T], connection: sqlite3.Connection, seals: Seals) -> T:
     """Run it to its end, here and now: on SQLite a transaction awaits nothing that is not there."""
-    running = cast("Coroutine[Any, Any, T]", work(cast("Transaction", SqliteTransaction(connection))))
+    running = cast("Coroutine[Any, Any, T]", work(cast("Transaction", SqliteTransaction(connection, seals))))
     try:
         running.send(None)
     except StopIteration as end:

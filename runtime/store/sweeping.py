@@ -5,7 +5,7 @@ branches that the live one was forked from.
 """
 
 from runtime.ids import SessionId, TenantId
-from runtime.store.branching import delete
+from runtime.store.erasing import delete
 from runtime.store.transaction import Transaction
 
 

@@ -4,7 +4,10 @@ SQL is PostgreSQL's with `$1` for arguments, where SQLite understands it too; `n
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from runtime.store.sealing import Seals
 
 T = TypeVar("T")
 Row = Any
@@ -12,6 +15,8 @@ Row = Any
 
 
 class Transaction(Protocol):
+    seals: "Seals"
+
     async def rows(self, sql: str, *arguments: object) -> list[Row]: ...
 
     async def row(self, sql: str, *arguments: object) -> Row | None:
@@ -35,7 +40,7 @@ class Database(Protocol):
     async def read(self, work: Work[T]) -> T:
         """All that the work reads is of one moment."""
 
-    async def scrub(self) -> None:
-        """Leave nothing of what was deleted in the files that this process keeps."""
+    async def scrub(self) -> bool:
+        """Leave nothing of what was deleted in the files; False when they are a server's."""
 
     async def close(self) -> None: ...

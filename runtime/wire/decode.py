@@ -112,6 +112,7 @@ def _pack_start(start: Start) -> pb.Start:
         ],
         remaining_ms=start.remaining_ms,
         priority=start.priority,
+        session=start.session or "",
     )
 
 
@@ -134,6 +135,7 @@ def _unpack_start(message: pb.Start) -> Start:
         ),
         remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
         priority=message.priority,
+        session=fields.session(message.session),
     )
 
 

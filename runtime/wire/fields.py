@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 
 from runtime.errors import InvalidArgument
+from runtime.ids import SessionId
 
 MAX_TOKEN = 2**31 - 1
+MAX_SESSION = 64
 _FINGERPRINT_DIGITS = 32
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
@@ -21,6 +23,11 @@ def text(value: str, field: str, limit: int) -> str:
     if len(value) <= limit:
         return value
     raise InvalidArgument(f"{field} must have at most {limit} characters, has {len(value)}", field=field)
+
+
+def session(value: str) -> SessionId | None:
+    """Whose content it is; empty for nobody's."""
+    return SessionId(text(value, "session", MAX_SESSION)) if value else None
 
 
 def fingerprint(value: str, field: str) -> str:

@@ -9,6 +9,7 @@ from runtime.domain.steps import Encoding
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, PageId, TenantId, TransferId, WorkerId
 from runtime.wire import fields
+from runtime.wire.pages import unpack_dtypes
 
 _PAGE_ID_BYTES = 16
 _MAX_OFFERS = 16
@@ -17,7 +18,11 @@ _ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 def pack_prefill_call(call: PrefillCall) -> pb.PrefillRequest:
     return pb.PrefillRequest(
-        tenant=call.tenant, tokens=call.tokens, ticket=pack_ticket(call.ticket), priority=call.priority
+        tenant=call.tenant,
+        tokens=call.tokens,
+        ticket=pack_ticket(call.ticket),
+        priority=call.priority,
+        session=call.session or "",
     )
 
 
@@ -27,6 +32,7 @@ def unpack_prefill_call(message: pb.PrefillRequest) -> PrefillCall:
         tokens=fields.tokens(message.tokens, "tokens", least=2),
         ticket=unpack_ticket(message.ticket),
         priority=message.priority,
+        session=fields.session(message.session),
     )
 
 
@@ -63,6 +69,8 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         remaining_ms=ticket.remaining_ms,
         offers=[kv.Offer(transport=offer.transport, endpoint=offer.endpoint) for offer in ticket.offers],
         encoding=ticket.encoding.value,
+        dtypes=ticket.dtypes,
+        parts=ticket.parts,
     )
 
 
@@ -81,6 +89,8 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         remaining_ms=fields.at_least(1, message.remaining_ms, "ticket.remaining_ms"),
         offers=_unpack_offers(message),
         encoding=_ENCODINGS.get(fields.text(message.encoding, "ticket.encoding", 32), Encoding.PLAIN),
+        dtypes=unpack_dtypes(message.dtypes, "ticket.dtypes"),
+        parts=message.parts,
     )
 
 

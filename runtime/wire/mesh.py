@@ -7,6 +7,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
+from runtime.wire.pages import pack_pages, unpack_pages
 from runtime.wire.sequence import pack_load, unpack_load
 
 _MAX_WORKERS = 65_536
@@ -62,6 +63,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         frame_version=worker.frame_version,
         draining=worker.draining,
         traffic=_pack_traffic(worker.traffic),
+        pages=pack_pages(worker.pages),
     )
 
 
@@ -83,6 +85,7 @@ def unpack_worker(message: pb.Worker) -> Worker:
         frame_version=message.frame_version or 1,
         draining=message.draining,
         traffic=_unpack_traffic(message.traffic),
+        pages=unpack_pages(message.pages),
     )
 
 

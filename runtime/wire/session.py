@@ -117,6 +117,13 @@ def unpack_key(
     return Key(name, hashlib.blake2b(said, digest_size=16).digest())
 
 
+def import_key(name: str, bundle: bytes) -> Key | None:
+    """The idempotency key of an import of this bundle."""
+    fields.text(name, "idempotency_key", _MAX_KEY)
+    _storable(name, "idempotency_key")
+    return Key(name, hashlib.blake2b(b"ImportRequest" + bundle, digest_size=16).digest()) if name else None
+
+
 def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) -> Asked:
     """Raises `InvalidArgument` naming the first field at fault. `bad_words` stay in the message."""
     items = tuple(Item(each.role, each.content) for each in request.items)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, SimulatedConfig
+from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import LocalMesh, local_mesh
 
 

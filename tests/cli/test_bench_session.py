@@ -12,7 +12,7 @@ RUNNER = CliRunner()
 
 
 def test_the_bench_of_sessions_tells_what_is_wanted_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_QUICK", session._Pace(seconds=0.1, tokens=4, rounds=20, sessions=200))
+    monkeypatch.setattr(session, "_QUICK", session._Pace(seconds=0.1, tokens=4, rounds=20, sessions=200, idle=200))
     monkeypatch.setattr(session, "_LONG", 100)
     monkeypatch.setattr(session, "_MILLION", 200)
     result = RUNNER.invoke(app, ["bench", "session", "--quick", "--json"])

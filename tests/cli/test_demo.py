@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from runtime.cli.app import app
 from runtime.cli.talk.demo import run_demo
 from runtime.cli.talk.script import EARLIER, LIVE, Line
-from runtime.config import Config, HandoffConfig, MeshConfig
+from runtime.config import Config, MeshConfig
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import local_mesh
 from runtime.model.recall.facts import KINDS, Exchange
 from runtime.model.recall.small_talk import small_talk

@@ -54,3 +54,23 @@ def test_an_evaluation_below_what_was_asked_exits_with_one(tiny: Path) -> None:
     assert result.exit_code == 0
     assert json.loads(result.stdout)["questions"] == 1
     assert RUNNER.invoke(app, [*asked, "--at-least", "0.9"]).exit_code == 1
+
+
+def test_an_evaluation_tells_how_many_answers_stay_the_same_over_smaller_pages(tiny: Path) -> None:
+    asked = ["model", "eval", str(tiny), "--questions", "2", "--history", "64", "--json"]
+    result = RUNNER.invoke(app, [*asked, "--over", "plain", "--over", "int8", "--over", "bfloat16"])
+    assert result.exit_code == 0, result.output
+    over = json.loads(result.stdout)["over"]
+    assert over["plain"]["same"] == 1.0
+    assert 0 <= over["int8"]["same"] <= 1
+    assert over["bfloat16"]["bytes"] * 2 == over["plain"]["bytes"]
+    assert 0.25 < over["int8"]["bytes"] / over["plain"]["bytes"] < 0.3
+    shown = RUNNER.invoke(app, [*asked[:-1], "--over", "fp8"])
+    assert "over fp8: " in shown.stdout
+    assert "of 2 answers" in shown.stdout
+
+
+def test_a_way_that_is_not_known_is_refused_by_name(tiny: Path) -> None:
+    result = RUNNER.invoke(app, ["model", "eval", str(tiny), "--questions", "1", "--history", "64", "--over", "zip"])
+    assert result.exit_code == 2
+    assert "'zip' is no way" in result.stderr

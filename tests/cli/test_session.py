@@ -1,6 +1,7 @@
 """`baton session`: what the mesh keeps, shown and changed by name."""
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,9 @@ def test_a_fork_and_a_rollback(target: str, session: str) -> None:
     assert "Three." in baton(target, "show", session, "--branch", "other")
     assert baton(target, "rollback", session, "1").startswith("Branch main has 0 turns and 0 tokens")
     assert "cannot be taken back" in baton(target, "rollback", session, "1", ends=2)
+    told = f"branch other of {session} is deleted.\n"
+    assert baton(target, "delete", session, "--branch", "other", "--yes") == told
+    assert "has no branch 'other'" in baton(target, "delete", session, "--branch", "other", "--yes", ends=1)
 
 
 def test_the_turn_that_runs_is_shown_to_its_end(target: str, session: str) -> None:
@@ -69,3 +73,40 @@ def test_the_turn_that_runs_is_shown_to_its_end(target: str, session: str) -> No
 def test_a_deleted_session_is_gone(target: str, session: str) -> None:
     assert baton(target, "delete", session, "--yes") == f"{session} is deleted.\n"
     assert "no such session" in baton(target, "show", session, ends=1)
+
+
+def test_a_session_goes_out_into_a_file_and_comes_back_unless_it_was_erased(
+    target: str, session: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "session.baton"
+    assert re.match(rf"\S*session\.baton has {session}, [\d,]+ bytes\.\n", baton(target, "export", session, str(file)))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "cannot be written" in baton(target, "export", session, str(file), ends=2)
+    shown = baton(target, "show", session)
+    baton(target, "delete", session, "--yes")
+    assert baton(target, "import", str(file)) == f"{session} is here: main with 3 turns.\n"
+    assert baton(target, "show", session) == shown
+    with Client(target) as client:
+        assert client.sessions.complete(session, "Four.", max_tokens=3, temperature=0.0).text
+    assert "is here already" in baton(target, "import", str(file), ends=1)
+    erased = baton(target, "erase", session, "--yes")
+    assert re.search(r"sessions +\d+ rows", erased)
+    assert re.search(r"decode-0 +\d+ pages +\d+ *\n", erased)
+    assert "no such session" in baton(target, "show", session, ends=1)
+    assert "was erased here" in baton(target, "import", str(file), ends=1)
+
+
+def test_a_tampered_file_is_refused_and_half_a_file_is_not_left_behind(
+    target: str, session: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "session.baton"
+    baton(target, "export", session, str(file))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    baton(target, "delete", session, "--yes")
+    assert "its digest is not that of its content" in baton(target, "import", str(file), ends=1)
+    assert "no such session" in baton(target, "show", session, ends=1)
+    nothing = tmp_path / "nothing.baton"
+    assert "no such session" in baton(target, "export", session, str(nothing), ends=1)
+    assert not nothing.exists()

@@ -65,6 +65,15 @@ def test_every_shipped_configuration_loads() -> None:
             "{model: {simulated: {}}, workers: [{name: d, role: decode, device: neuron}]}",
             "model.simulated has no tensors: its workers must have device cpu",
         ),
+        (
+            "workers: [{name: d, role: decode, device: cuda, kv: {layout: nxdi}}]",
+            "workers.0: kv.layout and kv.block_tokens are for device cpu, not cuda",
+        ),
+        ("workers: [{name: d, role: decode, kv: {dtype: float16}}]", "workers.0.kv.dtype: must be 'float32' or"),
+        (
+            "{model: {simulated: {}}, workers: [{name: d, role: decode, kv: {block_tokens: 8}}]}",
+            "model.simulated has no tensors: workers d must have no kv",
+        ),
         ("gateway: {host: 0.0.0.0}", "gateway.host: 0.0.0.0 is no loopback: set tls.enabled, or tls.plaintext"),
         (
             "{gateway: {host: mesh.example.com}, tls: {plaintext: http}}",

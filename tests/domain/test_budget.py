@@ -29,8 +29,8 @@ def test_with_a_bound_the_step_ends_in_time() -> None:
     assert budget.prefill_tokens(0) == STEP
 
 
-def test_a_step_with_prefill_takes_no_longer_than_two_without() -> None:
-    assert learnt(10.0, decode_s=0.05, token_s=0.001).prefill_tokens(4) == pytest.approx(50, abs=1)
+def test_a_step_with_prefill_takes_less_than_two_without() -> None:
+    assert learnt(10.0, decode_s=0.05, token_s=0.001).prefill_tokens(4) == pytest.approx(40, abs=1)
 
 
 def test_a_fast_engine_is_not_held_back() -> None:
@@ -59,4 +59,4 @@ def test_what_decoding_took_is_not_blamed_on_prefill() -> None:
         budget.took(0, 8, 0.1)
     alone.took(100, 0, 0.1)
     beside.took(100, 8, 0.2)
-    assert alone.prefill_tokens(8) == beside.prefill_tokens(8) == 100
+    assert alone.prefill_tokens(8) == beside.prefill_tokens(8) == 80

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from runtime.domain.membership import MAX_REFUSED, Belief, Membership
-from runtime.domain.messages import View, Worker
+from runtime.domain.messages import PageForm, View, Worker
+from runtime.domain.spec import Kind, LayerGroup
 from runtime.errors import FailedPrecondition, Incompatible, NotFound
 from runtime.ids import BootId, WorkerId
 
@@ -171,3 +172,49 @@ def test_an_older_view_says_nothing() -> None:
     for older in (view(2, 2, B), view(1, 99, B)):
         assert belief.take(older) is newer
     assert belief.take(view(2, 4)).workers == ()
+
+
+KEYS, LATENTS = LayerGroup((0,), 2, 4), LayerGroup((1,), 1, 8, Kind.LATENT)
+PREFILL = replace(B, role="prefill")
+
+
+def of_pages(worker: Worker, dtype: str, *dtypes: str, groups: tuple[LayerGroup, ...] = ()) -> Worker:
+    return replace(worker, pages=PageForm(dtype, dtypes, groups))
+
+
+@pytest.mark.parametrize("first", ["prefill", "decode"])
+def test_a_pair_whose_pages_cannot_become_each_others_is_refused_whoever_comes_first(
+    members: Membership, first: str
+) -> None:
+    pair = of_pages(PREFILL, "bfloat16"), of_pages(A, "float32", "float16")
+    here, new = pair if first == "prefill" else reversed(pair)
+    members.register(here, now=0.0)
+    with pytest.raises(Incompatible, match="b prefills in bfloat16, and a takes float32 and float16 alone") as refused:
+        members.register(new, now=0.0)
+    assert refused.value.field == "pages.dtype"
+    assert members.view().workers == (here,)
+
+
+def test_what_a_decode_worker_takes_is_its_own_word(members: Membership) -> None:
+    members.register(of_pages(A, "float32", "bfloat16"), now=0.0)
+    members.register(of_pages(PREFILL, "bfloat16"), now=0.0)
+    members.register(of_pages(replace(A, id=WorkerId("c")), "bfloat16"), now=0.0)
+    assert len(members.view().workers) == 3
+    with pytest.raises(Incompatible, match="c takes bfloat16 alone"):
+        members.register(of_pages(replace(PREFILL, id=WorkerId("d")), "float32", "bfloat16"), now=0.0)
+
+
+def test_workers_of_one_role_may_differ_in_data_type_and_one_that_does_not_say_fits(members: Membership) -> None:
+    members.register(of_pages(A, "float32"), now=0.0)
+    members.register(of_pages(B, "bfloat16"), now=0.0)
+    members.register(replace(PREFILL, id=WorkerId("silent")), now=0.0)
+    assert len(members.view().workers) == 3
+
+
+def test_other_groups_of_layers_are_refused_by_name(members: Membership) -> None:
+    members.register(of_pages(A, "float32", groups=(KEYS, LATENTS)), now=0.0)
+    windowed = replace(KEYS, window=8)
+    with pytest.raises(Incompatible, match="1 layers of kv 2 x 4 within 8 tokens, 1 layers of latent") as refused:
+        members.register(of_pages(B, "float32", groups=(windowed, LATENTS)), now=0.0)
+    assert refused.value.field == "pages.groups"
+    members.register(of_pages(B, "float32", groups=(KEYS, LATENTS)), now=0.0)

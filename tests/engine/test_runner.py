@@ -222,7 +222,7 @@ def test_a_compiled_model_has_one_graph_for_many_steps(runner: Callable[[str], T
 def test_the_probe_leaves_the_pool_as_it_was(runner: Callable[[str], TorchRunner]) -> None:
     engine = runner("qwen3")
     engine.probe()
-    assert not any(engine.kv.read_page(page, SPEC.page_tokens).strip(b"\0") for page in range(PAGES))
+    assert not any(engine.kv.read_pages([(page, SPEC.page_tokens)])[0].strip(b"\0") for page in range(PAGES))
 
 
 def test_the_probe_refuses_attention_in_both_directions(runner: Callable[[str], TorchRunner]) -> None:

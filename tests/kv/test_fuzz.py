@@ -1,7 +1,9 @@
 """Whatever arrives: frames and pushes with anything in them are refused by name, counted, and nothing is kept."""
 
 import asyncio
+import struct
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -10,11 +12,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from batonmesh.v1 import kv_pb2
-from runtime.domain.landing import CommitArrived, FrameArrived
+from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt
+from runtime.domain.spec import Kind, LayerGroup
+from runtime.domain.steps import Encoding, Frame
 from runtime.errors import DataCorrupt
+from runtime.ids import PageId
+from runtime.kv.encodings import compress
 from runtime.kv.frames import HEADER_BYTES, FrameCodec
+from runtime.kv.parts import cut_heads, split_groups
 from runtime.kv.transport.arrivals import OpenTransfers
-from tests.kv.test_frames import CODEC, SPEC
+from tests.kv.test_frames import CODEC, SPEC, rewritten
 from tests.kv.test_grpc_transport import TRANSFER, Landing, Side, expect, frame, raw_push, receiver, sender
 from tests.scale import scaled
 
@@ -23,8 +30,83 @@ __all__ = ["receiver", "sender"]  # fixtures
 GOOD = CODEC.encode(frame(3))
 REASONS = {
     "magic", "version", "header_bytes", "payload_bytes", "checksum", "fingerprint", "layer_group", "layer_groups",
-    "first_head", "heads", "dtype", "encoding", "reserved", "valid_tokens", "transfer", "epoch",
+    "first_head", "heads", "dtype", "encoding", "kind", "reserved", "valid_tokens", "page", "scale", "transfer",
+    "epoch",
 }  # fmt: skip
+# A model of every kind of group, whose receiver takes what can be taken; and good frames of it in every form.
+WIDE = replace(
+    SPEC,
+    dtype="float32",
+    groups=(LayerGroup((0, 2), 3, 2), LayerGroup((1,), 2, 4, window=16), LayerGroup((3,), 1, 6, Kind.LATENT)),
+)
+OPEN_PAGES = 2
+
+
+def good_parts() -> list[bytes]:
+    whole = Frame(PageId(bytes(16)), 1, 5, (bytes(range(1, 61)) * 20)[: WIDE.token_bytes * 5])
+    frames = []
+    for encoding, dtype in ((Encoding.PLAIN, "float32"), (Encoding.FP8, "float32"), (Encoding.PLAIN, "bfloat16")):
+        here = replace(WIDE, dtype=dtype)
+        page = replace(whole, payload=bytes(whole.payload)[: here.token_bytes * 5])
+        frames += [FrameCodec(here).encode(compress(part, here, encoding)) for part in split_groups(page, here)]
+    return [*frames, FrameCodec(WIDE).encode(cut_heads(next(split_groups(whole, WIDE)), WIDE, range(1, 3)))]
+
+
+PARTS = good_parts()
+# Offset, form and limit of each field of the header that is not the checksum.
+FIELDS = (
+    (0, "<4s", None), (4, "<H", 16), (6, "<H", 16), (8, "<16s", None), (24, "<16s", None), (40, "<I", 32),
+    (44, "<I", 32), (48, "<H", 16), (50, "<H", 16), (52, "<H", 16), (54, "<H", 16), (56, "<B", 8), (57, "<B", 8),
+    (58, "<B", 8), (59, "<B", 8), (60, "<I", 32),
+)  # fmt: skip
+
+
+@st.composite
+def forged(draw: st.DrawFn) -> bytes:
+    """A frame whose checksum is right and whose fields say anything, near what is possible or far from it."""
+    data = draw(st.sampled_from(PARTS))
+    for offset, form, bits in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=4)):
+        if bits is None:
+            value: object = draw(st.binary(min_size=struct.calcsize(form), max_size=struct.calcsize(form)))
+        else:
+            value = draw(st.integers(0, 8) | st.integers(0, 2**bits - 1))
+        data = rewritten(data, offset, form, value)
+    if draw(st.booleans()):
+        data = data[:HEADER_BYTES] + draw(st.binary(max_size=600))
+        data = rewritten(rewritten(data, 60, "<I", len(data) - HEADER_BYTES), 59, "<B", 0)
+    return data
+
+
+@settings(max_examples=scaled(300, 20_000), deadline=None)
+@given(frames=st.lists(st.one_of(forged(), st.sampled_from(PARTS)), min_size=1, max_size=12))
+def test_whatever_a_frame_says_of_itself_it_is_refused_by_a_field_or_is_of_this_model(frames: list[bytes]) -> None:
+    transfers, landing = OpenTransfers(FrameCodec(WIDE, Encoding.FP8, ("bfloat16", "float16"))), Landing()
+    transfers.open(TRANSFER, 1, OPEN_PAGES, landing)
+    found = transfers.find(TRANSFER, 1)
+    good = [transfers.land(found, data, "grpc") for data in frames]
+    assert set(transfers.refused) <= REASONS
+    assert sum(transfers.refused.values()) == good.count(False) == len(landing.of(FrameCorrupt))
+    assert len(found.parts) <= OPEN_PAGES
+    for event in landing.of(FrameArrived):
+        assert isinstance(event, FrameArrived)
+        page = event.frame
+        assert (page.part, page.dtype, page.encoding) == (None, None, Encoding.PLAIN)
+        assert len(page.payload) == page.valid_tokens * WIDE.token_bytes
+
+
+@pytest.mark.parametrize("number", range(len(PARTS)))
+def test_a_byte_that_changed_anywhere_in_a_part_is_found(number: int) -> None:
+    transfers, landing = OpenTransfers(FrameCodec(WIDE, Encoding.FP8, ("bfloat16",))), Landing()
+    transfers.open(TRANSFER, 1, OPEN_PAGES, landing)
+    found, data = transfers.find(TRANSFER, 1), bytearray(PARTS[number])
+    for place in range(len(data)):
+        data[place] ^= 0x40
+        assert not transfers.land(found, bytes(data), "grpc")
+        data[place] ^= 0x40
+    assert len(found.parts) == 0, "nothing is kept of what is refused"
+    assert transfers.land(found, bytes(data), "grpc")
+
+
 DAMAGED = st.one_of(
     st.binary(max_size=300),
     st.builds(lambda head, tail: GOOD[:head] + tail, st.integers(0, len(GOOD)), st.binary(max_size=80)),

@@ -14,7 +14,7 @@ from batonmesh.v1 import kv_pb2
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, LandingEvent, SenderAborted
 from runtime.domain.messages import Ticket, TicketPage
 from runtime.domain.spec import ModelSpec
-from runtime.domain.steps import Frame
+from runtime.domain.steps import Encoding, Frame
 from runtime.errors import DeadlineExceeded, EngineFailed, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TransferId
 from runtime.kv.frames import FrameCodec
@@ -60,14 +60,18 @@ class Side:
         spec: ModelSpec,
         channel: Callable[[str, int], grpc.aio.Channel],
         channels: dict[tuple[str, int], grpc.aio.Channel],
+        encoding: Encoding,
+        dtypes: tuple[str, ...],
     ) -> None:
         self.channels = channels
         self.server = GrpcServer("127.0.0.1", 0, message_bytes=message_bytes(spec))
-        self.transport = GrpcTransport(spec, f"127.0.0.1:{self.server.port}", channel)
+        self.transport = GrpcTransport(spec, f"127.0.0.1:{self.server.port}", channel, encoding, dtypes)
 
 
 @asynccontextmanager
-async def side(spec: ModelSpec = SPEC) -> AsyncIterator[Side]:
+async def side(
+    spec: ModelSpec = SPEC, encoding: Encoding = Encoding.PLAIN, dtypes: tuple[str, ...] = ()
+) -> AsyncIterator[Side]:
     async with AsyncExitStack() as stack:
         channels: dict[tuple[str, int], grpc.aio.Channel] = {}
 
@@ -77,7 +81,7 @@ async def side(spec: ModelSpec = SPEC) -> AsyncIterator[Side]:
                 channels[address, lane] = grpc.aio.insecure_channel(address, options=own_connection)
             return channels[address, lane]
 
-        worker = Side(spec, channel, channels)
+        worker = Side(spec, channel, channels, encoding, dtypes)
         worker.server.add(worker.transport.service)
         await stack.enter_async_context(worker.server)
         try:
@@ -189,6 +193,7 @@ async def test_a_push_under_an_older_epoch_is_refused_and_the_connection_stays(s
     with pytest.raises(StaleAttempt, match="epoch 2, not 1"):
         await push_one(sender, replace(ticket, epoch=1))
     assert landing.events == []
+    assert set(receiver.transport.transfers.refused) == {"epoch"}
     await push_one(sender, ticket)
     assert [type(event) for event in landing.events] == [FrameArrived, CommitArrived]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from batonmesh import AsyncClient, FailedPrecondition, InvalidArgument, NotFound
-from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, SimulatedConfig, TimingConfig
+from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig, TimingConfig
 from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import SimulatedDecoder, continuation
 from runtime.ids import WorkerId
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import LocalMesh, local_mesh
 from runtime.mesh.worker import was_drained
 

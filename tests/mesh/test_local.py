@@ -13,7 +13,6 @@ from batonmesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc, mesh_pb2
 from runtime.config import (
     Config,
     EngineConfig,
-    HandoffConfig,
     MeshConfig,
     ModelConfig,
     SimulatedConfig,
@@ -24,6 +23,7 @@ from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import SimulatedDecoder, continuation
 from runtime.errors import ConfigError, StartError
 from runtime.ids import WorkerId
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import LocalMesh, local_mesh
 
 PROMPT = list(b"The quick brown fox jumps over the lazy dog, again and again and again.")

@@ -5,8 +5,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from batonmesh import AsyncClient
-from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, SimulatedConfig, TimingConfig
+from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig, TimingConfig
 from runtime.ids import BootId, WorkerId
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.controller import RunningController, controller_process
 from runtime.mesh.gateway import gateway_process
 from runtime.mesh.plan import planned_workers

@@ -79,6 +79,25 @@ async def test_a_session_is_kept_as_asked_watched_and_stopped_at_its_limits(mesh
         assert refused.value.field == "limits"
 
 
+async def test_a_session_as_a_file_and_erased(mesh: LocalMesh) -> None:
+    async with AsyncClient(mesh.grpc) as client:
+        sessions = client.sessions
+        made = await sessions.create("simulated")
+        await sessions.complete(made.id, "One.", **SAID)  # type: ignore[arg-type]
+        pieces = [piece async for piece in sessions.export(made.id)]
+        await sessions.delete(made.id)
+        assert [(await sessions.import_(pieces, key="once")).id for _ in range(2)] == [made.id] * 2
+        answer = await sessions.complete(made.id, "Two.", **SAID)  # type: ignore[arg-type]
+        assert [*answer.tokens] == expected("One.", "Two.")[1]
+        erased = await sessions.erase(made.id)
+        assert erased.receipts[0].erased > 0
+        with pytest.raises(NotFound):
+            await sessions.get(made.id)
+        with pytest.raises(InvalidArgument) as refused:
+            await sessions.import_([b"".join(pieces)[:-1]])
+        assert refused.value.field == "bundle"
+
+
 async def test_a_stream_goes_on_at_the_next_gateway(mesh: LocalMesh) -> None:
     port = int(mesh.grpc.rpartition(":")[2])
     async with AsyncClient(mesh.grpc) as client:

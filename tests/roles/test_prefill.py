@@ -11,9 +11,10 @@ from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.messages import PrefillCall, Ticket, TicketPage
 from runtime.domain.pages import extend_chain
+from runtime.domain.spec import Kind, LayerGroup
 from runtime.domain.steps import StepOutput
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
-from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, StaleAttempt, Unavailable
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TenantId, TransferId
 from runtime.roles.prefill import PrefillRole
 from tests.roles.virtual import in_virtual_time, settle
@@ -228,3 +229,28 @@ async def test_an_engine_that_dies_fails_every_call_and_the_worker() -> None:
             await it.role.run()
         assert [type(error) for call in calls for error in await call] == [EngineFailed, EngineFailed]
         assert it.role.running() == 0
+
+
+@in_virtual_time
+async def test_a_ticket_that_takes_no_pages_of_this_data_type_is_refused_by_name() -> None:
+    async with worker() as it:
+        with pytest.raises(
+            Incompatible, match="computed in bfloat16 and float16 alone, and these are in float32"
+        ) as told:
+            await it.role.prefill(ticket(0, dtype="bfloat16", dtypes=("float16",)))
+        assert told.value.field == "ticket.dtype"
+        assert it.transport.frames == []
+        assert it.nothing_left()
+        done = await it.role.prefill(ticket(0, dtype="bfloat16", dtypes=("float32",)))
+        assert done.pages == 1
+
+
+@in_virtual_time
+async def test_a_receiver_that_joins_no_parts_gets_no_pages_of_several_groups() -> None:
+    async with worker() as it:
+        halves = (LayerGroup((0,), 1, 1, Kind.LATENT), LayerGroup((1,), 1, 1, Kind.LATENT))
+        it.engine.spec = replace(SPEC, groups=halves)
+        with pytest.raises(Incompatible, match="2 groups of layers") as told:
+            await it.role.prefill(ticket(0))
+        assert told.value.field == "ticket.parts"
+        assert (await it.role.prefill(ticket(0, parts=True))).pages == 1

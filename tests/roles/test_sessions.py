@@ -14,7 +14,7 @@ from runtime.clock import LoopClock
 from runtime.domain.messages import Start
 from runtime.domain.sequence import FinishReason, Ref, Sampling
 from runtime.domain.sessions import Asked, Ending, Halt, Item, OnConflict, Progress, Session, TurnRecord, TurnStatus
-from runtime.errors import Unavailable
+from runtime.errors import NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import SessionStore
 from runtime.roles.sessions import SessionRole, SessionSettings
@@ -22,6 +22,7 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.roles.one_gateway import Held, gateway, member, out
 from tests.roles.virtual import settle
+from tests.store.talking import MASTER
 
 TENANT = TenantId("tenant")
 ASKED = Asked((Item("user", "Hi"),), Sampling(max_tokens=9), True, 60.0)
@@ -93,7 +94,7 @@ class Kept:
 
 @asynccontextmanager
 async def keeping(tmp_path: Path) -> AsyncIterator[Kept]:
-    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    database = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
     await database.open()
     store = MeddledStore(SqlSessionStore(database))
     async with gateway(member("a")) as held, asyncio.TaskGroup() as group:
@@ -273,3 +274,19 @@ async def test_a_turn_that_is_taken_up_again_where_it_runs_is_taken_up_once(tmp_
         await kept.bring(second.ref, 1, FinishReason.STOP)
         (*_, last) = await kept.watched(turn)
         assert (last.turn.epoch, kept.role.running()) == (2, 0)
+
+
+async def test_a_turn_of_an_erased_session_ends_at_once_for_whoever_watches_it(tmp_path: Path) -> None:
+    """Also where no token comes that the store could refuse."""
+    async with keeping(tmp_path) as kept:
+        turn, waits = await kept.open(), await kept.open(QUEUED)
+        await kept.start()
+        watching = [asyncio.get_running_loop().create_task(kept.watched(each)) for each in (turn, waits)]
+        await settle()
+        await kept.store.erase(TENANT, kept.session)
+        kept.role.leave(kept.session)
+        for each in watching:
+            with pytest.raises(NotFound):
+                await each
+        assert kept.role.running() == 0
+        assert not kept.role._waiting

@@ -13,7 +13,7 @@ from runtime.roles.watching import Watchers
 from runtime.store.bells import Bells
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
-from tests.store.talking import TENANT, session
+from tests.store.talking import MASTER, TENANT, session
 
 
 class Deaf(Bells):
@@ -23,7 +23,7 @@ class Deaf(Bells):
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    kept = SqliteDatabase(tmp_path / "sessions.sqlite")
+    kept = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
     await kept.open()
     yield kept
     await kept.close()

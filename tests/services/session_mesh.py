@@ -13,7 +13,6 @@ from runtime.config import (
     Config,
     EngineConfig,
     GatewayConfig,
-    HandoffConfig,
     MeshConfig,
     ModelConfig,
     SessionsConfig,
@@ -22,6 +21,7 @@ from runtime.config import (
 )
 from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import SimulatedTokenizer, continuation
+from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import LocalMesh, local_mesh
 
 NEW = 12

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from runtime.ports import SessionStore
-from runtime.store.branching import OF_A_SESSION
+from runtime.store.content import OF_A_SESSION
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from runtime.store.transaction import Database, Transaction
 from tests.store.servers import can_run, empty, postgres
+from tests.store.talking import MASTER
 
 Execute = Callable[[str], Awaitable[int]]
 Rows = Callable[[], Awaitable[dict[str, int]]]
@@ -37,14 +38,14 @@ def database(server: str) -> str:
 async def kept(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """Each database, migrated and empty."""
     if request.param == "sqlite":
-        lite = SqliteDatabase(tmp_path / "sessions.sqlite")
+        lite = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
         await lite.open()
         yield lite
         await lite.close()
         return
     from runtime.store.postgres import PostgresDatabase
 
-    other = PostgresDatabase(request.getfixturevalue("database"))
+    other = PostgresDatabase(request.getfixturevalue("database"), MASTER)
     await other.open()
     yield other
     await other.close()

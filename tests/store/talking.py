@@ -21,7 +21,9 @@ from runtime.domain.sessions import (
 )
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 from runtime.ports import SessionStore
+from runtime.store.sealing import KEY_BYTES, MasterKey
 
+MASTER = MasterKey(bytes(range(KEY_BYTES)))
 TENANT, OTHER = TenantId("tenant"), TenantId("other")
 HERE, THERE = GatewayId("gw-here"), GatewayId("gw-there")
 START = Place(0, 0)

@@ -14,25 +14,26 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from runtime.store.transaction import Database
 from tests.scale import scaled
-from tests.store.talking import COMMITTED, TENANT, THERE, committed, opened, record, session, talked
+from tests.store.scanning import holding, scan
+from tests.store.talking import COMMITTED, MASTER, TENANT, THERE, committed, opened, record, session, talked
 
 
 async def test_a_store_of_an_older_version_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "sessions.sqlite"
     monkeypatch.setattr(schema, "MIGRATIONS", MIGRATIONS[:1])
-    older = SqliteDatabase(file)
+    older = SqliteDatabase(file, MASTER)
     await older.open()
     insert = "INSERT INTO keys (scope, name, digest, result) VALUES ('s', 'n', x'00', 'r')"
     await older.write(lambda tx: tx.run(insert))
     await older.close()
     monkeypatch.undo()
-    newer = SqliteDatabase(file)
+    newer = SqliteDatabase(file, MASTER)
     for _ in range(2):
         await newer.open()
         assert await newer.read(lambda tx: tx.rows("SELECT result, at FROM keys")) == [("r", 0)]
         assert await newer.read(lambda tx: tx.row("SELECT version FROM schema_version")) == (len(MIGRATIONS),)
         await newer.close()
-        newer = SqliteDatabase(file)
+        newer = SqliteDatabase(file, MASTER)
 
 
 async def test_a_store_of_a_newer_version_is_not_touched(kept: Database, store: SessionStore) -> None:
@@ -46,7 +47,7 @@ async def test_a_store_of_a_newer_version_is_not_touched(kept: Database, store: 
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     file = tmp_path / "sessions.sqlite"
     file.write_text("what is this? " * 100)
-    database = SqliteDatabase(file)
+    database = SqliteDatabase(file, MASTER)
     with pytest.raises(StartError, match=r"sessions\.store: .*sessions\.sqlite cannot be used"):
         await database.open()
     await database.close()
@@ -55,13 +56,10 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 async def test_what_was_deleted_is_in_no_file_any_more(tmp_path: Path) -> None:
     """The same look finds it before."""
     canary = "my dog is called Rumpelstiltskin"
-    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    folder = tmp_path / "state"
+    database = SqliteDatabase(folder / "sessions.sqlite", MASTER)
     await database.open()
     store = SqlSessionStore(database)
-
-    def found() -> list[str]:
-        return [file.name for file in tmp_path.iterdir() if canary.encode() in file.read_bytes()]
-
     other = await session(store, "sess-other")
     sess = await session(store)
     for number in range(40):
@@ -71,9 +69,12 @@ async def test_what_was_deleted_is_in_no_file_any_more(tmp_path: Path) -> None:
         running = await opened(store, turn)
         await store.append(running, TurnEvent(1, 0, (7, 8), canary))
         await store.finish(running, COMMITTED, (7, 8), (TurnEvent(1, 0, (7, 8), canary),))
-    assert found()
+    assert scan(folder, canary, MASTER)
+    wrapped = await database.read(lambda tx: tx.row("SELECT wrapped FROM session_keys WHERE session = $1", sess))
+    assert wrapped is not None
+    assert holding(folder, wrapped[0])
     await asyncio.gather(store.delete(TENANT, sess), *(store.get(TENANT, other) for _ in range(50)))
-    assert found() == []
+    assert scan(folder, canary, MASTER) | holding(folder, wrapped[0]) == set()
     await store.get(TENANT, other)
     await database.close()
 
@@ -83,7 +84,7 @@ async def test_wherever_a_loss_of_power_cuts_the_log_what_was_acknowledged_befor
 ) -> None:
     """Invariant 3. The log up to an acknowledgement was flushed; of what comes after it any part may be missing."""
     live = tmp_path / "live"
-    database = SqliteDatabase(live / "sessions.sqlite")
+    database = SqliteDatabase(live / "sessions.sqlite", MASTER)
     await database.open()
     store = SqlSessionStore(database)
     sess = await session(store)
@@ -101,7 +102,7 @@ async def test_wherever_a_loss_of_power_cuts_the_log_what_was_acknowledged_befor
         after.mkdir()
         (after / "sessions.sqlite").write_bytes(whole)
         (after / "sessions.sqlite-wal").write_bytes(written[:cut])
-        cut_short = SqliteDatabase(after / "sessions.sqlite")
+        cut_short = SqliteDatabase(after / "sessions.sqlite", MASTER)
         await cut_short.open()
         kept = SqlSessionStore(cut_short)
         context = await kept.context(TENANT, sess, MAIN)

@@ -15,6 +15,7 @@ from tests.store.conftest import Execute
 from tests.store.talking import (
     COMMITTED,
     EVENTS,
+    MASTER,
     OTHER,
     OUTPUT,
     TENANT,
@@ -149,7 +150,7 @@ async def test_another_gateway_is_woken(server: str, database: str) -> None:
     from runtime.store.notifying import NotifyingBells
     from runtime.store.postgres import PostgresDatabase
 
-    here, there = PostgresDatabase(database), PostgresDatabase(database)
+    here, there = PostgresDatabase(database, MASTER), PostgresDatabase(database, MASTER)
     await here.open()
     await there.open()
     writes = SqlSessionStore(here, NotifyingBells(database))

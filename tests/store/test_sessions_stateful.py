@@ -22,7 +22,7 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.scale import scaled
 from tests.store.servers import can_run, empty, postgres
-from tests.store.talking import TENANT, enqueued, key, record, session
+from tests.store.talking import MASTER, TENANT, enqueued, key, record, session
 
 T = TypeVar("T")
 OWNERS = (GatewayId("gw-0"), GatewayId("gw-1"))
@@ -72,7 +72,7 @@ class Store(RuleBasedStateMachine):
 
     async def fresh(self) -> SessionStore:
         folder = self.life.enter_context(tempfile.TemporaryDirectory())
-        database = SqliteDatabase(Path(folder) / "sessions.sqlite")
+        database = SqliteDatabase(Path(folder) / "sessions.sqlite", MASTER)
         await database.open()
         return SqlSessionStore(database)
 
@@ -320,7 +320,7 @@ def test_postgres_is_like_the_model() -> None:
         class OnPostgres(Store):
             async def fresh(self) -> SessionStore:
                 empty(dsn)
-                database = PostgresDatabase(dsn)
+                database = PostgresDatabase(dsn, MASTER)
                 await database.open()
                 return SqlSessionStore(database)
 

@@ -10,7 +10,7 @@ from runtime.ids import TurnId
 from runtime.ports import SessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.store.conftest import Execute
-from tests.store.talking import HERE, TENANT, THERE, opened, record, session
+from tests.store.talking import HERE, MASTER, TENANT, THERE, opened, record, session
 
 DAMAGED = {
     "nothing": "UPDATE turns SET asked = '' WHERE id = 'turn-1'",
@@ -39,7 +39,7 @@ async def test_what_runs_here_is_not_read_to_find_what_was_left(store: SessionSt
 
 
 async def test_a_file_that_is_damaged_fails_who_reads_as_who_writes(tmp_path: Path) -> None:
-    database = SqliteDatabase(tmp_path / "sessions.sqlite")
+    database = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
     await database.open()
 
     for ask in (database.read, database.write):

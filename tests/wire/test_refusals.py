@@ -15,6 +15,7 @@ from runtime.wire.decode import unpack_batch, unpack_command, unpack_commands
 from runtime.wire.handoff import unpack_prefill_call, unpack_ticket
 from runtime.wire.inference import MAX_TEXT_BYTES, unpack_prompt
 from runtime.wire.mesh import unpack_view, unpack_worker
+from runtime.wire.pages import unpack_pages
 from runtime.wire.sequence import unpack_sampling
 
 
@@ -192,6 +193,8 @@ def test_the_ticket_that_the_refusals_vary_is_good() -> None:
         ("ticket.fingerprint", {"fingerprint": "0F" * 16}),
         ("ticket.fingerprint", {"fingerprint": "0f" * 15}),
         ("ticket.dtype", {"dtype": "float8"}),
+        ("ticket.dtypes", {"dtypes": ["bfloat16", "float8"]}),
+        ("ticket.dtypes", {"dtypes": ["float16"] * 17}),
         ("ticket.pages", {"pages": []}),
         ("ticket.pages.id", {"pages": [{"index": 1, "id": bytes(15), "valid_tokens": 1}]}),
         ("ticket.pages.valid_tokens", {"pages": [{"index": 1, "id": bytes(16)}]}),
@@ -203,6 +206,15 @@ def test_tickets(field: str, changes: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument) as refused:
         unpack_ticket(ticket(**changes))
     assert refused.value.field == field
+
+
+GROUP = {"kind": "kv", "layers": [0, 2], "heads": 8, "head_dim": 64}
+
+
+def test_a_state_that_cannot_be_paged_is_refused_by_its_kind() -> None:
+    message = mesh_pb2.PageForm(groups=[GROUP | {"kind": "ssm"}])  # type: ignore[list-item]  # protobuf takes mappings
+    with pytest.raises(InvalidArgument, match=r"got 'ssm'.*cannot be paged"):
+        unpack_pages(message)
 
 
 def test_a_prefill_of_less_than_two_tokens_is_refused() -> None:
@@ -223,6 +235,16 @@ def test_a_prefill_of_less_than_two_tokens_is_refused() -> None:
         ("worker.max_tokens", {"max_tokens": 0}),
         ("worker.page_tokens", {"page_tokens": 0}),
         ("worker.device", {"device": "x" * 257}),
+        ("worker.pages.dtype", {"pages": {"dtype": "float8"}}),
+        ("worker.pages.dtypes", {"pages": {"dtypes": ["float64"]}}),
+        ("worker.pages.groups", {"pages": {"groups": [GROUP] * 257}}),
+        ("worker.pages.groups.kind", {"pages": {"groups": [GROUP | {"kind": "ssm"}]}}),
+        ("worker.pages.groups.layers", {"pages": {"groups": [GROUP | {"layers": []}]}}),
+        ("worker.pages.groups.layers", {"pages": {"groups": [GROUP | {"layers": [1, 0]}]}}),
+        ("worker.pages.groups.layers", {"pages": {"groups": [GROUP] * 2}}),
+        ("worker.pages.groups.heads", {"pages": {"groups": [GROUP | {"heads": 0}]}}),
+        ("worker.pages.groups.heads", {"pages": {"groups": [GROUP | {"kind": "latent"}]}}),
+        ("worker.pages.groups.head_dim", {"pages": {"groups": [GROUP | {"head_dim": 65_536}]}}),
     ],
 )
 def test_workers(field: str, changes: dict[str, object]) -> None:

@@ -16,6 +16,7 @@ from runtime.domain.messages import (
     Hello,
     Offer,
     Output,
+    PageForm,
     Path,
     PrefillCall,
     PrefillCandidate,
@@ -34,10 +35,10 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
-from runtime.domain.spec import DTYPE_BYTES
+from runtime.domain.spec import DTYPE_BYTES, Kind, LayerGroup
 from runtime.domain.steps import Encoding, Load
 from runtime.errors import BatonError, from_code
-from runtime.ids import BootId, GatewayId, PageId, TenantId, TransferId, TurnId, WorkerId
+from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ SAMPLINGS = st.builds(
     banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
+SESSIONS = st.none() | st.text(min_size=1, max_size=64).map(SessionId)
 STARTS = st.builds(
     Start,
     ref=REFS,
@@ -88,6 +90,7 @@ STARTS = st.builds(
     candidates=st.lists(CANDIDATES, max_size=4).map(tuple),
     remaining_ms=POSITIVE,
     priority=I32,
+    session=SESSIONS,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -147,6 +150,7 @@ BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none
 
 TRANSPORTS = st.text(min_size=1, max_size=32)
 PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)
+DTYPE_LISTS = st.lists(st.sampled_from(sorted(DTYPE_BYTES)), max_size=3).map(tuple)
 TICKETS = st.builds(
     Ticket,
     transfer=NAMES.map(TransferId),
@@ -162,11 +166,28 @@ TICKETS = st.builds(
     remaining_ms=POSITIVE,
     offers=st.lists(st.builds(Offer, TRANSPORTS, ADDRESSES), max_size=4).map(tuple),
     encoding=st.sampled_from(Encoding),
+    dtypes=DTYPE_LISTS,
+    parts=st.booleans(),
 )
 PREFILL_CALLS = st.builds(
-    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32
+    PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32, SESSIONS
 )
 PREFILLS_DONE = st.builds(PrefillDone, U32, U32, U64, MILLISECONDS, MILLISECONDS)
+
+GROUPS = st.builds(
+    lambda kind, heads, head_dim, window: LayerGroup((), 1 if kind is Kind.LATENT else heads, head_dim, kind, window),
+    st.sampled_from(Kind),
+    st.integers(1, 65_535),
+    st.integers(1, 65_535),
+    U32,
+)
+
+
+def _apart(groups: list[LayerGroup]) -> tuple[LayerGroup, ...]:
+    """With layers of their own each, taking turns."""
+    count = len(groups)
+    return tuple(replace(group, layers=(number, number + count)) for number, group in enumerate(groups))
+
 
 PATHS = st.builds(Path, NAMES.map(BootId), TRANSPORTS, st.text(max_size=512), U64, U64)
 WORKERS = st.builds(
@@ -188,6 +209,12 @@ WORKERS = st.builds(
         Traffic,
         st.lists(PATHS, max_size=4).map(tuple),
         st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items()))),
+    ),
+    pages=st.builds(
+        PageForm,
+        st.sampled_from(("", *sorted(DTYPE_BYTES))),
+        DTYPE_LISTS,
+        st.lists(GROUPS, max_size=4).map(_apart),
     ),
 )
 REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))

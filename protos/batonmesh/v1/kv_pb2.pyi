@@ -37,6 +37,8 @@ class Ticket(_message.Message):
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     OFFERS_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
+    DTYPES_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     transfer: _builtins.str
     """Names the transfer, unique in the mesh; 1 to 128 characters."""
     epoch: _builtins.int
@@ -50,13 +52,18 @@ class Ticket(_message.Message):
     fingerprint: _builtins.str
     """`kv_fingerprint` of the model whose pages these are: 32 lowercase hexadecimal digits."""
     dtype: _builtins.str
-    """Data type of the payload: `float32`, `bfloat16` or `float16`."""
+    """Data type that the receiver keeps, and so that of the payload unless `dtypes` has others: `float32`, `bfloat16` or
+    `float16`.
+    """
     remaining_ms: _builtins.int
     """Milliseconds that the transfer and the work before it may take, at least 1."""
     encoding: _builtins.str
-    """How the payload may be encoded (FRAME.md), beside plain: `plain`, `fp8` or `int8`; at most 32 characters. Plain is
-    always taken, so who does not know the word sends that. Absent: plain.
+    """How the payload may be encoded (FRAME.md), beside plain: `plain`, `fp8`, `fp8_448` or `int8`; at most 32
+    characters. Plain is always taken, so who does not know the word sends that. With `fp8_448`, `fp8` is taken too.
+    Absent: plain.
     """
+    parts: _builtins.bool
+    """Pages may come in parts: of some of their heads, and of some of their groups of layers, a frame each (FRAME.md)."""
     @_builtins.property
     def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketPage]:
         """The pages asked for, at least one, by rising index. Other pages are not accepted."""
@@ -64,6 +71,13 @@ class Ticket(_message.Message):
     @_builtins.property
     def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
         """Other ways to the same pages that the receiver has, best first; at most 16. Who knows none of them ignores them."""
+
+    @_builtins.property
+    def dtypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other data types that a sender may compute in; its values are rounded to `dtype`. A payload has the sender's own
+        data type, and the receiver converts, unless that one is wider than `dtype`: then the sender does. A sender whose
+        data type is neither `dtype` nor here refuses the ticket. At most 16.
+        """
 
     def __init__(
         self,
@@ -79,10 +93,12 @@ class Ticket(_message.Message):
         remaining_ms: _builtins.int = ...,
         offers: _abc.Iterable[Global___Offer] | None = ...,
         encoding: _builtins.str = ...,
+        dtypes: _abc.Iterable[_builtins.str] | None = ...,
+        parts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "dtypes", b"dtypes", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "parts", b"parts", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

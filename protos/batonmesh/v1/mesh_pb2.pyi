@@ -309,6 +309,7 @@ class Worker(_message.Message):
     FRAME_VERSION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the worker, unique in the mesh and kept over its restarts; 1 to 128 characters."""
     boot: _builtins.str
@@ -341,6 +342,10 @@ class Worker(_message.Message):
     def traffic(self) -> Global___Traffic:
         """As last reported."""
 
+    @_builtins.property
+    def pages(self) -> Global___PageForm:
+        """How its pages look. Absent: of one group, and of the data type that tickets name."""
+
     def __init__(
         self,
         *,
@@ -358,10 +363,11 @@ class Worker(_message.Message):
         frame_version: _builtins.int = ...,
         draining: _builtins.bool = ...,
         traffic: Global___Traffic | None = ...,
+        pages: Global___PageForm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pages", b"pages", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,3 +462,83 @@ class Path(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Path: _TypeAlias = Path  # noqa: Y015
+
+@_typing.final
+class PageForm(_message.Message):
+    """How the pages of a worker look (FRAME.md). A worker whose pages cannot become those of another is refused when it
+    registers, as FAILED_PRECONDITION, code `incompatible`, with the field.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    DTYPES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """Data type that it computes keys and values in: `float32`, `bfloat16` or `float16`."""
+    @_builtins.property
+    def dtypes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a decode worker: other data types whose values it takes from prefill workers, and rounds to its own. At most 16."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerGroup]:
+        """The groups of the model's layers, the same for all workers of a mesh, by their first layer; at most 256. None: all
+        layers are one group of keys and values.
+        """
+
+    def __init__(
+        self,
+        *,
+        dtype: _builtins.str = ...,
+        dtypes: _abc.Iterable[_builtins.str] | None = ...,
+        groups: _abc.Iterable[Global___LayerGroup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "dtypes", b"dtypes", "groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageForm: _TypeAlias = PageForm  # noqa: Y015
+
+@_typing.final
+class LayerGroup(_message.Message):
+    """Layers whose part of a page looks alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    HEAD_DIM_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """`kv`, keys and values for each head, or `latent`, one vector for all heads (MLA). A state that is not kept for each
+    token, as of SSM layers, cannot be paged, and another kind is refused.
+    """
+    heads: _builtins.int
+    """KV heads of each of these layers, 1 to 65535; 1 where the kind is `latent`."""
+    head_dim: _builtins.int
+    """Elements of a head's key, or of a latent; 1 to 65535."""
+    window: _builtins.int
+    """How many tokens back these layers attend, the newest included; 0: all of them."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the layers in the model, from 0, rising; 1 to 4096 of them."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
+        heads: _builtins.int = ...,
+        head_dim: _builtins.int = ...,
+        window: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_dim", b"head_dim", "heads", b"heads", "kind", b"kind", "layers", b"layers", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerGroup: _TypeAlias = LayerGroup  # noqa: Y015

@@ -188,8 +188,9 @@ class RegistryServicer:
         (10 seconds unless configured); one that stays silent is taken out.
 
         PERMISSION_DENIED: by its certificate the caller is no worker of this role.
-        FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
-        which. A registration with a new boot replaces that of the same worker.
+        FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size, or pages of
+        this worker cannot become those of another; `field` says which. A registration with a new boot replaces that of
+        the same worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,8 +65,9 @@ class RegistryStub:
     (10 seconds unless configured); one that stays silent is taken out.
 
     PERMISSION_DENIED: by its certificate the caller is no worker of this role.
-    FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
-    which. A registration with a new boot replaces that of the same worker.
+    FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size, or pages of
+    this worker cannot become those of another; `field` says which. A registration with a new boot replaces that of
+    the same worker.
     """
     Leave: _aio.UnaryUnaryMultiCallable[_mesh_pb2.LeaveRequest, _mesh_pb2.LeaveResponse]
     """Takes a worker out. Ignored when another generation of it has registered since."""
@@ -86,8 +87,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         (10 seconds unless configured); one that stays silent is taken out.
 
         PERMISSION_DENIED: by its certificate the caller is no worker of this role.
-        FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size; `field` says
-        which. A registration with a new boot replaces that of the same worker.
+        FAILED_PRECONDITION, code `incompatible`: the mesh serves another model, tokenizer or page size, or pages of
+        this worker cannot become those of another; `field` says which. A registration with a new boot replaces that of
+        the same worker.
         """
 
     @_abc_1.abstractmethod

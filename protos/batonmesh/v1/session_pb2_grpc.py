@@ -99,6 +99,26 @@ class SessionsStub:
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_session__pb2.SessionNotice.FromString,
                 _registered_method=True)
+        self.DeleteBranch = channel.unary_unary(
+                '/batonmesh.v1.Sessions/DeleteBranch',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.FromString,
+                _registered_method=True)
+        self.Erase = channel.unary_unary(
+                '/batonmesh.v1.Sessions/Erase',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.EraseRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.EraseResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/batonmesh.v1.Sessions/Export',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.ExportRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/batonmesh.v1.Sessions/Import',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.ImportRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -199,6 +219,40 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteBranch(self, request, context):
+        """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+        has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Erase(self, request, context):
+        """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
+        and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
+        of the answer on no call gives anything of the session, whichever workers have answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """A session as one file, in pieces: all that is committed, and how it came to be; without turns that have not ended.
+        Whoever has the file can read it. At most 64 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
+        checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+        FAILED_PRECONDITION: the session is here, or was erased here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -261,6 +315,26 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.WatchSession,
                     request_deserializer=batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_session__pb2.SessionNotice.SerializeToString,
+            ),
+            'DeleteBranch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBranch,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.SerializeToString,
+            ),
+            'Erase': grpc.unary_unary_rpc_method_handler(
+                    servicer.Erase,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.EraseRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.EraseResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.ExportRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.ExportResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.ImportRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.SessionState.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -592,6 +666,114 @@ class Sessions:
             '/batonmesh.v1.Sessions/WatchSession',
             batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.SerializeToString,
             batonmesh_dot_v1_dot_session__pb2.SessionNotice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBranch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/DeleteBranch',
+            batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.DeleteBranchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Erase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/Erase',
+            batonmesh_dot_v1_dot_session__pb2.EraseRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.EraseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/Export',
+            batonmesh_dot_v1_dot_session__pb2.ExportRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/batonmesh.v1.Sessions/Import',
+            batonmesh_dot_v1_dot_session__pb2.ImportRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
             options,
             channel_credentials,
             insecure,

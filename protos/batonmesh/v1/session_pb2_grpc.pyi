@@ -55,6 +55,24 @@ class SessionsStub:
     there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
     is at most as late as the gateway's interval of looking, and mostly at once.
     """
+    DeleteBranch: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteBranchRequest, _session_pb2.DeleteBranchResponse]
+    """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+    has not ended.
+    """
+    Erase: _aio.UnaryUnaryMultiCallable[_session_pb2.EraseRequest, _session_pb2.EraseResponse]
+    """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
+    and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
+    of the answer on no call gives anything of the session, whichever workers have answered.
+    """
+    Export: _aio.UnaryStreamMultiCallable[_session_pb2.ExportRequest, _session_pb2.ExportResponse]
+    """A session as one file, in pieces: all that is committed, and how it came to be; without turns that have not ended.
+    Whoever has the file can read it. At most 64 MiB.
+    """
+    Import: _aio.StreamUnaryMultiCallable[_session_pb2.ImportRequest, _session_pb2.SessionState]
+    """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
+    checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+    FAILED_PRECONDITION: the session is here, or was erased here.
+    """
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     """Served by every gateway. A session is a conversation whose exact tokens the mesh remembers; a turn is one step of it.
@@ -168,6 +186,48 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
         there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
         is at most as late as the gateway's interval of looking, and mostly at once.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteBranch(
+        self,
+        request: _session_pb2.DeleteBranchRequest,
+        context: _aio.ServicerContext[_session_pb2.DeleteBranchRequest, _abc.Awaitable[_session_pb2.DeleteBranchResponse]],
+    ) -> _abc.Awaitable[_session_pb2.DeleteBranchResponse]:
+        """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
+        has not ended.
+        """
+
+    @_abc_1.abstractmethod
+    def Erase(
+        self,
+        request: _session_pb2.EraseRequest,
+        context: _aio.ServicerContext[_session_pb2.EraseRequest, _abc.Awaitable[_session_pb2.EraseResponse]],
+    ) -> _abc.Awaitable[_session_pb2.EraseResponse]:
+        """Forgets a session and all of it, everywhere: its data key and its rows are destroyed, what still runs of it ends,
+        and the workers drop its pages. Tells what each of them did; asking again tells it as it is then. From the moment
+        of the answer on no call gives anything of the session, whichever workers have answered.
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _session_pb2.ExportRequest,
+        context: _aio.ServicerContext[_session_pb2.ExportRequest, _abc.AsyncIterator[_session_pb2.ExportResponse]],
+    ) -> _abc.AsyncIterator[_session_pb2.ExportResponse]:
+        """A session as one file, in pieces: all that is committed, and how it came to be; without turns that have not ended.
+        Whoever has the file can read it. At most 64 MiB.
+        """
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _abc.AsyncIterator[_session_pb2.ImportRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_session_pb2.ImportRequest], _abc.Awaitable[_session_pb2.SessionState]],
+    ) -> _abc.Awaitable[_session_pb2.SessionState]:
+        """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
+        checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+        FAILED_PRECONDITION: the session is here, or was erased here.
         """
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _aio.Server) -> None: ...

@@ -30,12 +30,15 @@ class PrefillRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is. Names the secret that keys the page ids; the secret itself never travels.
     1 to 128 characters.
     """
     priority: _builtins.int
     """Of those that wait the lower comes first."""
+    session: _builtins.str
+    """The session that the tokens are of, so that it can be erased here; at most 64 characters, empty for none."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, after a failover, the answer so far; at least 2."""
@@ -51,10 +54,11 @@ class PrefillRequest(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         ticket: _kv_pb2.Ticket | None = ...,
         priority: _builtins.int = ...,
+        session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "session", b"session", "tenant", b"tenant", "ticket", b"ticket", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,12 +202,15 @@ class Start(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
     """Milliseconds until the answer has to be complete, at least 1."""
     priority: _builtins.int
     """Of those that wait the lower comes first."""
+    session: _builtins.str
+    """The session that the turn is of, so that it can be erased here; at most 64 characters, empty for none."""
     @_builtins.property
     def ref(self) -> _common_pb2.Ref:
         """This attempt."""
@@ -235,10 +242,11 @@ class Start(_message.Message):
         candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         remaining_ms: _builtins.int = ...,
         priority: _builtins.int = ...,
+        session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,7 +54,8 @@ class PrefillServicer:
         that gets an error may use the pages that landed.
 
         INVALID_ARGUMENT: unknown tenant, no pages, pages that the tokens do not have. FAILED_PRECONDITION: the ticket is
-        for another model. RESOURCE_EXHAUSTED: no room now.
+        for another model, or takes no pages of the data type or the groups that this worker has. RESOURCE_EXHAUSTED: no
+        room now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,8 @@ class PrefillStub:
     that gets an error may use the pages that landed.
 
     INVALID_ARGUMENT: unknown tenant, no pages, pages that the tokens do not have. FAILED_PRECONDITION: the ticket is
-    for another model. RESOURCE_EXHAUSTED: no room now.
+    for another model, or takes no pages of the data type or the groups that this worker has. RESOURCE_EXHAUSTED: no
+    room now.
     """
 
 class PrefillServicer(metaclass=_abc_1.ABCMeta):
@@ -45,7 +46,8 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         that gets an error may use the pages that landed.
 
         INVALID_ARGUMENT: unknown tenant, no pages, pages that the tokens do not have. FAILED_PRECONDITION: the ticket is
-        for another model. RESOURCE_EXHAUSTED: no room now.
+        for another model, or takes no pages of the data type or the groups that this worker has. RESOURCE_EXHAUSTED: no
+        room now.
         """
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _aio.Server) -> None: ...

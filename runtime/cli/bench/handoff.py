@@ -23,9 +23,10 @@ from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.cli.bench.shape import VOCAB, fast_dtype, llama_146m
 from runtime.clients.channels import Channels
 from runtime.clients.peers import GrpcPeers
-from runtime.config import Config, EngineConfig, HandoffConfig, MeshConfig, ModelConfig, WorkerConfig
+from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, WorkerConfig
 from runtime.domain.messages import PrefillCandidate
 from runtime.ids import BootId, GatewayId, WorkerId
+from runtime.kv_settings import HandoffConfig
 
 _LONG = 2048
 _WANTED = {"split_over_local_2048": Bound(1.03), "exposed_share_2048": Bound(0.05)}

@@ -26,21 +26,24 @@ _WANTED = {
     "append_10000_over_10": Bound(1.2),
     "get_ms_p99_1m": Bound(5),
     "list_ms_p99_1m": Bound(5),
+    "idle_session_bytes": Bound(2048),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """`seconds` of each cell; `tokens` of each stream; `rounds` of appends; `sessions` that a store is filled with."""
+    """`seconds` of each cell; `tokens` of each stream; `rounds` of appends; `sessions` that a store is filled with;
+    `idle` ones that a gateway has had."""
 
     seconds: float
     tokens: int
     rounds: int
     sessions: int
+    idle: int
 
 
-_FULL = _Pace(seconds=5, tokens=200, rounds=1000, sessions=_MILLION)
-_QUICK = _Pace(seconds=1, tokens=50, rounds=200, sessions=1000)
+_FULL = _Pace(seconds=5, tokens=200, rounds=1000, sessions=_MILLION, idle=10_000)
+_QUICK = _Pace(seconds=1, tokens=50, rounds=200, sessions=1000, idle=1000)
 
 
 def session(
@@ -91,6 +94,8 @@ async def _measure(
             emitted, written = await storing.emission(store, _STREAMS, pace.tokens, _EVERY_S)
             status.update("appends to a short and to a long history")
             short, long = await storing.append_after(store, _SHORT, _LONG, pace.rounds)
+            status.update(f"{pace.idle:,} sessions that do nothing")
+            idle = await storing.idle(store, pace.idle)
             status.update(f"looking up among {pace.sessions:,} sessions")
             some = await storing.fill(store, pace.sessions)
             got, listed = await storing.look_up(store, some, pace.rounds)
@@ -101,6 +106,7 @@ async def _measure(
         # A millisecond is the event loop's, whatever the store is.
         "emit_p99_over_commit_p99": round(max(emit_p99 - 1, 0) / commit_p99, 3),
         "append_10000_over_10": round(long / short, 3),
+        "idle_session_bytes": round(idle, 1),
     }
     many = "1m" if pace.sessions == _MILLION else str(pace.sessions)
     return tuple(rows), ratios | {f"get_ms_p99_{many}": round(got, 3), f"list_ms_p99_{many}": round(listed, 3)}

@@ -4,8 +4,10 @@ The store is real; the decode workers are not there, and tokens come as the meas
 """
 
 import asyncio
+import gc
 import random
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -123,26 +125,61 @@ async def fill(store: SessionStore, sessions: int) -> list[SessionId]:
 async def emission(store: SessionStore, streams: int, tokens: int, every_s: float) -> tuple[list[float], list[float]]:
     """Milliseconds from the arrival of a token at the gateway to its emission, and those of the commits meanwhile."""
     timing = _TimedStore(store)
-    arrived: dict[tuple[TurnId, int], float] = {}
-    script = _Script(tokens, every_s, arrived)
-    role = SessionRole(
-        cast("GatewayRole", script), cast("SessionStore", timing), _IDS, LoopClock(), SessionSettings(), _inline
-    )
+    script = _Script(tokens, every_s)
     emitted: list[float] = []
 
-    async def one() -> None:
+    async def one(role: SessionRole) -> None:
         turn, _ = await role.open(_TENANT, await made(store), MAIN, _ASKED, None)
         async for progress in role.watch(turn, 0):
             now = time.perf_counter()
             for event in progress.events:
-                emitted.extend((now - arrived[turn.id, event.index + n]) * 1000 for n in range(len(event.tokens)))
+                places = range(event.index, event.index + len(event.tokens))
+                emitted.extend((now - script.arrived[turn.id, place]) * 1000 for place in places)
 
+    async with _gateway(script, cast("SessionStore", timing)) as role:
+        await asyncio.gather(*(one(role) for _ in range(streams)))
+    return emitted, timing.milliseconds
+
+
+async def idle(store: SessionStore, sessions: int) -> float:
+    """Bytes of Python's memory that a gateway has for each session that had a turn here and has none now."""
+    script = _Script(1, 0.0)
+
+    async def some(role: SessionRole, count: int) -> None:
+        for _ in range(0, count, _AT_ONCE):
+            await asyncio.gather(*(one(role) for _ in range(_AT_ONCE)))
+
+    async def one(role: SessionRole) -> None:
+        turn, _ = await role.open(_TENANT, await made(store), MAIN, _ASKED, None)
+        async for _ in role.watch(turn, 0):
+            pass
+
+    async with _gateway(script, store) as role:
+        tracemalloc.start()
+        try:
+            await some(role, _AT_ONCE)
+            before = _memory(script)
+            await some(role, sessions)
+            return max(_memory(script) - before, 0) / sessions
+        finally:
+            tracemalloc.stop()
+
+
+def _memory(script: "_Script") -> int:
+    """Without what the measurement itself remembers."""
+    script.arrived.clear()
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+@asynccontextmanager
+async def _gateway(script: "_Script", store: SessionStore) -> AsyncIterator[SessionRole]:
+    role = SessionRole(cast("GatewayRole", script), store, _IDS, LoopClock(), SessionSettings(), _inline)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(role.run())
         await asyncio.sleep(0)
-        await asyncio.gather(*(one() for _ in range(streams)))
+        yield role
         running.cancel()
-    return emitted, timing.milliseconds
 
 
 class _TimedStore:
@@ -162,10 +199,10 @@ class _Script:
 
     gateway = _OWNER
 
-    def __init__(self, tokens: int, every_s: float, arrived: dict[tuple[TurnId, int], float]) -> None:
+    def __init__(self, tokens: int, every_s: float) -> None:
+        self.arrived: dict[tuple[TurnId, int], float] = {}
         self._tokens = tokens
         self._every_s = every_s
-        self._arrived = arrived
         self._model = ServedModel(simulated_spec(_MODEL, 32, 4096), SimulatedTokenizer(), 0)
 
     def served(self, _name: str) -> ServedModel:
@@ -185,7 +222,7 @@ class _Script:
     async def _deltas(self, turn: TurnId) -> AsyncIterator[Delta]:
         for index in range(self._tokens):
             await asyncio.sleep(self._every_s)
-            self._arrived[turn, index] = time.perf_counter()
+            self.arrived[turn, index] = time.perf_counter()
             finish = FinishReason.LENGTH if index == self._tokens - 1 else None
             yield Delta(index, (Sampled(300),), " word", finish)
 

@@ -1,7 +1,10 @@
 """`baton session`: the conversations that a mesh keeps."""
 
+import os
 import sys
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +25,7 @@ _Session = Annotated[str, typer.Argument(metavar="ID", help="The session's id, a
 _Branch = Annotated[str, typer.Option(help="Which branch of it.")]
 _PAGE = 1000
 _LINE = 160
+_PIECE = 1 << 20
 
 
 @app.command("list")
@@ -108,14 +112,80 @@ def rollback(
 def delete(
     session: _Session,
     target: Target = DEFAULT_TARGET,
+    branch: Annotated[str | None, typer.Option(help="Only this branch, and what was said on no other.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
 ) -> None:
-    """Forget a session and all that was said in it."""
+    """Forget a session and all that was said in it, or a branch of it."""
+    what = session if branch is None else f"branch {branch} of {session}"
     with connected(target) as (client, _):
         client.sessions.get(session)
-        if yes or typer.confirm(f"Forget {session} for ever?", abort=True):
+        if not yes:
+            typer.confirm(f"Forget {what} for ever?", abort=True)
+        if branch is None:
             client.sessions.delete(session)
-    typer.echo(f"{session} is deleted.")
+        else:
+            client.sessions.delete_branch(session, branch)
+    typer.echo(f"{what} is deleted.")
+
+
+@app.command()
+def erase(
+    session: _Session,
+    target: Target = DEFAULT_TARGET,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+) -> None:
+    """Forget a session everywhere, its data key too, and tell what became of it where it was kept."""
+    with connected(target) as (client, _):
+        if not yes:
+            client.sessions.get(session)
+            typer.confirm(f"Erase {session} everywhere, for ever?", abort=True)
+        erased = client.sessions.erase(session)
+    table = Table("kept by", "erased", "left to others", "", box=None)
+    for receipt in erased.receipts:
+        what = "pages" if receipt.boot else "rows"
+        done = (
+            ""
+            if receipt.done
+            else ("has not answered yet" if receipt.boot else "its files still hold unreadable remains")
+        )
+        table.add_row(receipt.store, f"{receipt.erased:,} {what}", f"{receipt.shared:,}" if receipt.boot else "", done)
+    typer.echo(f"{session} was erased at {_when(erased.erased_ms)}.")
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+@app.command("export")
+def export_session(
+    session: _Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to write it; must not be there.")],
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Write a session into one file, which only you may read: it is not encrypted."""
+    written = 0
+    with connected(target) as (client, _):
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise typer.BadParameter(f"{file} cannot be written: {error.strerror}") from error
+        try:
+            with os.fdopen(descriptor, "wb") as target_file:
+                for piece in client.sessions.export(session):
+                    written += target_file.write(piece)
+        except BaseException:
+            file.unlink()  # half of it is of no use to anybody
+            raise
+    typer.echo(f"{file} has {session}, {written:,} bytes.")
+
+
+@app.command("import")
+def import_session(
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="As `export` wrote it.")],
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Take a session in from a file, under the id that it has there."""
+    with connected(target) as (client, _), file.open("rb") as source:
+        state = client.sessions.import_(iter(partial(source.read, _PIECE), b""))
+    branches = ", ".join(f"{each.name} with {each.turns:,} turns" for each in state.branches)
+    typer.echo(f"{state.id} is here: {branches}.")
 
 
 def _turn_before(client: Client, session: str, branch: str, turns: int) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
+from runtime.engine.laid_kv import OWN_FORM, PoolForm
 from runtime.engine.parallel.channel import Join, Joined, Loaded, Read, Step, Write
 from runtime.engine.parallel.followers import Followers, Start, start_process
 from runtime.engine.parallel.rank import RankPlan, join_rank, load_rank, meet
@@ -97,10 +98,12 @@ def start_group(
     *,
     threads: int,
     spare: int,
+    form: PoolForm = OWN_FORM,
     start: Start = start_process,
     deadline_s: float = DEADLINE_S,
 ) -> GroupRunner:
-    """Start a rank for each share, the first of them here. `threads` and `spare` are of all ranks together.
+    """Start a rank for each share, the first of them here. `threads` and `spare` are of all ranks together, and each
+    has a pool of that form.
 
     Raises `SetupError` by the name of a rank that cannot start; nothing is left of the others then.
     """
@@ -116,6 +119,7 @@ def start_group(
                 spare=spare // ranks,
                 store=Path(folder) / "store",
                 deadline_s=deadline_s,
+                form=form,
             )
             for share in shares
         ]

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from runtime.domain.spec import ModelSpec
 from runtime.engine.attention import ATTENTION
-from runtime.engine.kv_tensors import DTYPES, KVTensors
+from runtime.engine.kv_tensors import DTYPES
+from runtime.engine.laid_kv import OWN_FORM, PoolForm, pool_of
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.summing import Group, sum_over
 from runtime.engine.runner import TorchRunner
@@ -21,7 +22,8 @@ from runtime.model.share import FIELD, Share
 @dataclass(frozen=True, slots=True)
 class RankPlan:
     """What a rank has to know. `spec` is the whole model's, `pages` the pool's; `spare` are bytes that it may use for
-    speed; `store` is where the ranks meet, and no collective takes longer than `deadline_s`."""
+    speed; `store` is where the ranks meet, and no collective takes longer than `deadline_s`. `form` is how the pool of
+    the rank lies in memory."""
 
     path: Path
     share: Share
@@ -31,6 +33,7 @@ class RankPlan:
     spare: int
     store: Path
     deadline_s: float
+    form: PoolForm = OWN_FORM
 
     @property
     def described(self) -> str:
@@ -56,7 +59,8 @@ def join_rank(plan: RankPlan, model: PreTrainedModel, group: Group) -> TorchRunn
     """
     sum_over(model, group)
     pack_linears(model, plan.spare)
-    runner = TorchRunner(model, KVTensors(replace(plan.spec, kv_heads=plan.share.kv.held), plan.pages))
+    spec = replace(plan.spec, kv_heads=plan.share.kv.held)
+    runner = TorchRunner(model, pool_of(spec, plan.pages, plan.form))
     ends: list[torch.Tensor] = []
     watching = model.base_model.register_forward_hook(lambda _, __, output: ends.append(output.last_hidden_state))
     try:

@@ -8,22 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.domain.landing import FrameArrived, FrameCorrupt, LandingEvent
-from runtime.domain.steps import Encoding
 from runtime.errors import DataCorrupt, StaleAttempt
 from runtime.ids import TransferId
 from runtime.kv.frames import FrameCodec
+from runtime.kv.packing import unpacked
+from runtime.kv.parts import Joined
 
 Sink = Callable[[LandingEvent], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenTransfer:
-    """`pages` is how many were asked for."""
+    """`pages` is how many were asked for, `parts` are of those that are not whole yet."""
 
     transfer: TransferId
     epoch: int
     pages: int
     sink: Sink
+    parts: Joined
 
 
 class OpenTransfers:
@@ -40,7 +42,7 @@ class OpenTransfers:
 
     def open(self, transfer: TransferId, epoch: int, pages: int, sink: Sink) -> None:
         assert transfer not in self._open, f"{transfer} is open already"
-        self._open[transfer] = OpenTransfer(transfer, epoch, pages, sink)
+        self._open[transfer] = OpenTransfer(transfer, epoch, pages, sink, Joined(self._codec.spec, pages))
 
     def find(self, transfer: str, epoch: int) -> OpenTransfer:
         """Raises `StaleAttempt` saying why when it may not land."""
@@ -66,16 +68,13 @@ class OpenTransfers:
         return self._open.get(transfer.transfer) is transfer
 
     def land(self, transfer: OpenTransfer, data: bytes | memoryview, path: str) -> bool:
-        """Check one frame that came by `path`, and tell the sink; whether it was good."""
+        """Check one frame that came by `path`, and tell the sink once its page is whole; whether it was good."""
         try:
-            frame = self._codec.decode(data)
-            if frame.encoding is not Encoding.PLAIN:
-                from runtime.kv.encodings import restore  # needs torch, which a worker without tensors does without
-
-                frame = restore(frame, self._codec.spec)
+            page = transfer.parts.add(unpacked(self._codec.decode(data), self._codec.spec))
         except DataCorrupt as error:
             self.refused[str(error.field)] += 1
             transfer.sink(FrameCorrupt(transfer.transfer, transfer.epoch, None, error.message))
             return False
-        transfer.sink(FrameArrived(transfer.transfer, transfer.epoch, frame, path))
+        if page is not None:
+            transfer.sink(FrameArrived(transfer.transfer, transfer.epoch, page, path))
         return True

@@ -1,6 +1,6 @@
 """Pages by gRPC: the path that exists between any two workers. Both ends of it, on one worker."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 import grpc
@@ -28,7 +28,8 @@ def message_bytes(spec: ModelSpec) -> int:
 
 class GrpcTransport:
     """`endpoint` is host:port where others reach `service`; `channel` gives the channels to such an endpoint, numbered
-    from 0, each with a connection of its own. Pages are taken in `encoding` beside plain ones.
+    from 0, each with a connection of its own. Pages are taken in `encoding` beside plain ones, and of `dtypes` beside
+    the model's own.
 
     Frames are copied by whoever receives them, on the event loop, so closing a transfer is its fence.
     """
@@ -42,8 +43,9 @@ class GrpcTransport:
         endpoint: str,
         channel: Callable[[str, int], grpc.aio.Channel],
         encoding: Encoding = Encoding.PLAIN,
+        dtypes: Iterable[str] = (),
     ) -> None:
-        self.codec = FrameCodec(spec, encoding)
+        self.codec = FrameCodec(spec, encoding, dtypes)
         self.transfers = OpenTransfers(self.codec)
         self.service = KvService(self.transfers)
         self._endpoint = endpoint

@@ -6,16 +6,16 @@ workers share a host.
 
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import Offer, Path, Ticket, TicketPage, Traffic
-from runtime.domain.spec import ModelSpec
-from runtime.domain.steps import Encoding, Frame
+from runtime.domain.steps import Frame
 from runtime.errors import ResourceExhausted, Unavailable
 from runtime.ids import BootId, TransferId
+from runtime.kv.packing import packing
 from runtime.kv.transport.grpc import GrpcTransport
 from runtime.kv.transport.receiving import KvService
 from runtime.kv.transport.shm.receiving import NAME as SHM
@@ -65,7 +65,7 @@ class Paths:
             except (ResourceExhausted, Unavailable) as error:
                 name, reason = self._grpc.name, error.message
                 sender = await stack.enter_async_context(self._grpc.open(ticket))
-            counting = _Counting(sender, _packing(self._grpc.codec.spec, ticket.encoding))
+            counting = _Counting(sender, packing(self._grpc.codec.spec, ticket))
             try:
                 yield counting
             finally:
@@ -111,27 +111,18 @@ class Paths:
             self._taken.popitem(last=False)
 
 
-def _packing(spec: ModelSpec, encoding: Encoding) -> Callable[[Frame], Frame]:
-    """How frames are made ready for the way."""
-    if encoding is Encoding.PLAIN:
-        return lambda frame: frame
-    from runtime.kv.encodings import compress  # needs torch, which a worker without tensors does without
-
-    return lambda frame: compress(frame, spec, encoding)
-
-
 @dataclass(slots=True)
 class _Counting:
     """A sender of what the ticket asks for, and the bytes of payload that went through it."""
 
     sender: Sender
-    pack: Callable[[Frame], Frame]
+    pack: Callable[[Frame], Iterable[Frame]]
     bytes: int = 0
 
     async def send(self, frame: Frame) -> None:
-        frame = self.pack(frame)
-        await self.sender.send(frame)
-        self.bytes += len(frame.payload)
+        for packed in self.pack(frame):
+            await self.sender.send(packed)
+            self.bytes += len(packed.payload)
 
     async def commit(self) -> None:
         await self.sender.commit()

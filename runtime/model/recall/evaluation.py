@@ -20,7 +20,7 @@ from runtime.model.recall.facts import KINDS, Exchange
 Messages = Sequence[tuple[str, str]]
 
 _MIX = Mix(state=0.45, ask=0.4, ask_unknown=0.05)
-_ANSWER_TOKENS = 48
+ANSWER_TOKENS = 48
 _TOKENS_AT_ONCE = 16_384
 
 
@@ -104,7 +104,7 @@ class GreedyModel:
             [self.prompt(chat) for chat in chats], padding=True, padding_side="left", return_tensors="pt"
         )
         with torch.inference_mode():
-            outputs = self._model.generate(**inputs, do_sample=False, max_new_tokens=_ANSWER_TOKENS)
+            outputs = self._model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS)
         return [self._text(output) for output in outputs[:, inputs["input_ids"].shape[1] :].tolist()]
 
     def prompt(self, chat: Messages) -> str:
@@ -124,15 +124,26 @@ def evaluate(model_dir: Path, history_tokens: int = 512, questions: int = 400, s
     Raises ModelError where the directory holds no usable model.
     """
     model = GreedyModel(model_dir)
-    rng = random.Random(seed)
-    recalls = [held_out_recall(rng, model.tokenizer, history_tokens) for _ in range(questions)]
-    chats_at_once = max(1, _TOKENS_AT_ONCE // (history_tokens + _ANSWER_TOKENS))
+    recalls = _drawn(model, history_tokens, questions, seed)
+    chats_at_once = max(1, _TOKENS_AT_ONCE // (history_tokens + ANSWER_TOKENS))
     answered: list[Answered] = []
     for start in range(0, questions, chats_at_once):
         part = recalls[start : start + chats_at_once]
         given = model.answers([recall.messages for recall in part])
         answered += [Answered(recall, text) for recall, text in zip(part, given, strict=True)]
     return RecallReport(history_tokens, tuple(answered))
+
+
+def asked(model_dir: Path, history_tokens: int, questions: int, seed: int) -> list[tuple[int, ...]]:
+    """The prompts of the questions that `evaluate` asks, as token ids. Raises `ModelError` as it does."""
+    model = GreedyModel(model_dir)
+    recalls = _drawn(model, history_tokens, questions, seed)
+    return [tuple(model.tokenizer.encode(model.prompt(each.messages), add_special_tokens=False)) for each in recalls]
+
+
+def _drawn(model: GreedyModel, history_tokens: int, questions: int, seed: int) -> list[Recall]:
+    rng = random.Random(seed)
+    return [held_out_recall(rng, model.tokenizer, history_tokens) for _ in range(questions)]
 
 
 def held_out_recall(rng: random.Random, tokenizer: PreTrainedTokenizerFast, history_tokens: int) -> Recall:

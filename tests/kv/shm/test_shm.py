@@ -4,23 +4,27 @@ import asyncio
 import os
 import random
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.domain.landing import CommitArrived, FrameArrived, FrameCorrupt, SenderAborted
-from runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, StaleAttempt, Unavailable
+from runtime.errors import DeadlineExceeded, Incompatible, InvalidArgument, ResourceExhausted, StaleAttempt, Unavailable
 from runtime.ids import TransferId
-from runtime.kv.frames import HEADER_BYTES
+from runtime.kv.frames import HEADER_BYTES, FrameCodec
 from runtime.kv.transport.shm import words as w
-from runtime.kv.transport.shm.packets import connect
+from runtime.kv.transport.shm.arena import Arena
+from runtime.kv.transport.shm.packets import Connection, connect
+from runtime.kv.transport.shm.sending import ShmWriters
 from tests.kv.shm.conftest import SLOTS, Side, kinds
 from tests.kv.shm.writing import frame, ticket
-from tests.kv.test_frames import CODEC
+from tests.kv.test_frames import CODEC, SPEC
 from tests.kv.test_grpc_transport import Landing
 from tests.scale import scaled
 
@@ -115,13 +119,62 @@ async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(side: S
     assert side.transfers.refused == {"packet": 8}
 
 
-async def test_a_writer_of_another_model_gets_no_memory(side: Side) -> None:
+@pytest.mark.parametrize(
+    "hello",
+    [w.Hello(w.VERSION, bytes(16), CODEC.max_bytes), w.Hello(w.VERSION + 1, CODEC.fingerprint, CODEC.max_bytes)],
+    ids=["another model", "another version"],
+)
+async def test_a_writer_of_another_model_or_version_gets_no_memory(side: Side, hello: w.Hello) -> None:
     connection = connect(side.receiver.endpoint)
-    connection.send(w.pack(w.Hello(w.VERSION, bytes(16), CODEC.max_bytes)))
+    connection.send(w.pack(hello))
     packet, descriptor = await connection.receive_descriptor()
     connection.close()
     assert isinstance(w.unpack(packet), w.Declined)
     assert descriptor is None
+
+
+async def test_who_did_not_say_hello_is_granted_nothing(side: Side) -> None:
+    side.expect("one")
+    connection = connect(side.receiver.endpoint)
+    connection.send(w.pack(w.Open(1, 1, "one")))
+    connection.send(w.pack(w.Hello(w.VERSION, CODEC.fingerprint, CODEC.max_bytes)))
+    packet, descriptor = await connection.receive_descriptor()
+    connection.close()
+    assert isinstance(w.unpack(packet), w.Arena), "the first that it hears"
+    assert descriptor is not None
+    os.close(descriptor)
+    assert side.transfers.refused == {"packet": 1}
+
+
+async def test_a_frame_that_no_slot_holds_is_not_written(side: Side) -> None:
+    landing = side.expect("one")
+    wide = replace(SPEC, page_tokens=8 * SPEC.page_tokens)
+    writers = ShmWriters(FrameCodec(wide))
+    large = replace(frame(0), valid_tokens=wide.page_tokens, payload=bytes(wide.page_bytes))
+    try:
+        async with writers.open(ticket("one"), side.receiver.endpoint) as sender:
+            with pytest.raises(Incompatible, match="more than the receiver's slots hold"):
+                await sender.send(large)
+    finally:
+        writers.close()
+    assert landing.of(FrameArrived) == []
+
+
+async def test_a_writer_unmaps_before_its_socket_ends(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the socket is what tells the receiver that nothing can be written any more."""
+    done: list[str] = []
+    ends: tuple[tuple[Any, str], ...] = ((Arena, "unmapped"), (Connection, "socket ended"))
+    for kind, name in ends:
+
+        def closing(closed: object, close: Callable[[object], None] = kind.close, name: str = name) -> None:
+            done.append(name)
+            close(closed)
+
+        monkeypatch.setattr(kind, "close", closing)
+    side.expect("one")
+    async with side.writers.open(ticket("one"), side.receiver.endpoint):
+        side.writers.close()
+    assert done[:2] == ["unmapped", "socket ended"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -10,8 +10,16 @@ from itertools import count
 
 from runtime.domain.messages import Ticket
 from runtime.domain.steps import Frame
-from runtime.errors import BatonError, DeadlineExceeded, InvalidArgument, ResourceExhausted, StaleAttempt, Unavailable
-from runtime.kv.frames import FrameCodec
+from runtime.errors import (
+    BatonError,
+    DeadlineExceeded,
+    Incompatible,
+    InvalidArgument,
+    ResourceExhausted,
+    StaleAttempt,
+    Unavailable,
+)
+from runtime.kv.frames import HEADER_BYTES, FrameCodec
 from runtime.kv.transport.shm import words as w
 from runtime.kv.transport.shm.arena import Arena
 from runtime.kv.transport.shm.packets import Connection, connect
@@ -132,6 +140,8 @@ class ShmSender:
             await self._progress()
 
     async def send(self, frame: Frame) -> None:
+        if HEADER_BYTES + len(frame.payload) > self._link.arena.slot_bytes:
+            raise Incompatible(f"a frame of {len(frame.payload)} bytes is more than the receiver's slots hold")
         while not self._free:
             await self._progress()
         if self._over is not None:

@@ -1,0 +1,95 @@
+"""A gateway's part in erasing sessions: first the store, then every worker that has something of it, or could get it.
+
+Workers that come later are told as well, for as long as a gateway that froze could still start a turn of it there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from runtime.clock import Clock
+from runtime.domain.erasure import Erasure, WorkerReceipt
+from runtime.domain.messages import View, Worker
+from runtime.errors import BatonError
+from runtime.ids import BootId, SessionId, TenantId
+from runtime.ports import PageKeepers, SessionStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ErasingSettings:
+    """What is still to be told is looked for every `look_s`; a tombstone is told to new workers for `remember_s`."""
+
+    look_s: float = 1.0
+    remember_s: float = 3600.0
+
+
+class ErasingRole:
+    def __init__(
+        self,
+        store: SessionStore,
+        keepers: PageKeepers,
+        view: Callable[[], View],
+        leave: Callable[[SessionId], None],
+        clock: Clock,
+        settings: ErasingSettings,
+    ) -> None:
+        """`leave` ends what runs of a session at this gateway."""
+        self._store = store
+        self._keepers = keepers
+        self._view = view
+        self._leave = leave
+        self._clock = clock
+        self._settings = settings
+        self._told: dict[SessionId, set[BootId]] = {}
+
+    async def run(self) -> None:
+        """Tell whoever has not been told, until cancelled."""
+        while True:
+            try:
+                await self._look()
+            except BatonError as error:
+                _log.warning("erased sessions cannot be looked for: %s", error.message)
+            await self._clock.sleep(self._settings.look_s)
+
+    async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
+        """Raises `NotFound`; whoever could not be told is told later."""
+        erased = await self._store.erase(tenant, session)
+        await self._tell(erased)
+        return await self._store.erasure(tenant, session)
+
+    async def _look(self) -> None:
+        pending = await self._store.erasures()
+        for erased in pending:
+            if await self._tell(erased):
+                await self._store.settle(erased.session, self._settings.remember_s)
+        if not all(erased.scrubbed for erased in pending):
+            await self._store.scrub()
+        for gone in self._told.keys() - {erased.session for erased in pending}:
+            del self._told[gone]
+
+    async def _tell(self, erased: Erasure) -> bool:
+        """Whether all workers that there are have answered."""
+        if erased.session not in self._told:
+            self._leave(erased.session)
+        told = self._told.setdefault(erased.session, set())
+        told |= {worker.boot for worker in erased.workers if worker.dropped is not None}
+        left = [worker for worker in self._view().workers if worker.boot not in told]
+        for worker in left:
+            await self._store.told(erased.session, WorkerReceipt(worker.id, worker.boot))
+        return all(await asyncio.gather(*(self._tell_one(erased.session, worker) for worker in left)))
+
+    async def _tell_one(self, session: SessionId, worker: Worker) -> bool:
+        try:
+            forgotten = await self._keepers.keeper(worker).forget(session)
+        except BatonError as error:
+            _log.warning(
+                "a worker has not forgotten an erased session yet: %s", error.message, extra={"worker": worker.id}
+            )
+            return False
+        receipt = WorkerReceipt(worker.id, worker.boot, forgotten.dropped, forgotten.shared)
+        await self._store.told(session, receipt)
+        self._told.setdefault(session, set()).add(worker.boot)
+        return True

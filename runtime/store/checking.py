@@ -1,0 +1,182 @@
+"""Whether what a bundle holds is a session at all: its shapes, its references, and the chain of what was committed.
+
+A digest tells that a file is as it was written; it does not tell who wrote it. So nothing of it is believed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.domain.sessions import UNFINISHED, Item, TurnStatus, check_items, check_metadata
+from runtime.errors import BatonError, InvalidArgument, TooLarge
+from runtime.store.bundle import Bundle, Rows, damaged
+from runtime.store.content import BRANCHES, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.moving import CARRIED, KEYS
+from runtime.store.packing import (
+    ROOT_CHAIN,
+    UNREADABLE,
+    chained,
+    unpack_asked,
+    unpack_ending,
+    unpack_events,
+    unpack_item,
+    unpack_tokens,
+)
+
+_MAX_TEXT = 256
+_INTEGER, _LONG = 1 << 31, 1 << 63
+_SHAPES = {table.name: (table.columns, table.shape) for table in CARRIED} | {"keys": (KEYS, "tbtl")}
+_ABOUT = {"id": "t", "model": "t", "created": "l", "lines": "i", "vocabulary": "t"}
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "t": lambda value: isinstance(value, str) and len(value) <= _MAX_TEXT and "\0" not in value,
+    "i": lambda value: type(value) is int and -_INTEGER <= value < _INTEGER,
+    "l": lambda value: type(value) is int and -_LONG <= value < _LONG,
+    "b": lambda value: isinstance(value, bytes),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    turn: str
+    total: int
+    chain: bytes
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Raises `InvalidArgument` naming `bundle`."""
+    try:
+        _check_about(bundle.session)
+        tables = {rows.table: _checked_rows(rows) for rows in bundle.tables}
+        if len(tables) != len(bundle.tables) or set(tables) != set(_SHAPES):
+            raise damaged("it has not each table once")
+        turns = _check_turns(tables[TURNS.name], tables[ITEMS.name])
+        _Tree(bundle.session, tables, turns).check()
+        for _, _, result, _ in tables["keys"]:
+            if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
+                raise damaged(f"a key stands for {result}, which it does not hold")
+    except (*UNREADABLE, TooLarge) as error:
+        if isinstance(error, InvalidArgument) and error.field == "bundle":
+            raise
+        told = error.message if isinstance(error, BatonError) else "a value of it makes no sense"
+        raise damaged(told) from error
+
+
+def _check_about(about: Mapping[str, Any]) -> None:
+    for name, letter in _ABOUT.items():
+        if not _FITS[letter](about.get(name)) or (about[name] == "" and name != "vocabulary"):
+            raise damaged(f"its session has no proper {name}")
+    if not isinstance(about.get("rerender"), bool):
+        raise damaged("its session has no proper rerender")
+    metadata = about.get("metadata")
+    if not isinstance(metadata, dict) or not all(isinstance(each, str) for pair in metadata.items() for each in pair):
+        raise damaged("its session has no proper metadata")
+    check_metadata(metadata)
+
+
+def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
+    columns, shape = _SHAPES.get(rows.table, ((), ""))
+    if rows.columns != columns:
+        raise damaged(f"its table {rows.table} has columns that this Baton does not know")
+    for row in rows.rows:
+        if len(row) != len(columns):
+            raise damaged(f"a row of its {rows.table} has not one value a column")
+        for column, letter, value in zip(columns, shape, row, strict=True):
+            may_be_null = letter.isupper() and value is None
+            if not may_be_null and not _FITS[letter.lower()](value):
+                raise damaged(f"its {rows.table}.{column} holds what does not belong there")
+    return [*rows.rows]
+
+
+def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> dict[str, TurnStatus]:
+    """Each turn's status."""
+    said: dict[str, list[Item]] = {}
+    for turn, number, payload in items:
+        if number != len(said.setdefault(turn, [])):
+            raise damaged(f"turn {turn} lacks an item")
+        said[turn].append(unpack_item(payload))
+    ended: dict[str, TurnStatus] = {}
+    for row in turns:
+        values = dict(zip(TURNS.columns, row, strict=True))
+        turn = values["id"]
+        status, ending = TurnStatus(values["status"]), unpack_ending(values["ending"])
+        spoken = said.pop(turn, [])
+        asked = unpack_asked(values["asked"], tuple(spoken))
+        check_items(asked.items)
+        if turn in ended or status in UNFINISHED or ending.status is not status:
+            raise damaged(f"turn {turn} is there twice, or has not ended")
+        if len(spoken) != len(asked.items) + (status is TurnStatus.COMMITTED):
+            raise damaged(f"turn {turn} lacks an item")
+        unpack_events(values["ending"], 0)
+        if values["prompt"] is not None:
+            unpack_tokens(values["prompt"])
+        ended[turn] = status
+    if said:
+        raise damaged("items are of no turn")
+    return ended
+
+
+class _Tree:
+    """Lines, segments and branches."""
+
+    def __init__(
+        self, about: Mapping[str, Any], tables: Mapping[str, list[tuple[Any, ...]]], turns: Mapping[str, TurnStatus]
+    ) -> None:
+        self._rerender: bool = about["rerender"]
+        self._count: int = about["lines"]
+        self._rows = tables
+        self._turns = turns
+        self._lines: dict[int, tuple[int | None, int]] = {}
+        self._segments: dict[tuple[int, int], _Segment] = {}
+
+    def check(self) -> None:
+        for line, parent, base in sorted(self._rows[LINES.name]):
+            root = parent is None and line == base == 0
+            if line in self._lines or line >= self._count or not (root or (parent in self._lines and base >= 0)):
+                raise damaged(f"line {line} has no proper place")
+            self._lines[line] = parent, base
+        if 0 not in self._lines:
+            raise damaged("it has no first line")
+        # Lines after those that they leave, and each in the order in which it was said.
+        for row in sorted(self._rows[SEGMENTS.name], key=lambda row: (row[1], row[2])):
+            self._add(dict(zip(SEGMENTS.columns, row, strict=True)))
+        committed = {turn for turn, status in self._turns.items() if status is TurnStatus.COMMITTED}
+        if {segment.turn for segment in self._segments.values()} != committed:
+            raise damaged("what was committed is not what its turns say")
+        for parent, base in self._lines.values():
+            self._at(parent, base)
+        self._check_branches()
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        line, depth = row["line"], row["depth"]
+        if line not in self._lines or depth <= self._lines[line][1] or (line, depth) in self._segments:
+            raise damaged(f"turn {row['turn']} has no proper place")
+        before = self._at(line, depth - 1)
+        tokens = unpack_tokens(row["tokens"])
+        total, chain = (0, ROOT_CHAIN) if self._rerender or before is None else (before.total, before.chain)
+        if row["chain"] != chained(chain, tokens) or row["total"] != total + len(tokens):
+            raise damaged(f"the tokens of turn {row['turn']} are not those that were committed")
+        self._segments[line, depth] = _Segment(row["turn"], row["total"], row["chain"])
+
+    def _at(self, line: int | None, depth: int) -> _Segment | None:
+        """The segment at a place; None at the beginning."""
+        while depth > 0 and line is not None and line in self._lines:
+            parent, base = self._lines[line]
+            if depth > base:
+                break
+            line = parent
+        if depth == 0:
+            return None
+        if line is None or (line, depth) not in self._segments:
+            raise damaged(f"nothing is at depth {depth}, where something should be")
+        return self._segments[line, depth]
+
+    def _check_branches(self) -> None:
+        rows = [dict(zip(BRANCHES.columns, row, strict=True)) for row in self._rows[BRANCHES.name]]
+        if not rows or len({row["name"] for row in rows}) < len(rows):
+            raise damaged("it has no branch, or one twice")
+        for row in rows:
+            segment = self._at(row["line"], row["depth"])
+            head, tokens = (None, 0) if segment is None else (segment.turn, segment.total)
+            known = row["line"] in self._lines and row["depth"] >= self._lines[row["line"]][1]
+            if not known or (row["head"], row["tokens"], row["live"]) != (head, tokens, None):
+                raise damaged(f"branch {row['name']} has no proper head")

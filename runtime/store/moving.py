@@ -1,0 +1,115 @@
+"""Transactions that carry a session from one store to another: all that is committed, read out and taken in."""
+
+from typing import Any
+
+from runtime.domain.sessions import UNFINISHED, Key, Session
+from runtime.domain.spending import NO_ACCOUNT
+from runtime.errors import FailedPrecondition
+from runtime.ids import SessionId, TenantId
+from runtime.store.accounting import open_account
+from runtime.store.bundle import Bundle, Rows
+from runtime.store.content import BRANCHES, EVENTS, TABLES, TURNS, Table
+from runtime.store.looking import known_result, session_of
+from runtime.store.packing import pack
+from runtime.store.remembering import of_tenant, remember
+from runtime.store.sealing import Seal, new_seal, seal_of
+from runtime.store.transaction import Transaction
+
+# The events of a turn that has ended are in its ending.
+CARRIED = tuple(table for table in TABLES if table is not EVENTS)
+KEYS = ("name", "digest", "result", "at")
+_UNFINISHED = {status.value for status in UNFINISHED}
+
+
+async def read_out(tx: Transaction, tenant: TenantId, session: SessionId) -> Bundle:
+    """What has not ended yet is not in it."""
+    found, seal = await session_of(tx, tenant, session), await seal_of(tx, session)
+    row = await tx.row("SELECT lines FROM sessions WHERE id = $1", session)
+    assert row is not None
+    about = {
+        "id": found.id,
+        "model": found.model,
+        "created": found.created_ms,
+        "lines": row[0],
+        "rerender": found.rerender,
+        "metadata": dict(sorted(found.metadata.items())),
+        "vocabulary": found.vocabulary,
+    }
+    left = await tx.rows("SELECT id FROM turns WHERE session = $1 AND status IN ('queued', 'running')", session)
+    unfinished = {each[0] for each in left}
+    tables = [await _rows(tx, session, seal, table, unfinished) for table in CARRIED]
+    keys = await tx.rows(f"SELECT {', '.join(KEYS)} FROM keys WHERE scope = $1", session)
+    kept = sorted(tuple(each) for each in keys if each[2] not in unfinished)
+    return Bundle(about, (*tables, Rows("keys", KEYS, kept)))
+
+
+async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | None) -> Session:
+    """The bundle was checked. Raises `FailedPrecondition` when the session, or a turn of it, is here or was erased."""
+    scope, session = of_tenant(tenant), SessionId(bundle.session["id"])
+    if key is not None and (known := await known_result(tx, scope, key)) is not None:
+        return await session_of(tx, tenant, SessionId(known))
+    await _check_new(tx, session, bundle)
+    about, seal = bundle.session, await new_seal(tx, session)
+    await tx.run(
+        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        session,
+        tenant,
+        about["model"],
+        about["created"],
+        about["lines"],
+        int(about["rerender"]),
+        seal.seal(pack({"metadata": about["metadata"], "vocabulary": about["vocabulary"]}), "sessions.about"),
+    )
+    await open_account(tx, session, NO_ACCOUNT)
+    tables = {table.name: table for table in CARRIED}
+    for rows in bundle.tables:
+        if rows.table == "keys":
+            sql = _insert("keys", ("scope", *KEYS))
+            await tx.run_many(sql, [(session, *row) for row in rows.rows])
+        else:
+            table = tables[rows.table]
+            sealed = [(session, *_sealed(seal, table, row)) for row in rows.rows]
+            await tx.run_many(_insert(table.name, ("session", *table.columns)), sealed)
+    await remember(tx, scope, key, session)
+    return await session_of(tx, tenant, session)
+
+
+async def _check_new(tx: Transaction, session: SessionId, bundle: Bundle) -> None:
+    if await tx.row("SELECT 1 FROM sessions WHERE id = $1", session) is not None:
+        raise FailedPrecondition(f"session {session} is here already", field="bundle")
+    if await tx.row("SELECT 1 FROM erasures WHERE session = $1", session) is not None:
+        raise FailedPrecondition(f"session {session} was erased here", field="bundle")
+    (turns,) = [rows for rows in bundle.tables if rows.table == TURNS.name]
+    for turn, *_ in turns.rows:
+        if await tx.row("SELECT 1 FROM turns WHERE id = $1", turn) is not None:
+            raise FailedPrecondition(f"turn {turn} is here already", field="bundle")
+
+
+async def _rows(tx: Transaction, session: SessionId, seal: Seal, table: Table, unfinished: set[str]) -> Rows:
+    found = []
+    for row in await tx.rows(f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE session = $1", session):
+        values = dict(zip(table.columns, row, strict=True))
+        if values["id"] in unfinished if table is TURNS else values.get("turn") in unfinished:
+            continue
+        if table is BRANCHES:
+            values["live"] = None
+        ident = [values[name] for name in table.key]
+        for name in table.sealed:
+            if values[name] is not None:
+                values[name] = seal.open(values[name], f"{table.name}.{name}", *ident)
+        found.append(tuple(values.values()))
+    return Rows(table.name, table.columns, sorted(found, key=lambda row: row[: len(table.key)]))
+
+
+def _sealed(seal: Seal, table: Table, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    values = dict(zip(table.columns, row, strict=True))
+    ident = [values[name] for name in table.key]
+    for name in table.sealed:
+        if values[name] is not None:
+            values[name] = seal.seal(values[name], f"{table.name}.{name}", *ident)
+    return tuple(values.values())
+
+
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    places = ", ".join(f"${place}" for place in range(1, len(columns) + 1))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"

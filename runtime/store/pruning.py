@@ -1,0 +1,68 @@
+"""The transaction that drops a branch, with what no other reaches. What a rollback left goes with its branch."""
+
+from runtime.domain.sessions import MAIN
+from runtime.errors import FailedPrecondition
+from runtime.ids import SessionId, TenantId
+from runtime.store.looking import branch_of, session_of
+from runtime.store.transaction import Transaction
+
+_OF_A_TURN = ("segments", "items", "events")
+
+
+async def drop_branch(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> None:
+    """Raises `FailedPrecondition` naming `branch` for `main`, and for one with turns that have not ended."""
+    await session_of(tx, tenant, session, lock=True)
+    branch = await branch_of(tx, session, name, lock=True)
+    if name == MAIN:
+        raise FailedPrecondition(f"every session has a branch {MAIN!r}", field="branch")
+    waiting = await tx.row(
+        "SELECT id FROM turns WHERE session = $1 AND branch = $2 AND status = 'queued'", session, name
+    )
+    if branch.live is not None or waiting is not None:
+        raise FailedPrecondition(f"branch {name!r} has a turn that has not ended", field="branch")
+    await tx.run("DELETE FROM branches WHERE session = $1 AND name = $2", session, name)
+    told = await tx.rows("SELECT line, parent, base FROM lines WHERE session = $1", session)
+    lines = {line: (parent, base) for line, parent, base in told}
+    left = await tx.rows("SELECT line, depth FROM branches WHERE session = $1", session)
+    reached = _reached(lines, [(row[0], row[1]) for row in left])
+    said = await tx.rows(
+        "SELECT t.id, s.line, s.depth FROM turns t LEFT JOIN segments s ON s.session = t.session AND s.turn = t.id"
+        " WHERE t.session = $1 AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = $1 AND b.name = t.branch)",
+        session,
+    )
+    gone = [turn for turn, line, depth in said if line is None or depth > reached.get(line, -1)]
+    await _delete_turns(tx, session, gone)
+    await tx.run_many("DELETE FROM keys WHERE scope = $1 AND result = $2", [(session, each) for each in (name, *gone)])
+    used = await tx.rows("SELECT DISTINCT line FROM segments WHERE session = $1", session)
+    empty = _unused(lines, {row[0] for row in used} | set(reached))
+    await tx.run_many("DELETE FROM lines WHERE session = $1 AND line = $2", [(session, line) for line in empty])
+
+
+async def _delete_turns(tx: Transaction, session: SessionId, turns: list[str]) -> None:
+    rows: list[tuple[object, ...]] = [(session, turn) for turn in turns]
+    for table in _OF_A_TURN:
+        await tx.run_many(f"DELETE FROM {table} WHERE session = $1 AND turn = $2", rows)
+    await tx.run_many("DELETE FROM turns WHERE session = $1 AND id = $2", rows)
+
+
+def _reached(lines: dict[int, tuple[int | None, int]], places: list[tuple[int, int]]) -> dict[int, int]:
+    """Up to which depth of each line somebody stands on it, of those who stand at `places`."""
+    reached: dict[int, int] = {}
+    for line, depth in places:
+        at: int | None = line
+        while at is not None and depth > reached.get(at, -1):
+            reached[at] = depth
+            parent, base = lines[at]
+            at, depth = parent, min(base, depth)
+    return reached
+
+
+def _unused(lines: dict[int, tuple[int | None, int]], used: set[int]) -> set[int]:
+    """Lines that hold nothing, and that no line that holds something leaves."""
+    needed: set[int] = set()
+    for line in used:
+        at: int | None = line
+        while at is not None and at not in needed:
+            needed.add(at)
+            at = lines[at][0]
+    return set(lines) - needed - {0}

@@ -1,0 +1,259 @@
+"""A session as one file: out of one store and into another and back, equal; damaged, forged or too large, refused."""
+
+import zlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.domain.sessions import MAIN, Item, OnConflict, TurnEvent
+from runtime.domain.spending import NO_ACCOUNT
+from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound, TooLarge
+from runtime.ids import SessionId, TurnId
+from runtime.ports import SessionStore
+from runtime.store import bundle as bundle_module
+from runtime.store.bundle import MAGIC, Bundle, Kind, Rows, read_bundle, write_bundle
+from runtime.store.packing import pack_item, pack_tokens
+from runtime.store.sealing import KEY_BYTES, MasterKey
+from runtime.store.sessions import SqlSessionStore
+from runtime.store.sqlite import SqliteDatabase
+from tests.store.conftest import Rows as CountRows
+from tests.store.talking import (
+    OTHER,
+    TENANT,
+    committed,
+    enqueued,
+    key,
+    opened,
+    record,
+    session,
+    talked,
+)
+
+CROSSING = SessionId("sess-1")
+
+
+@pytest.fixture
+async def elsewhere(tmp_path: Path) -> AsyncIterator[SessionStore]:
+    """A store under another master key."""
+    database = SqliteDatabase(tmp_path / "elsewhere" / "sessions.sqlite", MasterKey(bytes([9] * KEY_BYTES)))
+    await database.open()
+    yield SqlSessionStore(database)
+    await database.close()
+
+
+async def grown(store: SessionStore) -> SessionId:
+    """A session with forks, a rollback, a cancelled turn, keys, and turns that have not ended."""
+    sess = await talked(store, 4)
+    await store.fork(TENANT, sess, MAIN, TurnId("turn-1"), "other", key("fork"))
+    branch = (await store.context(TENANT, sess, "other")).branch
+    await committed(store, record(sess, "turn-a", branch.place, branch="other", context=branch.tokens))
+    back = await store.rollback(TENANT, sess, MAIN, TurnId("turn-2"), None)
+    found = await store.open(record(sess, "turn-b", back.place, context=back.tokens), key("turn"))
+    assert found is not None
+    await store.append(found[0], TurnEvent(1, 0, (7,), "seven"))
+    await store.open(enqueued(record(sess, "turn-c", None), OnConflict.ENQUEUE), key("waits"))
+    return sess
+
+
+async def said(store: SessionStore, sess: SessionId) -> list[object]:
+    """All but the account, which does not go along."""
+    found, branches = await store.get(TENANT, sess)
+    found = replace(found, account=NO_ACCOUNT)
+    told: list[object] = [found, branches]
+    for branch in branches:
+        context = replace(await store.context(TENANT, sess, branch.name), session=found)
+        told += [context, await store.items(TENANT, sess, branch.name, 0, 100)]
+    return told
+
+
+async def test_a_session_goes_from_a_store_to_another_and_back(
+    store: SessionStore, elsewhere: SessionStore, rows: CountRows
+) -> None:
+    sess = await grown(store)
+    first = await store.read_out(TENANT, sess)
+    await elsewhere.take_in(TENANT, first, None)
+    second = await elsewhere.read_out(TENANT, sess)
+    assert second == first
+    there = await said(elsewhere, sess)
+    await store.delete(TENANT, sess)
+    assert set((await rows()).values()) == {0}
+    await store.take_in(TENANT, second, None)
+    assert await said(store, sess) == there
+    assert await store.read_out(TENANT, sess) == first
+    # Without what had not ended; what is there goes on.
+    with pytest.raises(NotFound):
+        await store.progress(TENANT, sess, TurnId("turn-b"), 0)
+    branch = (await store.context(TENANT, sess, MAIN)).branch
+    turn = await opened(store, record(sess, "turn-d", branch.place, context=branch.tokens), key("turn"))
+    assert turn.epoch > 4
+
+
+async def test_what_goes_along_is_all_that_was_committed(store: SessionStore, elsewhere: SessionStore) -> None:
+    sess = await talked(store, 3)
+    before = await said(store, sess)
+    await elsewhere.take_in(TENANT, await store.read_out(TENANT, sess), None)
+    assert await said(elsewhere, sess) == before
+    assert (await elsewhere.progress(TENANT, sess, TurnId("turn-1"), 0)) == (
+        await store.progress(TENANT, sess, TurnId("turn-1"), 0)
+    )
+
+
+async def test_taking_in_under_a_key_happens_once(store: SessionStore, elsewhere: SessionStore) -> None:
+    data = await store.read_out(TENANT, await talked(store, 1))
+    for _ in range(2):
+        assert (await elsewhere.take_in(TENANT, data, key("import"))).id == CROSSING
+    with pytest.raises(FailedPrecondition) as again:
+        await elsewhere.take_in(TENANT, data, None)
+    assert again.value.field == "bundle"
+    await elsewhere.erase(TENANT, CROSSING)
+    with pytest.raises(FailedPrecondition, match="erased"):
+        await elsewhere.take_in(TENANT, data, None)
+
+
+async def test_a_session_of_another_tenant_is_not_read_out(store: SessionStore) -> None:
+    sess = await talked(store, 1)
+    with pytest.raises(NotFound):
+        await store.read_out(OTHER, sess)
+
+
+async def test_every_bit_that_was_flipped_and_every_cut_is_noticed(
+    elsewhere: SessionStore, store: SessionStore
+) -> None:
+    data = await store.read_out(TENANT, await talked(store, 2))
+    for place in range(0, len(data), 7):
+        with pytest.raises(InvalidArgument) as flipped:
+            read_bundle(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        assert flipped.value.field == "bundle"
+        with pytest.raises(InvalidArgument):
+            read_bundle(data[:place])
+    with pytest.raises(InvalidArgument, match="follows its end"):
+        read_bundle(data + b"\0")
+    with pytest.raises(InvalidArgument):
+        await elsewhere.take_in(TENANT, data[:-1], None)
+    assert await elsewhere.list(TENANT, None, 10) == ()
+
+
+async def test_pages_in_a_bundle_are_passed_by_and_a_newer_version_is_refused(store: SessionStore) -> None:
+    data = await store.read_out(TENANT, await talked(store, 1))
+    with_pages = _ended(data[: -5 - 32] + bytes((Kind.KV,)) + (3).to_bytes(4, "big") + b"\1\2\3")
+    assert read_bundle(with_pages) == read_bundle(data)
+    with pytest.raises(InvalidArgument, match="version is 2"):
+        read_bundle(_ended(MAGIC + b"\0\2" + data[len(MAGIC) + 2 : -5 - 32]))
+    with pytest.raises(InvalidArgument, match="unknown kind 9"):
+        read_bundle(_ended(data[: -5 - 32] + b"\x09\0\0\0\0"))
+
+
+async def test_what_is_too_large_is_refused_either_way(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sess = await talked(store, 1)
+    data = await store.read_out(TENANT, sess)
+    monkeypatch.setattr(bundle_module, "MAX_BUNDLE_BYTES", len(data))
+    assert await store.read_out(TENANT, sess) == data
+    monkeypatch.setattr(bundle_module, "MAX_BUNDLE_BYTES", len(data) - 1)
+    with pytest.raises(TooLarge) as out:
+        await store.read_out(TENANT, sess)
+    assert out.value.field == "session"
+    with pytest.raises(TooLarge) as taken:
+        await store.take_in(TENANT, data, None)
+    assert taken.value.field == "bundle"
+
+
+Forging = Callable[[dict[str, Any], dict[str, list[list[Any]]]], None]
+
+
+def _another_token(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["segments"][0][-1] = pack_tokens((9, 9, 9))
+
+
+def _another_head(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["branches"][0][3] = "turn-0"
+
+
+def _running(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["turns"][0][2] = "running"
+
+
+def _half_a_turn(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    del tables["items"][1]
+
+
+def _no_segment(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    del tables["segments"][0]
+
+
+def _a_loop(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["lines"].append([1, 1, 0])
+
+
+def _a_depth_without_end(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["branches"][0][2] = 2**40
+
+
+def _a_text_for_a_number(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["turns"][0][3] = "one"
+
+
+def _a_nul(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["id"] = "sess\0"
+
+
+def _no_model(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    del about["model"]
+
+
+def _long_metadata(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["metadata"] = {"key": "x" * 10_000}
+
+
+def _no_item(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["items"][0][-1] = b"\x93"
+
+
+def _a_huge_item(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["items"][0][-1] = pack_item(Item("user", "x" * (1 << 20) + "x"))
+
+
+def _a_bomb(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["segments"][0][-1] = b"\1" + zlib.compress(bytes(80 << 20), 9)
+
+
+def _a_foreign_key(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    tables["keys"].append(["name", b"digest", "turn-of-another", 0])
+
+
+FORGED: tuple[Forging, ...] = (
+    _another_token, _another_head, _running, _half_a_turn, _no_segment, _a_loop, _a_depth_without_end,
+    _a_text_for_a_number, _a_nul, _no_model, _long_metadata, _no_item, _a_huge_item, _a_bomb, _a_foreign_key,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forge", FORGED)
+async def test_a_bundle_whose_digest_was_forged_as_well_is_refused_and_nothing_of_it_is_kept(
+    store: SessionStore, elsewhere: SessionStore, forge: Forging
+) -> None:
+    read = read_bundle(await store.read_out(TENANT, await talked(store, 2)))
+    about = dict(read.session)
+    tables = {rows.table: [list(row) for row in rows.rows] for rows in read.tables}
+    forge(about, tables)
+    forged = Bundle(about, tuple(Rows(rows.table, rows.columns, tables[rows.table]) for rows in read.tables))  # type: ignore[arg-type]  # lists pack as tuples do
+    with pytest.raises(BatonError) as refused:
+        await elsewhere.take_in(TENANT, write_bundle(forged), None)
+    assert isinstance(refused.value, InvalidArgument)
+    assert refused.value.field == "bundle"
+    assert await elsewhere.list(TENANT, None, 10) == ()
+
+
+async def test_a_turn_that_is_here_already_is_not_taken_in(store: SessionStore, elsewhere: SessionStore) -> None:
+    data = await store.read_out(TENANT, await talked(store, 1))
+    await committed(elsewhere, record(await session(elsewhere, "sess-2"), "turn-0"))
+    with pytest.raises(FailedPrecondition, match="turn-0 is here already"):
+        await elsewhere.take_in(TENANT, data, None)
+    assert [each.id for each in await elsewhere.list(TENANT, None, 10)] == ["sess-2"]
+
+
+def _ended(data: bytes) -> bytes:
+    """With the end that belongs to it."""
+    return data + bytes((Kind.END,)) + (32).to_bytes(4, "big") + blake2b(data, digest_size=32).digest()
