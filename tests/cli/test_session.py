@@ -85,7 +85,8 @@ def test_a_session_goes_out_into_a_file_and_comes_back_unless_it_was_erased(
     shown = baton(target, "show", session)
     baton(target, "delete", session, "--yes")
     assert baton(target, "import", str(file)) == f"{session} is here: main with 3 turns.\n"
-    assert baton(target, "show", session) == shown
+    # What was spent does not go along.
+    assert _from_its_branches(baton(target, "show", session)) == _from_its_branches(shown)
     with Client(target) as client:
         assert client.sessions.complete(session, "Four.", max_tokens=3, temperature=0.0).text
     assert "is here already" in baton(target, "import", str(file), ends=1)
@@ -110,3 +111,7 @@ def test_a_tampered_file_is_refused_and_half_a_file_is_not_left_behind(
     nothing = tmp_path / "nothing.baton"
     assert "no such session" in baton(target, "export", session, str(nothing), ends=1)
     assert not nothing.exists()
+
+
+def _from_its_branches(shown: str) -> str:
+    return shown[shown.index("main ") :]
