@@ -164,7 +164,6 @@ class SequenceFailed:
 StepEvent = Reserved | NoRoom | Admitted | Generated | Exported | Prefilled | SequenceFailed
 
 
-@quick
 @dataclass(frozen=True, slots=True)
 class Forgotten:
     """What a `Forget` did: pages dropped, and pages of the session that stay because others have used them as well."""
@@ -174,6 +173,7 @@ class Forgotten:
     shared: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Load:
     """What an engine has to do: sequences by state, tokens still to prefill, pages."""

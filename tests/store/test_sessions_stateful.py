@@ -62,6 +62,7 @@ class Store(RuleBasedStateMachine):
         self.running: dict[str, Live] = {}
         self.queued: dict[str, list[Live]] = {MAIN: []}
         self.ended: dict[TurnId, tuple[TurnStatus, tuple[TurnEvent, ...]]] = {}
+        self.said_on: dict[TurnId, str] = {}
         self.stale: list[Live] = []
         self.keys: dict[str, TurnId] = {}
         self.used = NOTHING
@@ -71,6 +72,10 @@ class Store(RuleBasedStateMachine):
             self.do(self.store.beat(owner, 600.0))
 
     async def fresh(self) -> SessionStore:
+        return await self.another()
+
+    async def another(self) -> SessionStore:
+        """A store on SQLite."""
         folder = self.life.enter_context(tempfile.TemporaryDirectory())
         database = SqliteDatabase(Path(folder) / "sessions.sqlite", MASTER)
         await database.open()
@@ -173,6 +178,7 @@ class Store(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.do(self.store.finish(live.record, ending, tokens, live.events))
         self.ended[live.record.id] = status, tuple(live.events)
+        self.said_on[live.record.id] = branch
         if status is TurnStatus.COMMITTED:
             assert live.record.prepared is not None
             items = (*live.record.asked.items, Item("assistant", "".join(event.text for event in live.events)))
@@ -238,6 +244,39 @@ class Store(RuleBasedStateMachine):
         self.do(asked)
         self.happened += 1
         self.history[branch] = said
+
+    @rule(which=WHICH)
+    def drop(self, which: int) -> None:
+        branch = self.branch(which)
+        asked = self.store.drop_branch(TENANT, self.session, branch)
+        if branch == MAIN or branch in self.running or self.queued[branch]:
+            with pytest.raises(FailedPrecondition):
+                self.do(asked)
+            return
+        self.do(asked)
+        del self.history[branch], self.queued[branch]
+        reached = {said.turn for history in self.history.values() for said in history}
+        gone = {turn for turn, on in self.said_on.items() if on not in self.history and turn not in reached}
+        for turn in gone:
+            del self.ended[turn], self.said_on[turn]
+            with pytest.raises(NotFound):
+                self.do(self.store.progress(TENANT, self.session, turn, 0))
+        self.keys = {name: turn for name, turn in self.keys.items() if turn not in gone}
+
+    @rule()
+    def carry(self) -> None:
+        """Out of this store and into another one, where everything that was committed is the same."""
+        data = self.do(self.store.read_out(TENANT, self.session))
+        other = self.do(self.another())
+        self.do(other.take_in(TENANT, data, None))
+        for branch, history in self.history.items():
+            context = self.do(other.context(TENANT, self.session, branch))
+            assert context.tokens == tuple(token for said in history for token in said.tokens)
+        for turn, (status, events) in self.ended.items():
+            progress = self.do(other.progress(TENANT, self.session, turn, 0))
+            assert (progress.turn.status, progress.events) == (status, events)
+        assert self.do(other.read_out(TENANT, self.session)) == data
+        self.do(other.close())
 
     @precondition(lambda self: self.running)
     @rule(which=WHICH, how=st.sampled_from(Halt))
