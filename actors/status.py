@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +18,11 @@ from runtime.cli.talk.connecting import shown
 from runtime.cli.talk.wording import bytes_in_words
 from runtime.config import load_config
 from runtime.domain.routing import PREFILL
+from runtime.domain.tiers import TierReport
 from runtime.errors import StartError
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import own_credentials
+from runtime.wire.tiers import unpack_tiers
 
 _ANSWER_S = 5.0
 _Row = dict[str, Any]
@@ -64,6 +67,8 @@ def status(
         console.print(f"[bold]{record.mesh}[/bold]  {describe(record)}", highlight=False, soft_wrap=True)
     console.print(_table(rows))
     for line in _paths(rows):
+        console.print(line, highlight=False, soft_wrap=True)
+    for line in _tiers(rows):
         console.print(line, highlight=False, soft_wrap=True)
     for worker, reason in refused.items():
         console.print(Text(f"{worker} was refused: {reason}", style="yellow"), soft_wrap=True)
@@ -116,11 +121,16 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, s
                 for path in worker.traffic.paths
             ],
             "refused": dict(worker.traffic.refused),
+            "tiers": [_tier(tier) for tier in unpack_tiers(worker.tiers)],
         }
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
         for pages in [worker.load.pages]
     ]
     return rows, {each.worker: each.reason for each in view.refused}
+
+
+def _tier(report: TierReport) -> _Row:
+    return asdict(report) | {"tier": report.tier.value, "failures": dict(report.failures)}
 
 
 def _paths(rows: list[_Row]) -> Iterator[str]:
@@ -134,6 +144,22 @@ def _paths(rows: list[_Row]) -> Iterator[str]:
                 yield f"[dim]pages[/dim]  {escape(told)}"
         for reason, count in row["refused"].items():
             yield f"[yellow]{row['worker']} refused {count:,}[/yellow] frames or messages: {escape(reason)}"
+
+
+def _tiers(rows: list[_Row]) -> Iterator[str]:
+    """What is kept behind whose pool, a line each, and what was given up of it."""
+    for row in rows:
+        for tier in row["tiers"]:
+            holds = (
+                f"{tier['pages']:,} pages, {bytes_in_words(tier['bytes'])} of {bytes_in_words(tier['capacity_bytes'])}"
+            )
+            told = f"{holds}; {tier['written_pages']:,} written, {tier['read_pages']:,} read  ({tier['place']})"
+            yield f"[dim]tier[/dim]   {row['worker']} {tier['tier']}  {escape(told)}"
+            for reason, count in tier["failures"].items():
+                where = f"{tier['tier']}, {reason}"
+                yield f"[yellow]{row['worker']} computed instead, {count:,} times[/yellow]: {escape(where)}"
+            if tier["trouble"]:
+                yield f"[yellow]{row['worker']} leaves {tier['tier']} alone for now[/yellow]: {escape(tier['trouble'])}"
 
 
 def _table(rows: list[_Row]) -> Table:

@@ -20,6 +20,7 @@ from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
 from runtime.sealing import SealingConfig
 from runtime.section import Name
 from runtime.section import Section as _Section
+from runtime.tiering import KvKeepingConfig
 
 SHIPPED = "shipped"
 _PATHS = (("mesh", "state"), ("tls", "folder"), ("access", "keys"), ("sealing", "key"))
@@ -237,6 +238,7 @@ class Config(_Section):
     sessions: SessionsConfig = SessionsConfig()
     sealing: SealingConfig = SealingConfig()
     handoff: HandoffConfig = HandoffConfig()
+    kv: KvKeepingConfig = KvKeepingConfig()
     timing: TimingConfig = TimingConfig()
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
@@ -371,7 +373,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     if model.path != SHIPPED:
         model = model.model_copy(update={"path": str(folder / Path(model.path).expanduser())})
     workers = tuple(_anchored_worker(worker, folder) for worker in config.workers)
-    anchored: dict[str, object] = {"model": model, "workers": workers}
+    anchored: dict[str, object] = {"model": model, "workers": workers, "kv": config.kv.anchored(folder)}
     for section, field in _PATHS:
         settings = getattr(config, section)
         if (path := getattr(settings, field)) is not None:

@@ -30,6 +30,7 @@ from runtime.domain.sessions import (
     Item,
     Key,
     Progress,
+    Said,
     Session,
     TurnEvent,
     TurnRecord,
@@ -37,6 +38,7 @@ from runtime.domain.sessions import (
 from runtime.domain.spec import ModelSpec
 from runtime.domain.spending import Amounts
 from runtime.domain.steps import EngineCommand, Forgotten, Frame, Load, StepOutput
+from runtime.domain.tiers import Tier, TierReport
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
 Observe = Callable[[Ref, object, Sequence[object]], None]
@@ -146,6 +148,34 @@ class Transport(Protocol):
         """Accept nothing more of it; returns when no write of it can arrive in memory any more."""
 
 
+class Loading(Protocol):
+    """Pages on their way out of the tiers, read ahead of whoever takes them."""
+
+    def pages(self) -> AsyncIterator[tuple[Frame, Tier]]:
+        """Verified pages in the order of the chain, without a gap; ends with the first that is not to be had in time.
+        Never raises for what befalls a tier. Taken once."""
+
+    def close(self) -> None:
+        """Read no more; again and at any time."""
+
+
+class Tiers(Protocol):
+    """What is behind the pool of one worker: pages in host memory, or in a store. Any may be gone at any time, and none
+    of this ever fails or waits."""
+
+    def match(self, chain: Sequence[PageId], start: int) -> int:
+        """Up to where pages of `chain` are likely to be had, from the place `start` on; `start` when it is not worth
+        the way. Advisory."""
+
+    def load(self, chain: Sequence[PageId], start: int, salt: bytes) -> Loading:
+        """Begin to read the pages of `chain` from the place `start` on; `salt` keys their ids."""
+
+    def on_step(self, step: StepOutput) -> None:
+        """Learn what filled in the engine, and take what it was asked to copy."""
+
+    def reports(self) -> tuple[TierReport, ...]: ...
+
+
 class PrefillPeer(Protocol):
     """A prefill worker, as a decode worker sees it."""
 
@@ -221,8 +251,11 @@ class SessionStore(Protocol):
     async def list(self, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
         """The newest first, those after `after`."""
 
-    async def context(self, tenant: TenantId, session: SessionId, branch: str) -> Context:
-        """Raises `DataCorrupt` when the committed tokens are not what was committed (invariant 5)."""
+    async def context(
+        self, tenant: TenantId, session: SessionId, branch: str, instructions: str | None = None
+    ) -> Context:
+        """For a turn with these instructions. Raises `DataCorrupt` when the committed tokens are not what was committed
+        (invariant 5)."""
 
     async def known(self, tenant: TenantId, session: SessionId, key: Key) -> TurnRecord | None:
         """The turn that was opened under this key; raises `FailedPrecondition` when by another request."""
@@ -290,6 +323,34 @@ class SessionStore(Protocol):
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int
     ) -> tuple[tuple[int, TurnId, Item], ...]:
         """What was said on a branch, oldest first: those whose number is above `after`."""
+
+    async def turn(self, tenant: TenantId, turn: TurnId) -> TurnRecord:
+        """By its id alone; `NotFound` also where it is no response: it was forgotten, or has only items."""
+
+    async def add(self, turn: TurnRecord, key: Key | None) -> TurnRecord:
+        """Commit a turn that has items and no answer; the next one renders them. Raises as `open` where the branch is
+        busy."""
+
+    async def page(
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        after: tuple[TurnId, int] | None,
+        limit: int,
+        *,
+        newest_first: bool,
+    ) -> tuple[Said, ...]:
+        """What was said on a branch beyond the item `after`; raises `NotFound` naming `item` when it has none such."""
+
+    async def item(self, tenant: TenantId, session: SessionId, branch: str, turn: TurnId, number: int) -> Said: ...
+
+    async def describe(self, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
+        """Replace a session's metadata."""
+
+    async def forget(self, tenant: TenantId, turn: TurnId) -> None:
+        """No response any more; its session stays, but for a hidden one that has no other. A turn that is unfinished
+        then is fenced."""
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         """Forget a session and all of it. Its unfinished turns are fenced."""

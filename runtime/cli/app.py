@@ -9,6 +9,7 @@ from runtime.cli import certs, configuration, keys, model, simtest
 from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
+from runtime.cli.bench.resume import resume
 from runtime.cli.bench.session import session as session_bench
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
@@ -70,6 +71,7 @@ bench.command()(handoff)
 bench.command()(engine)
 bench.command()(gateway)
 bench.command()(transport)
+bench.command()(resume)
 bench.command("session")(session_bench)
 app.add_typer(
     bench, name="bench", rich_help_panel=LOOK, help="Measure this machine, and say how it stands to what is wanted."

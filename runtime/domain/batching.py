@@ -28,6 +28,7 @@ from runtime.domain.steps import (
     Admitted,
     Chunk,
     DecodeAwaiting,
+    Filled,
     Frame,
     Load,
     NoRoom,
@@ -72,6 +73,7 @@ class Batcher:
         self._count = 0
         self._running: list[Entry] = []
         self._full = False
+        self._filled: list[Filled] = []
 
     def __contains__(self, sequence: SequenceId) -> bool:
         return sequence in self._entries
@@ -231,6 +233,11 @@ class Batcher:
                     found.append((entry.sequence.id, ready, done))
         return found
 
+    def drain_filled(self) -> tuple[Filled, ...]:
+        """The pages that became full, or were found in the cache, since the last call."""
+        filled, self._filled = tuple(self._filled), []
+        return filled
+
     def remove(self, sequence: SequenceId) -> bool:
         """Forget a finished, failed or cancelled sequence and free what it held; pages with a known id stay cached."""
         entry = self._entries.pop(sequence, None)
@@ -315,6 +322,9 @@ class Batcher:
         self._extend(entry)
         for index in range(entry.published, full):
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
+        parent = entry.chain[entry.published - 1] if entry.published else ROOT
+        pages = tuple(entry.chain[entry.published : full])
+        self._filled.append(Filled(pages, entry.published, parent, entry.sequence.salt))
         self.pool.read_by(entry.table[entry.published : full], entry.sequence.session)
         entry.published = full
 

@@ -11,6 +11,7 @@ from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import LayerGroup
 from runtime.domain.steps import Encoding, Load
+from runtime.domain.tiers import Tier, TierReport
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, WorkerId
 
@@ -71,10 +72,11 @@ GatewayCommand = Start | CancelAttempt | Attach | Acknowledge
 class Handoff:
     """How an attempt's prompt got its KV, for the client's usage, the demo and the metrics.
 
-    Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `moved_tokens` (landed) + computed here =
-    prompt + forced. `wait_ms` runs from the start of the attempt to its admission to the batch, `transfer_ms` from
-    the first frame to the last. `prefill_ms` and `exposed_ms` are the prefill worker's: until all was computed, and
-    from there until all had arrived.
+    Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `host_tokens` + `cold_tokens` (its tiers) +
+    `moved_tokens` (from a prefill worker) + computed here = prompt + forced. `wait_ms` runs from the start of the
+    attempt to its admission to the batch, `transfer_ms` from the first frame to the last, `load_ms` as long as pages
+    came from the tiers. `prefill_ms` and `exposed_ms` are the prefill worker's: until all was computed, and from there
+    until all had arrived.
     """
 
     prompt_tokens: int
@@ -89,6 +91,20 @@ class Handoff:
     transfer_ms: float = 0.0
     prefill_ms: float = 0.0
     exposed_ms: float = 0.0
+    host_tokens: int = 0
+    cold_tokens: int = 0
+    load_ms: float = 0.0
+
+    @property
+    def loaded_tokens(self) -> int:
+        """Tokens whose KV the tiers had."""
+        return self.host_tokens + self.cold_tokens
+
+    def loaded(self, tier: Tier, tokens: int) -> "Handoff":
+        """With one more page of a tier."""
+        if tier is Tier.HOST:
+            return replace(self, host_tokens=self.host_tokens + tokens)
+        return replace(self, cold_tokens=self.cold_tokens + tokens)
 
     def told(self, done: "PrefillDone") -> "Handoff":
         """With what the prefill worker says."""
@@ -259,6 +275,7 @@ class Worker:
     frame_version: int = 1
     draining: bool = False
     traffic: Traffic = Traffic()
+    tiers: tuple[TierReport, ...] = ()
     pages: PageForm = PageForm()
 
 

@@ -17,6 +17,7 @@ class What(enum.StrEnum):
     ENDED = "ended"
     FORKED = "forked"
     ROLLED_BACK = "rolled_back"
+    DROPPED = "dropped"
     UPDATED = "updated"
 
 

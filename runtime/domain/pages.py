@@ -110,6 +110,10 @@ class PagePool:
                 return count
         return len(chain)
 
+    def find(self, ident: PageId) -> int | None:
+        """The page that has this content, if one has."""
+        return self._by_id.get(ident)
+
     def try_take(self, chain: Sequence[PageId], count: int, *, landing: bool = False) -> tuple[list[int], int] | None:
         """Pin the resident leading pages of `chain` and take fresh ones up to `count` in all.
 

@@ -5,11 +5,12 @@ Owns where one attempt stands and what has to happen next; never waits, computes
     state         event -> next                                                        commands
     NEW           Begin, suffix short, prompt scored, nobody to prefill -> RUNNING     SubmitWork(local)
                   Begin -> RESERVING                                                   SubmitWork(awaiting)
-    RESERVING     Reserved -> LANDING                                                  OpenLanding
+    RESERVING     Reserved -> LANDING                                                  LoadPages, else OpenLanding
                   NoRoom -> WAITING_ROOM
                   Generated(finish), as forced tokens can -> FINISHED                  Emit, ArmGrace
     WAITING_ROOM  PagesFreed -> RESERVING                                              SubmitWork(awaiting)
-    LANDING       FrameVerified -> same                                                Land, Progress
+    LANDING       PageLoaded, FrameVerified -> same                                    Land
+                  LoadEnded -> as after Reserved                                       OpenLanding or RunSequence
                   LandingComplete -> RUNNING                                           RunSequence
                   LandingLost, candidates left -> LANDING, what is missing             FenceLanding, OpenLanding
                   LandingLost -> RUNNING, the engine recomputes what is missing        FenceLanding, RunSequence
@@ -27,12 +28,14 @@ was written to it. Every late event is legal and answered with what releases the
 """
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandidate, PrefillDone, Start
+from runtime.domain.loading import LoadEnded, LoadPages, PageLoaded
+from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, PrefillDone, Start
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
+from runtime.domain.sources import Policy, Sources
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, Frame, Work
 from runtime.errors import BatonError, Cancelled, DeadlineExceeded, IllegalTransition, StaleAttempt
 
@@ -59,24 +62,15 @@ _NEXT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """`remote_min_tokens`: an uncached suffix at least this long is prefilled elsewhere. `detached_tokens` bounds
-    what is buffered for a gateway that is away; `transfers` bounds how many prefill workers are tried."""
-
-    remote_min_tokens: int
-    detached_tokens: int
-    transfers: int
-
-
 # Events
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """`cached_tokens`: what the prefix cache holds of the prompt, an advisory figure."""
+    """`cached_tokens` of the prompt are in the prefix cache, `stored_tokens` there or in a tier; advisory figures."""
 
     cached_tokens: int
+    stored_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +176,9 @@ class GraceOver:
 
 
 RequestEvent = (
-    Begin | RoomReserved | RoomRefused | PagesFreed | FrameVerified | LandingComplete | LandingLost | PeerDone | InBatch
-    | NewTokens | SequenceLost | GatewayLost | Attached | Acknowledged | CancelAsked | DeadlinePassed | Superseded
-    | GraceOver
+    Begin | RoomReserved | RoomRefused | PagesFreed | PageLoaded | LoadEnded | FrameVerified | LandingComplete
+    | LandingLost | PeerDone | InBatch | NewTokens | SequenceLost | GatewayLost | Attached | Acknowledged | CancelAsked
+    | DeadlinePassed | Superseded | GraceOver
 )  # fmt: skip
 
 
@@ -245,8 +239,9 @@ class Forget:
 
 
 RequestCommand = (
-    SubmitWork | OpenLanding | LandFrame | FenceLanding | RunSequence | CancelSequence | Emit | ArmGrace | Forget
-)
+    SubmitWork | LoadPages | OpenLanding | LandFrame | FenceLanding | RunSequence | CancelSequence | Emit | ArmGrace
+    | Forget
+)  # fmt: skip
 
 
 class Request:
@@ -255,11 +250,8 @@ class Request:
         self.state = RequestState.NEW
         self.detached = False
         self.transfer = 0
-        self.verified: set[int] = set()
         self._policy = policy
-        self._candidates = list(start.candidates[: policy.transfers])
-        self._local_tokens = 0
-        self._handoff = Handoff(prompt_tokens=len(start.prompt))
+        self._sources = Sources(start, policy)
         self._log: list[Output] = []
         self._left_at = 0
 
@@ -280,10 +272,13 @@ class Request:
                 return self._to(RequestState.WAITING_ROOM)
             case PagesFreed() if self.state is RequestState.WAITING_ROOM:
                 return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]
+            case PageLoaded() | LoadEnded() if (self.state, event.transfer) == (RequestState.LANDING, self.transfer):
+                return self._on_loading(event)
             case FrameVerified() | LandingComplete() | LandingLost() | PeerDone():
                 return self._on_landing(event)
-            case InBatch():
-                return self._in_batch(event)
+            case InBatch(cached_tokens, landed_tokens) if not self._log:
+                self._sources.batched(cached_tokens, landed_tokens)
+                return []
             case NewTokens():
                 return self._generated(event)
             case GatewayLost():
@@ -306,66 +301,67 @@ class Request:
                 return []
 
     def _begin(self, event: Begin) -> list[RequestCommand]:
-        suffix = len(self.start.prompt) + len(self.start.forced) - 1 - event.cached_tokens
-        if self._candidates and not self.start.scored and suffix >= max(self._policy.remote_min_tokens, 1):
+        sources = self._sources
+        sources.stored_tokens = 0 if self.start.scored else event.stored_tokens
+        remote = sources.elsewhere(event.cached_tokens, self._policy.remote_min_tokens)
+        if remote or sources.stored_tokens > event.cached_tokens:
             return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]
         return [*self._to(RequestState.RUNNING), SubmitWork(DecodeLocal())]
 
     def _reserved(self, local_tokens: int) -> list[RequestCommand]:
-        self._local_tokens = local_tokens
+        self._sources.local_tokens = local_tokens
         self._to(RequestState.LANDING)
-        if local_tokens >= len(self.start.prompt) + len(self.start.forced) - 1:
-            return [*self._to(RequestState.RUNNING), RunSequence()]
-        return [self._open()]
+        if self._sources.stored_tokens <= local_tokens:
+            return self._go_on(1)
+        self.transfer += 1
+        return [LoadPages(self.transfer, local_tokens)]
+
+    def _go_on(self, least: int) -> list[RequestCommand]:
+        """Ask a prefill worker when `least` tokens or more are still missing, else compute them here."""
+        if self._sources.elsewhere(self._sources.have, least):
+            return [self._open()]
+        return [*self._to(RequestState.RUNNING), RunSequence()]
 
     def _open(self) -> RequestCommand:
         self.transfer += 1
-        peer = self._candidates.pop(0)
-        self._handoff = replace(self._handoff, prefill_worker=peer.worker)
-        return OpenLanding(self.transfer, peer, self._local_tokens, frozenset(self.verified))
+        sources = self._sources
+        return OpenLanding(self.transfer, sources.ask(), sources.local_tokens, frozenset(sources.verified))
+
+    def _on_loading(self, event: PageLoaded | LoadEnded) -> list[RequestCommand]:
+        if isinstance(event, LoadEnded):
+            return self._go_on(self._policy.remote_min_tokens)
+        self._sources.loaded(event.frame, event.tier)
+        return [LandFrame(event.frame)]
 
     def _on_landing(self, event: FrameVerified | LandingComplete | LandingLost | PeerDone) -> list[RequestCommand]:
         if event.transfer != self.transfer:
             return []
         if isinstance(event, PeerDone):
-            self._handoff = self._handoff.told(event.done)
+            self._sources.told(event.done)
         if isinstance(event, PeerDone) or self.state is not RequestState.LANDING:
             return []
         if isinstance(event, FrameVerified):
-            return self._frame(event.frame)
+            self._sources.landed(event.frame)
+            return [LandFrame(event.frame)]
         lost: list[RequestCommand] = [FenceLanding(self.transfer)] if isinstance(event, LandingLost) else []
-        if lost and self._candidates:
+        if lost and self._sources.left:
             return [*lost, self._open()]
         return [*lost, *self._to(RequestState.RUNNING), RunSequence()]
-
-    def _frame(self, frame: Frame) -> list[RequestCommand]:
-        self.verified.add(frame.index)
-        pages, size = self._handoff.moved_pages + 1, self._handoff.moved_bytes + len(frame.payload)
-        self._handoff = replace(self._handoff, moved_pages=pages, moved_bytes=size)
-        return [LandFrame(frame)]
-
-    def _in_batch(self, event: InBatch) -> list[RequestCommand]:
-        if not self._log:
-            self._handoff = replace(self._handoff, cached_tokens=event.cached_tokens, moved_tokens=event.landed_tokens)
-        return []
 
     def _generated(self, event: NewTokens) -> list[RequestCommand]:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
         # A prefill worker's report may come after the first tokens.
         told = self._log[0].handoff if self._log else None
-        handoff = self._handoff if told is None or (event.finish and told != self._handoff) else None
+        known = self._sources.handoff
+        handoff = known if told is None or (event.finish and told != known) else None
         output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff, event.scores)
         self._log.append(output)
         commands: list[RequestCommand] = [] if self.detached else [Emit(output)]
         if event.finish is not None:
             return [*self._to(RequestState.FINISHED), *commands, ArmGrace()]
-        if self.detached and self._unsent() > self._policy.detached_tokens:
-            return self._close(None)
-        return commands
-
-    def _unsent(self) -> int:
-        return self._log[-1].index + len(self._log[-1].tokens) - self._left_at
+        unsent = event.index + len(event.tokens) - self._left_at
+        return self._close(None) if self.detached and unsent > self._policy.detached_tokens else commands
 
     def _gateway_lost(self) -> list[RequestCommand]:
         if self.state not in (RequestState.RUNNING, RequestState.FINISHED):

@@ -94,7 +94,7 @@ DEFAULT_POLICIES = Policies()
 class Session:
     """`created_ms` is the store's clock, milliseconds since 1970. `rerender`: every turn renders the whole conversation
     anew, for a model whose chat template has no rendering of what is new alone. `vocabulary` says what its token ids
-    mean."""
+    mean. `hidden`: it was made for a response of its own, is not listed, and goes with the last of its responses."""
 
     id: SessionId
     tenant: TenantId
@@ -105,6 +105,7 @@ class Session:
     vocabulary: str = ""
     policies: Policies = DEFAULT_POLICIES
     account: Account = NO_ACCOUNT
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,9 @@ class Branch:
 class Asked:
     """What a client wants of a turn. `max_tokens_given`: the sampling's own bound is the client's; else the answer may
     fill the context. `deadline_s` counts anew for whoever takes the turn over. `cancel_unwatched`: when the last who
-    watches it leaves, it is cancelled. Where that or `on_conflict` is None, the session's policies say it."""
+    watches it leaves, it is cancelled; where that or `on_conflict` is None, the session's policies say it.
+    `instructions` stand before all that was said, for this turn only. `memo` is what the face that took the turn wants
+    to find again with it; nobody else reads it."""
 
     items: tuple[Item, ...]
     sampling: Sampling
@@ -142,6 +145,8 @@ class Asked:
     head_is_expected: bool = False
     on_conflict: OnConflict | None = None
     cancel_unwatched: bool | None = None
+    instructions: str | None = field(default=None, repr=False)
+    memo: bytes = field(default=b"", repr=False)
 
     def settled(self, policies: Policies) -> "Asked":
         """With what the policies say for what it leaves open."""
@@ -152,8 +157,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A turn ready to run after `base`: `prompt` are the token ids that it adds to the context (with `rerender`: all of
-    it), `drift` how many committed tokens a rendering anew did not repeat."""
+    """A turn ready to run after `base`: `prompt` are the token ids that it adds to the `context` tokens before it.
+    Where everything is rendered anew that is none, and `drift` how many committed tokens the new rendering did not
+    repeat."""
 
     base: Place
     prompt: tuple[int, ...] = field(repr=False)
@@ -234,8 +240,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a branch has said so far. `preamble` are the leading system messages of its first turn; `boot` the decode
-    worker that ran its last one, with KV of `fingerprint`; `items` all of it, only where a session renders anew."""
+    """What a branch has said so far. `preamble` are the system messages that it begins with, the `instructions` of its
+    last answer before all others; `boot` the decode worker that ran that, with KV of `fingerprint`. `items` is all of
+    it, only where the next turn renders anew; else `unrendered` are the items that were added after the last answer."""
 
     session: Session
     branch: Branch
@@ -244,6 +251,22 @@ class Context:
     boot: BootId | None = None
     items: tuple[Item, ...] = field(default=(), repr=False)
     fingerprint: str | None = None
+    instructions: str | None = field(default=None, repr=False)
+    unrendered: tuple[Item, ...] = field(default=(), repr=False)
+
+    def anew(self, instructions: str | None) -> bool:
+        """Whether a turn with these instructions renders everything, because what is committed does not come before
+        it."""
+        return self.session.rerender or (bool(self.tokens) and instructions != self.instructions)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An item of a branch, by the turn that it came with and its number there, from 0."""
+
+    turn: TurnId
+    number: int
+    item: Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,17 +290,21 @@ def check_items(items: Sequence[Item]) -> None:
         field_name = f"items[{number}]"
         if not 1 <= len(item.role) <= MAX_ROLE:
             raise InvalidArgument(f"{field_name}.role must have 1 to {MAX_ROLE} characters", field=f"{field_name}.role")
-        try:
-            size = len(item.content.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(
-                f"{field_name}.content is not valid Unicode", field=f"{field_name}.content"
-            ) from error
-        if size > MAX_ITEM_BYTES:
-            told = f"{field_name}.content has {size} bytes, the limit is {MAX_ITEM_BYTES}"
-            raise TooLarge(told, field=f"{field_name}.content")
-        if "\0" in item.content or "\0" in item.role:
-            raise InvalidArgument(f"{field_name} holds a NUL character", field=field_name)
+        check_text(item.content, f"{field_name}.content")
+        if "\0" in item.role:
+            raise InvalidArgument(f"{field_name}.role holds a NUL character", field=f"{field_name}.role")
+
+
+def check_text(text: str, field: str) -> None:
+    """Raise `InvalidArgument` or `TooLarge` naming `field`."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{field} is not valid Unicode", field=field) from error
+    if size > MAX_ITEM_BYTES:
+        raise TooLarge(f"{field} has {size} bytes, the limit is {MAX_ITEM_BYTES}", field=field)
+    if "\0" in text:
+        raise InvalidArgument(f"{field} holds a NUL character", field=field)
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:

@@ -187,6 +187,25 @@ class Load:
 
 @quick
 @dataclass(frozen=True, slots=True)
+class Filled:
+    """Pages of one sequence that are full now: `pages` follow each other from the place `first` on, the first of them
+    after `parent`, their ids keyed with `salt`. A page that is cached is told anew for every sequence that uses it."""
+
+    pages: tuple[PageId, ...]
+    first: int
+    parent: PageId
+    salt: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a page holds that a `Copy` asked for; None when the pool has it no more."""
+
+    page: PageId
+    payload: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
 
@@ -202,6 +221,8 @@ class StepOutput:
     stored: tuple[PageId, ...] = ()
     removed: tuple[PageId, ...] = ()
     forgotten: tuple[Forgotten, ...] = ()
+    filled: tuple[Filled, ...] = ()
+    copied: tuple[Copied, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,4 +258,11 @@ class Forget:
     session: SessionId
 
 
-EngineCommand = Submit | Land | Run | Cancel | Forget
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Tell what these pages of the prefix cache hold, all in the `copied` of one step."""
+
+    pages: tuple[PageId, ...]
+
+
+EngineCommand = Submit | Land | Run | Cancel | Forget | Copy

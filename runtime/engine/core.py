@@ -19,6 +19,8 @@ from runtime.domain.steps import (
     Admitted,
     Cancel,
     Chunk,
+    Copied,
+    Copy,
     EngineCommand,
     Exported,
     Forget,
@@ -144,6 +146,7 @@ class EngineCore:
         self._scores = scores
         self._live: dict[SequenceId, _Live] = {}
         self._early: list[StepEvent] = []
+        self._copied: list[Copied] = []
         self._step = 0
         self._freed = False
         self._forgotten: list[Forgotten] = []
@@ -151,7 +154,7 @@ class EngineCore:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do or to tell."""
-        return self._batcher.busy or bool(self._early or self._forgotten) or self._freed
+        return self._batcher.busy or bool(self._early or self._forgotten or self._copied) or self._freed
 
     def match(self, chain: Iterable[PageId]) -> int:
         return self._batcher.pool.match(tuple(chain))
@@ -187,6 +190,8 @@ class EngineCore:
                 self._batcher.run(sequence)
             case Cancel(sequence):
                 self._remove(sequence)
+            case Copy(pages):
+                self._copy(pages)
             case Forget(session):
                 self._forgotten.append(Forgotten(session, *self._batcher.pool.forget(session)))
 
@@ -202,9 +207,23 @@ class EngineCore:
         freed, self._freed = self._freed, False
         forgotten, self._forgotten = self._forgotten, []
         stored, removed = self._batcher.pool.drain_changes()
+        filled, copied = self._batcher.drain_filled(), tuple(self._copied)
+        self._copied = []
         ran = sum(len(chunk.tokens) for chunk in chunks)
         load, told = self.load(), tuple(forgotten)
-        return StepOutput(self._step, tuple(events), load, ran, len(chunks), freed, stored, removed, told)
+        return StepOutput(
+            self._step,
+            tuple(events),
+            load,
+            ran,
+            len(chunks),
+            freed,
+            stored,
+            removed,
+            told,
+            filled=filled,
+            copied=copied,
+        )
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""
@@ -265,6 +284,12 @@ class EngineCore:
         page = self._batcher.land(sequence, frame)
         if page is not None:
             self._compute.write_page(page, frame.payload, frame.valid_tokens)
+
+    def _copy(self, pages: tuple[PageId, ...]) -> None:
+        here = {page: number for page in pages if (number := self._batcher.pool.find(page)) is not None}
+        payloads = self._compute.read_pages((number, self.spec.page_tokens) for number in here.values())
+        found = dict(zip(here, payloads, strict=True))
+        self._copied.extend(Copied(page, found.get(page)) for page in pages)
 
     def _admit(self) -> list[StepEvent]:
         events = self._batcher.admit()

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.domain.steps import EngineCommand, Forget, Load, StepOutput, Submit
+from runtime.domain.steps import Copy, EngineCommand, Forget, Load, StepOutput, Submit
 from runtime.engine.core import EngineCore
 from runtime.errors import EngineFailed
 from runtime.ids import PageId, SequenceId
@@ -38,7 +38,7 @@ class ThreadedEngine:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._closing = False
         # Commands for sequences whose grammar is still being compiled.
-        self._held: dict[SequenceId, list[EngineCommand]] = {}
+        self._held: dict[SequenceId | None, list[EngineCommand]] = {}
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -60,10 +60,7 @@ class ThreadedEngine:
         return self._core.match(chain)
 
     def tell(self, command: EngineCommand) -> None:
-        if isinstance(command, Forget):
-            self._inbox.put(command)
-            return
-        sequence = command.sequence.id if isinstance(command, Submit) else command.sequence
+        sequence = _sequence(command)
         if sequence in self._held:
             self._held[sequence].append(command)
         elif not isinstance(command, Submit) or not self._hold(command):
@@ -150,3 +147,10 @@ class ThreadedEngine:
 
     def _hand(self, call: Callable[[Any], None], value: object) -> None:
         self._loop.call_soon_threadsafe(call, value)
+
+
+def _sequence(command: EngineCommand) -> SequenceId | None:
+    """Of which sequence a command is, if of one."""
+    if isinstance(command, Copy | Forget):
+        return None
+    return command.sequence.id if isinstance(command, Submit) else command.sequence

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,8 +15,8 @@ from runtime.clock import Clock, LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import PageForm, Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE
+from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
@@ -28,6 +28,7 @@ from runtime.kv.transport.paths import Paths, Shm
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
+from runtime.mesh.tiers import running_tiers
 from runtime.ports import Directory, Engine, Transport
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.prefill import PrefillRole
@@ -83,6 +84,7 @@ async def worker_process(
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -91,22 +93,25 @@ async def worker_process(
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
-            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config))
+            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config), tiers=tiers)
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, moving, tenants)
+            role = PrefillRole(engine, moving, tenants, tiers)
             server.add(PrefillService(role))
         server.add(transport.service)
         server.add(ErasureService(role))
         pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
         group = await stack.enter_async_context(Scope())
-        serving = group.create_task(role.run())
-        stack.callback(serving.cancel)
+        stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
         await _join(directory, replace(here, load=engine.load()))
-        renewing = group.create_task(_renew(directory, here, engine, role, transport, clock, config.timing.lease_s))
+
+        def describe() -> Worker:
+            return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
+
+        renewing = group.create_task(_renew(directory, describe, role, clock, config.timing.lease_s))
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
@@ -191,22 +196,20 @@ async def _join(directory: Directory, here: Worker) -> None:
 
 async def _renew(
     directory: Directory,
-    here: Worker,
-    engine: Engine,
+    describe: Callable[[], Worker],
     role: DecodeRole | PrefillRole,
-    transport: Paths,
     clock: Clock,
     lease_s: float,
 ) -> None:
     """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
     ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
-    pause = lease_s / _RENEWALS_PER_LEASE
+    here, pause = describe(), lease_s / _RENEWALS_PER_LEASE
     ends: float | None = None
     while True:
         await clock.sleep(pause)
         try:
-            now = replace(here, load=engine.load(), traffic=transport.traffic(), draining=ends is not None)
-            asked = await directory.register(now)
+            here = replace(describe(), draining=ends is not None)
+            asked = await directory.register(here)
         except Unavailable as error:
             asked = None
             _log.info("the controller is away: %s", error.message, extra={"worker": here.id})

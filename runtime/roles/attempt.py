@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from runtime.domain import request as r
 from runtime.domain.landing import Complete, Deliver, FrameArrived, Incomplete, Landing, LandingEvent
+from runtime.domain.loading import LoadPages
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCall, Start, Ticket, TicketPage
 from runtime.domain.pages import ROOT, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Cancel, Land, Run, Submit
 from runtime.errors import BatonError
+from runtime.roles.loads import Loads
 
 if TYPE_CHECKING:
     from runtime.clock import Timer
@@ -37,6 +39,7 @@ class Attempt:
         self._chain: list[PageId] = []
         self._timers: dict[str, Timer] = {}
         self._transfer: _Transfer | None = None
+        self._loads: Loads | None = None
         self._began = role.clock.now()
         self._in_batch: float | None = None
         self._first_frame = self._last_frame = 0.0
@@ -46,12 +49,15 @@ class Attempt:
     def begin(self) -> None:
         remaining = self.request.start.remaining_ms / 1000
         self._arm("deadline", remaining, r.DeadlinePassed())
-        cached = 0
-        spec = self._role.engine.spec
-        if self.request.start.candidates:
-            extend_chain(self._chain, self._sequence.salt, self._sequence.tokens, spec.page_tokens, spec.kv_fingerprint)
-            cached = self._role.engine.match(self._chain) * spec.page_tokens
-        self.feed(r.Begin(cached))
+        role, spec, tokens = self._role, self._role.engine.spec, self._sequence.tokens
+        extend_chain(self._chain, self._sequence.salt, tokens, spec.page_tokens, spec.kv_fingerprint)
+        cached = role.engine.match(self._chain)
+        # The last token runs here, so a page that ends with it is of no use.
+        useful = self._chain[: (len(tokens) - 1) // spec.page_tokens]
+        stored = role.tiers.match(useful, min(cached, len(useful)))
+        if stored > cached and not self.request.start.scored:
+            self._loads = Loads(role.tiers, useful[:stored], cached, self._sequence.salt)
+        self.feed(r.Begin(cached * spec.page_tokens, stored * spec.page_tokens))
 
     def lacks(self) -> int:
         """Pages that the prompt needs beyond what the prefix cache holds now; advisory."""
@@ -63,6 +69,8 @@ class Attempt:
         self._stopped = True
         for name in tuple(self._timers):
             self._disarm(name)
+        if self._loads is not None:
+            self._loads.close()
 
     def feed(self, event: r.RequestEvent) -> None:
         """Give the request an event and do what its table says."""
@@ -81,6 +89,8 @@ class Attempt:
         match command:
             case r.SubmitWork(work):
                 engine.tell(Submit(self._sequence, work))
+            case LoadPages():
+                self._load(command)
             case r.OpenLanding():
                 self._open(command)
             case r.LandFrame(frame):
@@ -111,7 +121,20 @@ class Attempt:
     def _timed(self, handoff: Handoff) -> Handoff:
         waited = (self._in_batch or self._began) - self._began
         moved = self._last_frame - self._first_frame
-        return replace(handoff, wait_ms=waited * 1000, transfer_ms=moved * 1000, transport=self._moved_by)
+        loaded = 0.0 if self._loads is None else self._loads.seconds
+        return replace(
+            handoff,
+            wait_ms=waited * 1000,
+            transfer_ms=moved * 1000,
+            transport=self._moved_by,
+            load_ms=loaded * 1000,
+        )
+
+    def _load(self, command: LoadPages) -> None:
+        loads = self._loads
+        assert loads is not None, "the table loads only what the tiers had at the beginning"
+        first = command.local_tokens // self._role.engine.spec.page_tokens
+        self._role.group.create_task(loads.bring(command.transfer, first, self.feed, self._role.clock))
 
     def _open(self, command: r.OpenLanding) -> None:
         role = self._role
@@ -186,7 +209,9 @@ class Attempt:
 
     def _fence(self) -> None:
         transfer = self._transfer
-        assert transfer is not None, "the table fences only what it opened"
+        if transfer is None:
+            # Of the tiers: what they bring comes as messages, which nobody takes any more.
+            return
         self._disarm("progress")
         transfer.landing.abort()
         transfer.call.cancel()

@@ -24,6 +24,7 @@ from runtime.domain.messages import (
     Start,
     StepBatch,
 )
+from runtime.domain.sources import Policy
 from runtime.domain.steps import (
     Admitted,
     Encoding,
@@ -38,9 +39,10 @@ from runtime.domain.steps import (
 )
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
 from runtime.ids import BootId, GatewayId, Ids, SequenceId, SessionId, TenantId, TurnId
-from runtime.ports import Engine, Observe, Peers, Transport, unobserved
+from runtime.ports import Engine, Observe, Peers, Tiers, Transport, unobserved
 from runtime.roles.attempt import Attempt
 from runtime.roles.forgetting import Forgetting
+from runtime.roles.tierless import TIERLESS
 
 if TYPE_CHECKING:
     from runtime.domain.sequence import Ref
@@ -56,7 +58,7 @@ class DecodeSettings:
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
     pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's."""
 
-    policy: r.Policy
+    policy: Policy
     progress_s: float = 10.0
     grace_s: float = 15.0
     heartbeat_s: float = 1.0
@@ -123,8 +125,10 @@ class DecodeRole:
         clock: Clock,
         settings: DecodeSettings,
         observe: Observe = unobserved,
+        tiers: Tiers = TIERLESS,
     ) -> None:
         self.engine = engine
+        self.tiers = tiers
         self.transport = transport
         self.peers = peers
         self.boot = boot
@@ -253,6 +257,7 @@ class DecodeRole:
         return self._forgetting.refusal(start.session)
 
     def _on_step(self, step: StepOutput) -> None:
+        self.tiers.on_step(step)
         self._forgetting.on_step(step)
         for event in step.events:
             attempt = self._attempts.get(event.sequence)

@@ -12,8 +12,10 @@ from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
 from runtime.ids import SequenceId, SessionId, TenantId
-from runtime.ports import Engine, Sender, Transport
+from runtime.ports import Engine, Sender, Tiers, Transport
 from runtime.roles.forgetting import Forgetting
+from runtime.roles.preloading import Preloading
+from runtime.roles.tierless import TIERLESS
 
 
 @dataclass(slots=True)
@@ -28,9 +30,13 @@ class _Running:
 
 
 class PrefillRole:
-    def __init__(self, engine: Engine, transport: Transport, tenants: Mapping[TenantId, bytes]) -> None:
+    def __init__(
+        self, engine: Engine, transport: Transport, tenants: Mapping[TenantId, bytes], tiers: Tiers = TIERLESS
+    ) -> None:
         self.engine = engine
         self._transport = transport
+        self._tiers = tiers
+        self._preloading = Preloading(engine, tiers)
         self._tenants = tenants
         self._running: dict[SequenceId, _Running] = {}
         self._forgetting = Forgetting(engine)
@@ -86,6 +92,7 @@ class PrefillRole:
         )
         try:
             async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
+                await self._preloading.bring(sequence, work.upto)
                 self.engine.tell(Submit(sequence, work))
                 return await self._push(call, running, sender)
         except TimeoutError:
@@ -128,6 +135,8 @@ class PrefillRole:
                     raise error
 
     def _on_step(self, step: StepOutput) -> None:
+        self._tiers.on_step(step)
+        self._preloading.on_step(step)
         self._forgetting.on_step(step)
         for event in step.events:
             running = self._running.get(event.sequence)

@@ -6,21 +6,21 @@ Owns the turns that run here; whether that is still so is the store's to say, by
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
-from runtime.domain.generation import Claim, Generation
-from runtime.domain.reuse import Past
 from runtime.domain.routing import DECODE
 from runtime.domain.sessions import (
     DEFAULT_POLICIES,
+    MAIN,
     Asked,
     Context,
     Ending,
     Halt,
+    Item,
     Key,
     OnConflict,
     Policies,
@@ -29,16 +29,16 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnRecord,
     TurnStatus,
-    check_metadata,
 )
 from runtime.domain.spending import NO_ACCOUNT, Account
 from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
-from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import GatewayRole
-from runtime.roles.rendering import Offload, Rendering
+from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
+from runtime.roles.rendering import Offload, Ready, Rendering
 from runtime.roles.session_turn import RunningTurn
+from runtime.roles.starting import start
 from runtime.roles.sweeping import sweeps
 
 _log = logging.getLogger(__name__)
@@ -117,36 +117,43 @@ class SessionRole:
         account: Account = NO_ACCOUNT,
     ) -> Session:
         """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
-        check_metadata(metadata or {})
         served = self.gateway.served(model)
-        why = served.tokenizer.no_deltas()
-        if why is not None and not rerender:
-            told = f"model {model!r} has no rendering of what is new alone: {why}; ask with rerender"
-            raise FailedPrecondition(told, field="rerender")
-        session = Session(
-            self._ids.session(),
-            tenant,
-            served.spec.name,
-            0,
-            rerender,
-            metadata or {},
-            served.tokenizer.vocabulary,
-            policies,
-            account,
-        )
+        made = fresh_session(self._ids.session(), tenant, served, metadata or {}, rerender=rerender)
+        session = replace(made, policies=policies, account=account)
         return await self.store.create(session, key)
 
+    async def open_alone(self, tenant: TenantId, model: str, asked: Asked, key: Key | None) -> TurnRecord:
+        """Open a turn in a hidden session, which is made once it is known that the turn fits."""
+        session = hidden_session(self._ids.session(), tenant, self.gateway.served(model))
+        ready = await self._rendering.prepare(beginning(session), asked)
+        made = await self.store.create(session, key)
+        return (await self.open(tenant, made.id, MAIN, asked, key, ready))[0]
+
+    async def add(
+        self, tenant: TenantId, session: SessionId, branch: str, items: tuple[Item, ...], key: Key | None
+    ) -> TurnRecord:
+        """Commit items that nobody is to answer yet; raises `FailedPrecondition` where the branch is busy."""
+        said = unanswered(self._ids.turn(), tenant, session, branch, items, self.gateway.gateway)
+        return await self.store.add(said, key)
+
     async def open(
-        self, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        asked: Asked,
+        key: Key | None,
+        ready: Ready | None = None,
     ) -> tuple[TurnRecord, bool]:
-        """Open a turn, or find the one that was opened under this key; says whether it is new."""
+        """Open a turn, or find the one that was opened under this key; says whether it is new. `ready` is of use
+        while the branch stands where it was when that was prepared."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
             return known, False
         ident = self._ids.turn()
         # Until it is known here, it looks in the store like one of ours that nobody runs.
         self._opening.add(ident)
         try:
-            return await self._open(ident, tenant, session, branch, asked, key)
+            return await self._open(ident, tenant, session, branch, asked, key, ready)
         except asyncio.CancelledError:
             if asked.cancel_unwatched is not False:
                 # It may be there all the same, and nobody will ever watch it.
@@ -156,12 +163,21 @@ class SessionRole:
             self._opening.discard(ident)
 
     async def _open(
-        self, ident: TurnId, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
+        self,
+        ident: TurnId,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        asked: Asked,
+        key: Key | None,
+        ready: Ready | None,
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
-            context = await self.store.context(tenant, session, branch)
+            context = await self.store.context(tenant, session, branch, asked.instructions)
             asked = asked.settled(context.session.policies)
-            prepared, reserve = await self._rendering.prepare(context, asked)
+            if ready is None or ready[0].base != context.branch.place:
+                ready = await self._rendering.prepare(context, asked)
+            prepared, reserve = ready
             model, owner, runs = context.session.model, self.gateway.gateway, TurnStatus.RUNNING
             record = TurnRecord(ident, session, tenant, branch, model, runs, 0, owner, asked, prepared, reserve=reserve)
             opened = await self.store.open(record, key)
@@ -352,7 +368,7 @@ class SessionRole:
             _log.warning("a turn that waits could not begin: %s", error.message, extra={"session": session})
 
     async def _begin(self, record: TurnRecord) -> None:
-        context = await self.store.context(record.tenant, record.session, record.branch)
+        context = await self.store.context(record.tenant, record.session, record.branch, record.asked.instructions)
         try:
             prepared, reserve = await self._rendering.prepare(context, record.asked)
             ready = replace(record, prepared=prepared, owner=self.gateway.gateway, reserve=reserve)
@@ -369,28 +385,8 @@ class SessionRole:
             self._run(begun, (), context)
 
     def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
-        prepared = record.prepared
-        assert prepared is not None, "a running turn was prepared"
         served = self._rendering.served(context.session)
-        past = () if context.session.rerender else context.tokens
-        given = tuple(token for event in persisted for token in event.tokens)
-        generation = Generation(
-            record.model,
-            (*past, *prepared.prompt),
-            replace(record.asked.sampling, max_tokens=prepared.max_tokens),
-            record.tenant,
-            record.asked.deadline_s,
-            claim=Claim(record.id, record.epoch, given, context.boot, record.session),
-        )
-        sampling = generation.sampling
-        enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)
-
-        def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
-            return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
-
-        spec, tokens = served.spec, len(context.tokens)
-        before = Past(tokens, prepared.drift, context.boot, context.fingerprint, spec.kv_fingerprint, spec.page_tokens)
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, spec.token_bytes, before)
+        self._running[record.id] = start(self, served, record, persisted, context)
 
 
 def _progress(running: RunningTurn, after: int) -> Progress:

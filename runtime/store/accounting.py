@@ -12,7 +12,6 @@ from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.looking import account_from, known_result, session_of
 from runtime.store.packing import (
-    pack,
     pack_about,
     pack_amounts,
     pack_happening,
@@ -136,7 +135,7 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
         found = replace(found, policies=change.policies)
     ttl = account.ttl_ms if change.ttl_ms is None else change.ttl_ms or None
     limits = account.limits if change.limits is None else change.limits
-    about = (await seal_of(tx, session)).seal(pack(pack_about(found)), "sessions.about")
+    about = (await seal_of(tx, session)).seal(pack_about(found), "sessions.about")
     await tx.run("UPDATE sessions SET about = $2 WHERE id = $1", session, about)
     await tx.run(
         "UPDATE accounts SET version = version + 1, ttl = $2, limits = $3 WHERE session = $1",

@@ -100,12 +100,12 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         turn = values["id"]
         status, ending = TurnStatus(values["status"]), unpack_ending(values["ending"])
         spoken = said.pop(turn, [])
-        asked = unpack_asked(values["asked"], tuple(spoken))
-        check_items(asked.items)
         if turn in ended or status in UNFINISHED or ending.status is not status:
             raise damaged(f"turn {turn} is there twice, or has not ended")
-        if len(spoken) != len(asked.items) + (status is TurnStatus.COMMITTED):
-            raise damaged(f"turn {turn} lacks an item")
+        asked = unpack_asked(values["asked"], tuple(spoken))
+        # What was only said has no attempt, and no answer.
+        answered = status is TurnStatus.COMMITTED and ending.attempts > 0
+        _check_spoken(turn, asked.items, len(spoken) - answered)
         unpack_events(values["ending"], 0)
         if values["prompt"] is not None:
             unpack_tokens(values["prompt"])
@@ -115,13 +115,19 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     return ended
 
 
+def _check_spoken(turn: str, items: tuple[Item, ...], count: int) -> None:
+    if len(items) != count:
+        raise damaged(f"turn {turn} lacks an item")
+    if items:
+        check_items(items)
+
+
 class _Tree:
     """Lines, segments and branches."""
 
     def __init__(
         self, about: Mapping[str, Any], tables: Mapping[str, list[tuple[Any, ...]]], turns: Mapping[str, TurnStatus]
     ) -> None:
-        self._rerender: bool = about["rerender"]
         self._count: int = about["lines"]
         self._rows = tables
         self._turns = turns
@@ -152,7 +158,9 @@ class _Tree:
             raise damaged(f"turn {row['turn']} has no proper place")
         before = self._at(line, depth - 1)
         tokens = unpack_tokens(row["tokens"])
-        total, chain = (0, ROOT_CHAIN) if self._rerender or before is None else (before.total, before.chain)
+        total, chain = (
+            (0, ROOT_CHAIN) if before is None or row["total"] == len(tokens) else (before.total, before.chain)
+        )
         if row["chain"] != chained(chain, tokens) or row["total"] != total + len(tokens):
             raise damaged(f"the tokens of turn {row['turn']} are not those that were committed")
         self._segments[line, depth] = _Segment(row["turn"], row["total"], row["chain"])

@@ -25,9 +25,22 @@ BRANCHES = Table("branches", ("name",), ("line", "depth", "head", "tokens", "epo
 TURNS = Table(
     "turns",
     ("id",),
-    ("branch", "status", "epoch", "owner", "place", "halt", "line", "depth", "context", "max_tokens", "drift"),
+    (
+        "branch",
+        "status",
+        "epoch",
+        "owner",
+        "place",
+        "halt",
+        "line",
+        "depth",
+        "context",
+        "max_tokens",
+        "drift",
+        "hidden",
+    ),
     ("asked", "prompt", "ending"),
-    "tttltiTIIIIIbBb",
+    "tttltiTIIIIIibBb",
 )
 SEGMENTS = Table("segments", ("turn",), ("line", "depth", "total", "chain", "boot"), ("tokens",), "tiiibTb")
 ITEMS = Table("items", ("turn", "number"), (), ("payload",), "tib")

@@ -1,5 +1,8 @@
 """What the transactions read: sessions, branches, turns and the history that a branch stands on."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -26,6 +29,7 @@ from runtime.store.packing import (
     unpack_asked,
     unpack_ending,
     unpack_events,
+    unpack_instructions,
     unpack_item,
     unpack_limits,
     unpack_policies,
@@ -35,14 +39,14 @@ from runtime.store.packing import (
 from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, k.wrapped, a.limits, a.used, a.held,
-    a.version, a.news, a.ttl, a.expires - now_ms()
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, s.hidden, k.wrapped, a.limits, a.used,
+    a.held, a.version, a.news, a.ttl, a.expires - now_ms()
     FROM sessions s JOIN session_keys k ON k.session = s.id JOIN accounts a ON a.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
     t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped, t.held
     FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
-_ITEMS = "SELECT turn, number, payload FROM items"
+_ITEMS = "SELECT turn, number, payload FROM items WHERE turn = $1 ORDER BY number"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
 PATH = """WITH RECURSIVE path (line, base, upto) AS (
     SELECT line, base, CAST($3 AS INTEGER) FROM lines WHERE session = $1 AND line = $2
@@ -67,12 +71,15 @@ async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, l
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
     if after is None:
         rows = await tx.rows(
-            f"{_SESSION} WHERE s.tenant = $1 ORDER BY s.created DESC, s.id DESC LIMIT $2", tenant, limit
+            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 ORDER BY s.created DESC, s.id DESC LIMIT $2",
+            tenant,
+            limit,
         )
     else:
         rows = await tx.rows(
-            f"{_SESSION} WHERE s.tenant = $1 AND (s.created, s.id) < (SELECT created, id FROM sessions WHERE id = $2"
-            " AND tenant = $1) ORDER BY s.created DESC, s.id DESC LIMIT $3",
+            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 AND (s.created, s.id) <"
+            " (SELECT created, id FROM sessions WHERE id = $2 AND tenant = $1)"
+            " ORDER BY s.created DESC, s.id DESC LIMIT $3",
             tenant,
             after,
             limit,
@@ -106,6 +113,14 @@ async def turn_in(tx: Transaction, tenant: TenantId, session: SessionId, turn: T
     return found
 
 
+async def shown_turn(tx: Transaction, tenant: TenantId, turn: TurnId) -> TurnRecord:
+    """By its id alone. Raises `NotFound`, the same for another tenant's and for one that is no response."""
+    row = await tx.row(f"{_TURN} WHERE t.id = $1 AND s.tenant = $2 AND t.hidden = 0", turn, tenant)
+    if row is None:
+        raise NotFound("there is no such turn", field="turn")
+    return await turn_from(tx, row)
+
+
 async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> TurnRecord | None:
     row = await tx.row(
         f"{_TURN} JOIN branches b ON b.session = t.session AND b.name = t.branch WHERE t.session = $1 AND t.branch = $2"
@@ -117,8 +132,11 @@ async def first_waiting(tx: Transaction, session: SessionId, branch: str) -> Tur
 
 
 async def known_turn(tx: Transaction, session: SessionId, key: Key) -> TurnRecord | None:
+    """Another try of a request whose turn failed is a turn of its own: nothing was committed."""
     result = await known_result(tx, session, key)
-    return None if result is None else await turn_of(tx, TurnId(result))
+    found = None if result is None else await turn_of(tx, TurnId(result))
+    failed = found is not None and found.status is TurnStatus.FAILED
+    return None if failed and key.window_s is not None else found
 
 
 async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
@@ -134,34 +152,46 @@ async def known_result(tx: Transaction, scope: str, key: Key) -> str | None:
     return str(row[1])
 
 
-async def context_of(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> Context:
+async def context_of(
+    tx: Transaction, tenant: TenantId, session: SessionId, name: str, instructions: str | None
+) -> Context:
     found = await session_of(tx, tenant, session)
     branch = await branch_of(tx, session, name)
     seal = await seal_of(tx, session)
     rows = await tx.rows(
-        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.fingerprint FROM path p JOIN segments s ON s.session = $1"
+        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.total, s.fingerprint"
+        " FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
         session,
         branch.place.line,
         branch.place.depth,
     )
     tokens: list[int] = []
-    chain = ROOT_CHAIN
-    for row in rows:
+    chain, answers = ROOT_CHAIN, 0
+    for depth, row in enumerate(rows, start=1):
         segment = unpack_tokens(seal.open(row[1], "segments.tokens", row[2]))
-        if found.rerender:
-            tokens, chain = [], ROOT_CHAIN  # each of them is the whole context
+        if len(segment) == row[4]:
+            tokens, chain = [], ROOT_CHAIN  # it is the whole context
         chain = chained(chain, segment)
         if chain != bytes(row[0]):
             raise DataCorrupt(f"the committed tokens of turn {row[2]} are not those that were committed")
         tokens.extend(segment)
+        answers = depth if segment else answers
     if len(rows) != branch.place.depth:
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
-    preamble = await _preamble(tx, seal, rows[0][2]) if rows else ()
-    items = tuple(item for *_, item in await items_at(tx, session, branch.place)) if found.rerender else ()
-    boot = BootId(rows[-1][3]) if rows and rows[-1][3] is not None else None
-    fingerprint = rows[-1][4] if rows else None
-    return Context(found, branch, tuple(tokens), preamble, boot, items, fingerprint)
+    answered, added = [TurnId(row[2]) for row in rows[:answers]], [TurnId(row[2]) for row in rows[answers:]]
+    boot, fingerprint = (rows[answers - 1][3], rows[answers - 1][5]) if answers else (None, None)
+    before = await _instructions_of(tx, seal, answered[-1]) if answered else None
+    preamble = await _preamble(tx, seal, answered)
+    if before is not None:
+        preamble = (Item("system", before), *preamble)
+    context = Context(
+        found, branch, tuple(tokens), preamble, boot and BootId(boot), fingerprint=fingerprint, instructions=before
+    )
+    if context.anew(instructions):
+        return replace(context, items=tuple(item for *_, item in await items_at(tx, session, branch.place)))
+    unrendered = [item for turn in added for item in await _items_of(tx, seal, turn)]
+    return replace(context, unrendered=tuple(unrendered))
 
 
 async def items_at(
@@ -178,7 +208,7 @@ async def items_at(
         limit,
         after,
     )
-    return tuple((number, TurnId(row[0]), _item(seal, *row)) for number, row in enumerate(rows, start=after + 1))
+    return tuple((number, TurnId(row[0]), item_from(seal, *row)) for number, row in enumerate(rows, start=after + 1))
 
 
 async def events_of(tx: Transaction, session: SessionId, turn: TurnId, after: int) -> tuple[TurnEvent, ...]:
@@ -207,22 +237,31 @@ async def progress_of(tx: Transaction, tenant: TenantId, session: SessionId, tur
     return Progress(found, unpack_events(seal.open(row[0], "turns.ending", turn), after))
 
 
-async def _preamble(tx: Transaction, seal: Seal, turn: str) -> tuple[Item, ...]:
-    leading = []
-    for row in await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", turn):
-        item = _item(seal, *row)
-        if item.role not in ("system", "developer"):
-            break
-        leading.append(item)
+async def _preamble(tx: Transaction, seal: Seal, turns: Sequence[TurnId]) -> tuple[Item, ...]:
+    leading: list[Item] = []
+    for turn in turns:
+        for item in await _items_of(tx, seal, turn):
+            if item.role not in ("system", "developer"):
+                return tuple(leading)
+            leading.append(item)
     return tuple(leading)
 
 
-def _item(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
+async def _items_of(tx: Transaction, seal: Seal, turn: TurnId) -> list[Item]:
+    return [item_from(seal, *row) for row in await tx.rows(_ITEMS, turn)]
+
+
+async def _instructions_of(tx: Transaction, seal: Seal, turn: TurnId) -> str | None:
+    row = await tx.row("SELECT asked FROM turns WHERE id = $1", turn)
+    return None if row is None else unpack_instructions(seal.open(row[0], "turns.asked", turn))
+
+
+def item_from(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
     return unpack_item(seal.open(payload, "items.payload", turn, number))
 
 
 def _session(tx: Transaction, row: Row) -> Session:
-    ident, tenant, model, created, rerender, sealed, wrapped, *account = row
+    ident, tenant, model, created, rerender, sealed, hidden, wrapped, *account = row
     about = unpack(tx.seals.of(ident, wrapped).open(sealed, "sessions.about"))
     return Session(
         SessionId(ident),
@@ -234,6 +273,7 @@ def _session(tx: Transaction, row: Row) -> Session:
         about["vocabulary"],
         unpack_policies(about),
         account_from(account),
+        bool(hidden),
     )
 
 
@@ -249,10 +289,10 @@ def _branch(row: Row) -> Branch:
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:
     """Raises `DataCorrupt` when it makes no sense to this Baton."""
-    payloads = await tx.rows(f"{_ITEMS} WHERE turn = $1 ORDER BY number", row[0])
+    payloads = await tx.rows(_ITEMS, row[0])
     try:
         seal = tx.seals.of(row[1], row[17])
-        return _turn(row, seal, tuple(_item(seal, *payload) for payload in payloads))
+        return _turn(row, seal, tuple(item_from(seal, *payload) for payload in payloads))
     except UNREADABLE as error:
         raise DataCorrupt(f"turn {row[0]} cannot be read, it is damaged or of a newer Baton: {error}") from error
 

@@ -9,7 +9,7 @@ from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId
 from runtime.store.accounting import hold, open_account, tell
 from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
-from runtime.store.packing import pack, pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
+from runtime.store.packing import pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
 from runtime.store.remembering import of_tenant, remember
 from runtime.store.sealing import new_seal, seal_of
 from runtime.store.transaction import Transaction
@@ -22,13 +22,14 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
             return await session_of(tx, session.tenant, SessionId(known))
     seal = await new_seal(tx, session.id)
     await tx.run(
-        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about)"
-        " VALUES ($1, $2, $3, now_ms(), 1, $4, $5)",
+        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
+        " VALUES ($1, $2, $3, now_ms(), 1, $4, $5, $6)",
         session.id,
         session.tenant,
         session.model,
         int(session.rerender),
-        seal.seal(pack(pack_about(session)), "sessions.about"),
+        seal.seal(pack_about(session), "sessions.about"),
+        int(session.hidden),
     )
     await open_account(tx, session.id, session.account)
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
@@ -68,7 +69,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
         await _occupy(tx, opened)
         opened = replace(opened, reserve=await hold(tx, opened, What.OPENED))
-    await _insert(tx, opened, place)
+    await insert_turn(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
     if opened.status is TurnStatus.QUEUED:
         await tell(tx, turn.session, Happening(What.OPENED, turn.branch, turn.id, opened.status))
@@ -136,7 +137,8 @@ async def _occupy(tx: Transaction, turn: TurnRecord) -> None:
     )
 
 
-async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
+async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
+    """With its items."""
     prepared = turn.prepared
     base = prepared and prepared.base
     seal = await seal_of(tx, turn.session)
@@ -157,7 +159,7 @@ async def _insert(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.context,
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
-        None if turn.status is TurnStatus.QUEUED else pack_reserve(turn.reserve),
+        pack_reserve(turn.reserve) if turn.status is TurnStatus.RUNNING else None,
     )
     rows: list[tuple[object, ...]] = [
         (turn.id, number, turn.session, seal.seal(pack_item(item), "items.payload", turn.id, number))

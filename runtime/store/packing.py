@@ -87,14 +87,16 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
     return msgpack.unpackb(packed)
 
 
-def pack_about(session: Session) -> dict[str, object]:
+def pack_about(session: Session) -> bytes:
     """What is asked of a session only together with all of it."""
     policies = session.policies
-    return {
-        "metadata": dict(session.metadata),
-        "vocabulary": session.vocabulary,
-        "policies": [policies.on_conflict.value, policies.cancel_unwatched],
-    }
+    return pack(
+        {
+            "metadata": dict(session.metadata),
+            "vocabulary": session.vocabulary,
+            "policies": [policies.on_conflict.value, policies.cancel_unwatched],
+        }
+    )
 
 
 def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed
@@ -167,6 +169,8 @@ def pack_asked(asked: Asked) -> bytes:
             "on_conflict": asked.on_conflict and asked.on_conflict.value,
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
+            "instructions": asked.instructions,
+            "memo": asked.memo,
         }
     )
 
@@ -182,7 +186,15 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         told["head_is_expected"],
         told["on_conflict"] and OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
+        told.get("instructions"),
+        told.get("memo", b""),
     )
+
+
+def unpack_instructions(packed: bytes) -> str | None:
+    """Those of a request, without all else that it asked."""
+    found: str | None = unpack(packed).get("instructions")
+    return found
 
 
 def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]) -> bytes:

@@ -11,7 +11,7 @@ from runtime.domain.spending import Amounts
 from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import hold_more, settle, tell
-from runtime.store.looking import session_of, turn_in
+from runtime.store.looking import turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Transaction
@@ -80,12 +80,12 @@ async def _finished_before(tx: Transaction, turn: TurnRecord, packed: bytes) -> 
 async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Sequence[int], text: str) -> None:
     prepared = turn.prepared
     assert prepared is not None, "a turn is prepared before it runs"
-    session = await session_of(tx, turn.tenant, turn.session)
     seal = await seal_of(tx, turn.session)
     place = Place(prepared.base.line, prepared.base.depth + 1)
     segment = (*prepared.prompt, *tokens[: ending.kept])
-    total = len(segment) if session.rerender else prepared.context + len(segment)
-    before = ROOT_CHAIN if session.rerender else await _chain_at(tx, turn.session, prepared.base)
+    # What is rendered anew is the whole context, which nothing precedes.
+    before = await chain_at(tx, turn.session, prepared.base) if prepared.context else ROOT_CHAIN
+    total = prepared.context + len(segment)
     await tx.run(
         "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens, fingerprint)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -117,7 +117,7 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
     )
 
 
-async def _chain_at(tx: Transaction, session: SessionId, place: Place) -> bytes:
+async def chain_at(tx: Transaction, session: SessionId, place: Place) -> bytes:
     """The chain hash of all committed tokens up to a place."""
     line: int | None = place.line
     while line is not None:

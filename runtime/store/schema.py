@@ -98,8 +98,15 @@ _THIRD: tuple[Step, ...] = (
     _name_master,
     _seal_what_is_there,
 )
+# What is there without being listed: sessions that were made for a response, turns that are no response (any more).
+_FOURTH = (
+    "ALTER TABLE sessions ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE turns ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX sessions_shown ON sessions (tenant, created, id) WHERE hidden = 0",
+    "DROP INDEX sessions_listed",
+)
 # What a session may spend and has spent, and what happened to it.
-_ACCOUNTS: tuple[Step, ...] = (
+_FIFTH: tuple[Step, ...] = (
     """CREATE TABLE accounts (
         session TEXT PRIMARY KEY, version BIGINT NOT NULL, news BIGINT NOT NULL, ttl BIGINT, expires BIGINT,
         limits BYTEA, used BYTEA, held BYTEA)""",
@@ -111,7 +118,7 @@ _ACCOUNTS: tuple[Step, ...] = (
     "ALTER TABLE turns ADD COLUMN held BYTEA",
     "ALTER TABLE segments ADD COLUMN fingerprint TEXT",
 )
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _ACCOUNTS)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 _SEALED = MIGRATIONS.index(_THIRD) + 1
 
 

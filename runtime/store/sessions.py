@@ -15,6 +15,7 @@ from runtime.domain.sessions import (
     Item,
     Key,
     Progress,
+    Said,
     Session,
     TurnEvent,
     TurnRecord,
@@ -24,12 +25,15 @@ from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.store import (
     accounting,
+    adding,
     branching,
+    editing,
     erasing,
     looking,
     moving,
     opening,
     owning,
+    paging,
     pruning,
     running,
     sweeping,
@@ -58,8 +62,10 @@ class SqlSessionStore:
     async def list(self, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
         return await self._database.read(lambda tx: looking.sessions_of(tx, tenant, after, limit))
 
-    async def context(self, tenant: TenantId, session: SessionId, branch: str) -> Context:
-        return await self._database.read(lambda tx: looking.context_of(tx, tenant, session, branch))
+    async def context(
+        self, tenant: TenantId, session: SessionId, branch: str, instructions: str | None = None
+    ) -> Context:
+        return await self._database.read(lambda tx: looking.context_of(tx, tenant, session, branch, instructions))
 
     async def known(self, tenant: TenantId, session: SessionId, key: Key) -> TurnRecord | None:
         async def work(tx: Transaction) -> TurnRecord | None:
@@ -126,6 +132,7 @@ class SqlSessionStore:
 
     async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
         await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
+        self._bells.ring(session)
         with suppress(Unavailable):
             await self._database.scrub()
 
@@ -138,6 +145,48 @@ class SqlSessionStore:
             return await looking.items_at(tx, session, found.place, after, limit)
 
         return await self._database.read(work)
+
+    async def turn(self, tenant: TenantId, turn: TurnId) -> TurnRecord:
+        return await self._database.read(lambda tx: looking.shown_turn(tx, tenant, turn))
+
+    async def add(self, turn: TurnRecord, key: Key | None) -> TurnRecord:
+        added = await self._database.write(lambda tx: adding.add_items(tx, turn, key))
+        self._bells.ring(turn.session)
+        return added
+
+    async def page(
+        self,
+        tenant: TenantId,
+        session: SessionId,
+        branch: str,
+        after: tuple[TurnId, int] | None,
+        limit: int,
+        *,
+        newest_first: bool,
+    ) -> tuple[Said, ...]:
+        async def work(tx: Transaction) -> tuple[Said, ...]:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await paging.page_of(tx, session, found, after, limit, newest_first=newest_first)
+
+        return await self._database.read(work)
+
+    async def item(self, tenant: TenantId, session: SessionId, branch: str, turn: TurnId, number: int) -> Said:
+        async def work(tx: Transaction) -> Said:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await paging.item_of(tx, session, found, turn, number)
+
+        return await self._database.read(work)
+
+    async def describe(self, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
+        described = await self._database.write(lambda tx: editing.describe(tx, tenant, session, metadata))
+        self._bells.ring(session)
+        return described
+
+    async def forget(self, tenant: TenantId, turn: TurnId) -> None:
+        if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
+            await self.scrub()
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))

@@ -134,6 +134,9 @@ def pack_handoff(handoff: Handoff) -> common.Handoff:
         transfer_ms=handoff.transfer_ms,
         prefill_ms=handoff.prefill_ms,
         exposed_ms=handoff.exposed_ms,
+        host_tokens=handoff.host_tokens,
+        cold_tokens=handoff.cold_tokens,
+        load_ms=handoff.load_ms,
     )
 
 
@@ -152,4 +155,7 @@ def unpack_handoff(message: common.Handoff) -> Handoff:
         transfer_ms=fields.milliseconds(message.transfer_ms, "handoff.transfer_ms"),
         prefill_ms=fields.milliseconds(message.prefill_ms, "handoff.prefill_ms"),
         exposed_ms=fields.milliseconds(message.exposed_ms, "handoff.exposed_ms"),
+        host_tokens=message.host_tokens,
+        cold_tokens=message.cold_tokens,
+        load_ms=fields.milliseconds(message.load_ms, "handoff.load_ms"),
     )

@@ -59,6 +59,8 @@ def pack_notice(notice: Notice) -> pb.SessionNotice:
             message.forked.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
         case What.ROLLED_BACK:
             message.rolled_back.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
+        case What.DROPPED:
+            message.dropped.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
         case What.OPENED:
             message.opened.CopyFrom(_pack_turn(notice))
         case What.BEGUN:

@@ -9,6 +9,7 @@ from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
 from runtime.wire.pages import pack_pages, unpack_pages
 from runtime.wire.sequence import pack_load, unpack_load
+from runtime.wire.tiers import pack_tier, unpack_tiers
 
 _MAX_WORKERS = 65_536
 _MAX_PATHS = 1024
@@ -63,6 +64,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         frame_version=worker.frame_version,
         draining=worker.draining,
         traffic=_pack_traffic(worker.traffic),
+        tiers=map(pack_tier, worker.tiers),
         pages=pack_pages(worker.pages),
     )
 
@@ -85,6 +87,7 @@ def unpack_worker(message: pb.Worker) -> Worker:
         frame_version=message.frame_version or 1,
         draining=message.draining,
         traffic=_unpack_traffic(message.traffic),
+        tiers=unpack_tiers(message.tiers),
         pages=unpack_pages(message.pages),
     )
 

@@ -10,6 +10,7 @@ import actors.main  # noqa: F401 - it adds the command
 from runtime.cli.app import app
 from runtime.mesh.local import LocalMesh, local_mesh
 from tests.mesh.test_local import asked, config
+from tests.mesh.test_tiers import kept
 
 _ASK_AGAIN_S = 0.1
 
@@ -29,6 +30,13 @@ async def test_it_says_how_many_tokens_a_pool_holds(tmp_path: Path) -> None:
     async with local_mesh(config(tmp_path)) as mesh:
         done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc, "--json"])
     assert [(row["pages"], row["pool_tokens"]) for row in json.loads(done.stdout)["workers"]] == [(256, 256 * 8)] * 3
+
+
+async def test_it_says_what_is_kept_behind_whose_pool(tmp_path: Path) -> None:
+    async with local_mesh(kept(tmp_path)) as mesh, asked(mesh):
+        shown = await shown_by(mesh, "tier")
+    assert "decode-0 cold  0 pages, 0 B of 8.0 GiB; 0 written, 0 read" in shown
+    assert str(tmp_path / "kv") in shown
 
 
 async def shown_by(mesh: LocalMesh, word: str) -> str:

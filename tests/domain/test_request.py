@@ -9,13 +9,14 @@ from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandi
 from runtime.domain.request import RequestState as S
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
+from runtime.domain.sources import Policy
 from runtime.domain.steps import DecodeAwaiting, DecodeLocal, Frame
 from runtime.errors import EngineFailed, IllegalTransition
 from runtime.ids import BootId, PageId, TenantId, TurnId, WorkerId
 
 REF = Ref(TurnId("turn"), 1, 2)
 P, Q, R = (PrefillCandidate(WorkerId(name), BootId(f"boot-{name}"), f"{name}:1") for name in "pqr")
-POLICY = r.Policy(remote_min_tokens=6, detached_tokens=3, transfers=2)
+POLICY = Policy(remote_min_tokens=6, detached_tokens=3, transfers=2)
 PROMPT = tuple(range(10))
 START = Start(REF, TenantId("t"), PROMPT, Sampling(max_tokens=9), candidates=(P, Q, R), remaining_ms=1000)
 LOCAL, AWAITING = r.SubmitWork(DecodeLocal()), r.SubmitWork(DecodeAwaiting())

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, Start
-from runtime.domain.request import Policy
 from runtime.domain.sequence import Ref, Sampling, Sequence
+from runtime.domain.sources import Policy
 from runtime.domain.steps import EngineCommand, Exported, Frame, Prefill, StepOutput, Submit
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.errors import EngineFailed

@@ -15,8 +15,8 @@ from runtime.clients.peers import GrpcPeers
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.messages import Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, PREFILL, Placement, Router
+from runtime.domain.sources import Policy
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.ids import GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes

@@ -275,7 +275,7 @@ BAD: dict[str, tuple[str, dict[str, object]]] = {
         "items[1].content",
         {"items": [MESSAGE, inference_pb2.ChatMessage(role="user", content="x" * ((1 << 20) + 1))]},
     ),
-    "a NUL": ("items[0]", {"items": [inference_pb2.ChatMessage(role="user", content="a\0b")]}),
+    "a NUL": ("items[0].content", {"items": [inference_pb2.ChatMessage(role="user", content="a\0b")]}),
     "a stale head": ("expected_head", {"expected_head": "turn-none"}),
     "a key too long": ("idempotency_key", {"idempotency_key": "x" * 129}),
     "logprobs": ("logprobs", {"sampling": common_pb2.Sampling(logprobs=2)}),

@@ -5,16 +5,18 @@ import asyncio
 import pytest
 
 from runtime.domain.notices import KEPT_NOTICES, Change, Happening, What
-from runtime.domain.sessions import MAIN, Ending, OnConflict, Policies, Session, StopReason, TurnStatus
+from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, Policies, Session, StopReason, TurnStatus
 from runtime.domain.spending import Account, Limits
 from runtime.errors import FailedPrecondition, InvalidArgument, NotFound
-from runtime.ids import SessionId
+from runtime.ids import SessionId, TurnId
 from runtime.ports import SessionStore
+from runtime.roles.making import unanswered
 from runtime.store.sessions import SqlSessionStore
 from tests.store.conftest import Execute
 from tests.store.talking import (
     COMMITTED,
     EVENTS,
+    HERE,
     MASTER,
     OTHER,
     OUTPUT,
@@ -52,6 +54,9 @@ async def test_what_happens_to_a_session_is_told_in_order_from_wherever_one_is(s
     await store.fork(TENANT, sess, MAIN, running.id, "other", None)
     await store.rollback(TENANT, sess, "other", None, None)
     await store.update(TENANT, sess, Change(metadata={"a": "b"}), None)
+    added = await store.add(unanswered(TurnId("turn-5"), TENANT, sess, "other", (Item("user", "Hi."),), HERE), None)
+    await store.drop_branch(TENANT, sess, "other")
+    await store.describe(TENANT, sess, {"a": "c"})
     told = [
         Happening(What.OPENED, MAIN, running.id, TurnStatus.RUNNING),
         Happening(What.OPENED, MAIN, waiting.id, TurnStatus.QUEUED),
@@ -64,6 +69,9 @@ async def test_what_happens_to_a_session_is_told_in_order_from_wherever_one_is(s
         Happening(What.FORKED, "other", running.id),
         Happening(What.ROLLED_BACK, "other", None),
         Happening(What.UPDATED, version=2),
+        Happening(What.ENDED, "other", added.id, TurnStatus.COMMITTED, StopReason.END_TURN),
+        Happening(What.DROPPED, "other", added.id),
+        Happening(What.UPDATED, version=3),
     ]
     for after in range(len(told) + 1):
         assert await happened(store, sess, after) == told[after:]

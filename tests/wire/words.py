@@ -37,6 +37,7 @@ from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import MAX_SEED, FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import DTYPE_BYTES, Kind, LayerGroup
 from runtime.domain.steps import Encoding, Load
+from runtime.domain.tiers import Tier, TierReport
 from runtime.errors import BatonError, from_code
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 from runtime.wire.fields import MAX_TOKEN
@@ -114,6 +115,9 @@ HANDOFFS = st.builds(
     transfer_ms=MILLISECONDS,
     prefill_ms=MILLISECONDS,
     exposed_ms=MILLISECONDS,
+    host_tokens=U32,
+    cold_tokens=U32,
+    load_ms=MILLISECONDS,
 )
 SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
 
@@ -190,6 +194,19 @@ def _apart(groups: list[LayerGroup]) -> tuple[LayerGroup, ...]:
 
 
 PATHS = st.builds(Path, NAMES.map(BootId), TRANSPORTS, st.text(max_size=512), U64, U64)
+COUNTS = st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items())))
+TIERS = st.builds(
+    TierReport,
+    st.sampled_from(Tier),
+    st.text(max_size=100),
+    U64,
+    U64,
+    U64,
+    U64,
+    U64,
+    COUNTS,
+    st.text(max_size=512),
+)
 WORKERS = st.builds(
     Worker,
     id=NAMES.map(WorkerId),
@@ -208,8 +225,9 @@ WORKERS = st.builds(
     traffic=st.builds(
         Traffic,
         st.lists(PATHS, max_size=4).map(tuple),
-        st.dictionaries(st.text(max_size=64), U64, max_size=4).map(lambda counts: tuple(sorted(counts.items()))),
+        COUNTS,
     ),
+    tiers=st.lists(TIERS, max_size=3).map(tuple),
     pages=st.builds(
         PageForm,
         st.sampled_from(("", *sorted(DTYPE_BYTES))),

@@ -505,8 +505,8 @@ Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
 class Handoff(_message.Message):
-    """How a prompt got its KV. cached_tokens + moved_tokens + those the decode worker computed = tokens of the prompt and,
-    after a failover, of the answer so far.
+    """How a prompt got its KV. cached_tokens + host_tokens + cold_tokens + moved_tokens + those the decode worker computed =
+    tokens of the prompt and, after a failover, of the answer so far.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -523,6 +523,9 @@ class Handoff(_message.Message):
     TRANSFER_MS_FIELD_NUMBER: _builtins.int
     PREFILL_MS_FIELD_NUMBER: _builtins.int
     EXPOSED_MS_FIELD_NUMBER: _builtins.int
+    HOST_TOKENS_FIELD_NUMBER: _builtins.int
+    COLD_TOKENS_FIELD_NUMBER: _builtins.int
+    LOAD_MS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the request's prompt."""
     cached_tokens: _builtins.int
@@ -547,6 +550,12 @@ class Handoff(_message.Message):
     """Milliseconds from the prefill worker's call to the end of its computation, as it says."""
     exposed_ms: _builtins.float
     """Milliseconds from there until all pages had arrived, as it says: the part of the transfer that no computation hid."""
+    host_tokens: _builtins.int
+    """Tokens whose KV the decode worker had kept in its host's memory."""
+    cold_tokens: _builtins.int
+    """Tokens whose KV was in the store behind the decode worker, which it or another worker had filled."""
+    load_ms: _builtins.float
+    """Milliseconds in which the pages of these came."""
     def __init__(
         self,
         *,
@@ -562,10 +571,13 @@ class Handoff(_message.Message):
         transfer_ms: _builtins.float = ...,
         prefill_ms: _builtins.float = ...,
         exposed_ms: _builtins.float = ...,
+        host_tokens: _builtins.int = ...,
+        cold_tokens: _builtins.int = ...,
+        load_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "prefill_worker", b"prefill_worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "exposed_ms", b"exposed_ms", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "cold_tokens", b"cold_tokens", "exposed_ms", b"exposed_ms", "host_tokens", b"host_tokens", "load_ms", b"load_ms", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_worker: _TypeAlias = _typing.Literal["prefill_worker"]  # noqa: Y015
     _WhichOneofArgType__prefill_worker: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker"]  # noqa: Y015

@@ -310,6 +310,7 @@ class Worker(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the worker, unique in the mesh and kept over its restarts; 1 to 128 characters."""
     boot: _builtins.str
@@ -346,6 +347,10 @@ class Worker(_message.Message):
     def pages(self) -> Global___PageForm:
         """How its pages look. Absent: of one group, and of the data type that tickets name."""
 
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
+        """What is kept behind its pool, the nearest first; at most 8. As last reported."""
+
     def __init__(
         self,
         *,
@@ -364,10 +369,11 @@ class Worker(_message.Message):
         draining: _builtins.bool = ...,
         traffic: Global___Traffic | None = ...,
         pages: Global___PageForm | None = ...,
+        tiers: _abc.Iterable[Global___Tier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pages", b"pages", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "tiers", b"tiers", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,3 +548,79 @@ class LayerGroup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerGroup: _TypeAlias = LayerGroup  # noqa: Y015
+
+@_typing.final
+class Tier(_message.Message):
+    """Where a worker keeps pages beyond its pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FailuresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_PAGES_FIELD_NUMBER: _builtins.int
+    READ_PAGES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`host` (its host's memory) or `cold` (a store); at most 32 characters."""
+    place: _builtins.str
+    """Where that is, for people, such as a folder; at most 1024 characters."""
+    pages: _builtins.int
+    """Pages that it holds and this worker could use."""
+    bytes: _builtins.int
+    """Bytes that these take."""
+    capacity_bytes: _builtins.int
+    """Bytes that it may take."""
+    written_pages: _builtins.int
+    """Pages that this worker wrote since it started."""
+    read_pages: _builtins.int
+    """Pages that it read since then."""
+    trouble: _builtins.str
+    """Why it is left alone now, for people; empty while it is not. At most 512 characters."""
+    @_builtins.property
+    def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What it gave up since then, by reason; at most 64, each name at most 64 characters."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        place: _builtins.str = ...,
+        pages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        written_pages: _builtins.int = ...,
+        read_pages: _builtins.int = ...,
+        failures: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "failures", b"failures", "name", b"name", "pages", b"pages", "place", b"place", "read_pages", b"read_pages", "trouble", b"trouble", "written_pages", b"written_pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tier: _TypeAlias = Tier  # noqa: Y015

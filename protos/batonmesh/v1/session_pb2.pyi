@@ -1119,6 +1119,7 @@ class SessionNotice(_message.Message):
     FORKED_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
     UPDATED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts the session's notices from 1, without gap; of `state` the last one before it, 0 for none."""
     at_ms: _builtins.int
@@ -1149,6 +1150,10 @@ class SessionNotice(_message.Message):
     def rolled_back(self) -> Global___BranchNotice:
         """A branch was moved back."""
 
+    @_builtins.property
+    def dropped(self) -> Global___BranchNotice:
+        """A branch was deleted; its head is the one that it had."""
+
     def __init__(
         self,
         *,
@@ -1161,12 +1166,13 @@ class SessionNotice(_message.Message):
         forked: Global___BranchNotice | None = ...,
         rolled_back: Global___BranchNotice | None = ...,
         updated: _builtins.int = ...,
+        dropped: Global___BranchNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "ended", b"ended", "forked", b"forked", "kind", b"kind", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "begun", b"begun", "ended", b"ended", "forked", b"forked", "kind", b"kind", "number", b"number", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "number", b"number", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "opened", "begun", "ended", "forked", "rolled_back", "updated"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "opened", "begun", "ended", "forked", "rolled_back", "updated", "dropped"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -89,8 +89,16 @@ class Probe:
 
     async def measure(self, tokens: int, candidates: tuple[PrefillCandidate, ...]) -> Timing:
         """Run one request of `tokens` fresh tokens; with candidates its prefill runs there. Raises how it failed."""
+        return await self.measure_prompt(self.fresh(tokens), candidates)
+
+    def fresh(self, tokens: int) -> tuple[int, ...]:
+        """A prompt that no cache knows."""
+        return tuple(self._random.randrange(self._vocab) for _ in range(tokens))
+
+    async def measure_prompt(self, prompt: tuple[int, ...], candidates: tuple[PrefillCandidate, ...] = ()) -> Timing:
+        """Run one request. Raises how it failed."""
         began = time.perf_counter()
-        ref, arrivals = await self._start(tokens, _STEPS, candidates)
+        ref, arrivals = await self._start(prompt, _STEPS, candidates)
         handoff = Handoff(0)
         while True:
             output = await arrivals.next()
@@ -106,7 +114,7 @@ class Probe:
     @asynccontextmanager
     async def neighbour(self) -> AsyncIterator[None]:
         """Let another request decode all the while."""
-        ref, self._neighbour = await self._start(_NEIGHBOUR_TOKENS, _NEIGHBOUR_STEPS, ())
+        ref, self._neighbour = await self._start(self.fresh(_NEIGHBOUR_TOKENS), _NEIGHBOUR_STEPS, ())
         for _ in range(_SETTLING):
             await self._neighbour.next()
         alone = self._neighbour.times[1:]
@@ -118,10 +126,11 @@ class Probe:
             await self._stream.send(CancelAttempt(ref))
             del self._arrivals[ref.turn]
 
-    async def _start(self, tokens: int, steps: int, candidates: tuple[PrefillCandidate, ...]) -> tuple[Ref, _Arrivals]:
+    async def _start(
+        self, prompt: tuple[int, ...], steps: int, candidates: tuple[PrefillCandidate, ...]
+    ) -> tuple[Ref, _Arrivals]:
         ref = Ref(self._ids.turn(), 1, 1)
         arrivals = self._arrivals[ref.turn] = _Arrivals()
-        prompt = tuple(self._random.randrange(self._vocab) for _ in range(tokens))
         sampling = Sampling(max_tokens=steps, temperature=0.0, ignore_eos=True)
         await self._stream.send(Start(ref, DEFAULT, prompt, sampling, (), candidates, _DEADLINE_MS))
         return ref, arrivals

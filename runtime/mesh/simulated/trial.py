@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from runtime.domain.batching import Limits
 from runtime.domain.generation import Generation
 from runtime.domain.messages import Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, PREFILL, Placement, Router
+from runtime.domain.sources import Policy
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId

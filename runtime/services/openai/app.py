@@ -25,6 +25,9 @@ from runtime.services.openai.errors import error_body, error_headers, refusal_bo
 from runtime.services.openai.exchange import REQUEST_ID_HEADER, request_id
 from runtime.services.openai.generating import Generating
 from runtime.services.openai.keyed import KeyedApi
+from runtime.services.openai.responses.conversations import Conversations
+from runtime.services.openai.responses.creating import CreatingResponses
+from runtime.services.openai.responses.keeping import KeptResponses
 from runtime.services.openai.schema import ChatRequest, CompletionRequest
 from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
@@ -37,10 +40,16 @@ def openai_app(
     that it may have started."""
     pool = TokenizingPool(settings.tokenize_threads, settings.tokenize_waiting)
     listing = Listing(gateway)
+    kept: list[Route] = []
     if sessions is None:
         chat = Generating(gateway, settings, pool, ChatRequest, ChatAnswer)
     else:
         chat = Conversing(sessions, settings, pool)
+        kept = [
+            Route("/v1/responses", CreatingResponses(sessions, settings, pool), methods=["POST"]),
+            *KeptResponses(sessions, settings).routes(),
+            *Conversations(sessions, settings).routes(),
+        ]
     completions = Generating(gateway, settings, pool, CompletionRequest, CompletionAnswer)
 
     @asynccontextmanager
@@ -54,6 +63,7 @@ def openai_app(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
+            *kept,
             Route("/v1/models", listing.models),
             Route("/v1/models/{model:path}", listing.model),
             Route("/healthz", listing.health),

@@ -5,12 +5,10 @@ itself, which it marks.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import FinishReason, Sampled
@@ -25,21 +23,16 @@ from runtime.services.openai.body import parse_body
 from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.generating import Generating, gather, stream
 from runtime.services.openai.prompts import ShownPrompt
+from runtime.services.openai.retrying import KEY_HEADER, MAX_HEADER, SESSION_HEADER, retried_key
 from runtime.services.openai.schema import ChatRequest
 from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.spelling import Spelling
 from runtime.services.openai.tokenizing import TokenizingPool
 
-SESSION_HEADER = "x-baton-session"
 TURN_HEADER = "x-baton-turn"
 _NEW = "new"
-_KEY_HEADER = "idempotency-key"
-_RETRY_HEADER = "x-stainless-retry-count"
-_MAX_HEADER = 128
-# How long after a first try the same request may be another one of it.
-_RETRY_WINDOW_S = 600.0
 # More than any model's context, so that an answer without a bound of its own is bounded by that.
-_UNBOUNDED = 2**31 - 1
+UNBOUNDED = 2**31 - 1
 
 
 class Conversing(Generating):
@@ -90,7 +83,7 @@ class Conversing(Generating):
                 raise NotSupported(f"{field} is not served in a session", field=field)
         items = tuple(Item(str(message.for_template()["role"]), message.text) for message in asked.messages)
         check_items(items)
-        sampling = asked.sampling(_UNBOUNDED, self._gateway.fresh_seed())
+        sampling = asked.sampling(UNBOUNDED, self._gateway.fresh_seed())
         if asked.bad_words:
             tokenizer = self._gateway.served(asked.model).tokenizer
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, tokenizer)
@@ -102,7 +95,7 @@ class Conversing(Generating):
     async def _session(self, named: str, asked: ChatRequest, key: Key | None) -> Session:
         store, tenant = self._sessions.store, calling().tenant or self._settings.tenant
         if named != _NEW:
-            found, _ = await store.get(tenant, SessionId(named[:_MAX_HEADER]))
+            found, _ = await store.get(tenant, SessionId(named[:MAX_HEADER]))
             if found.model != asked.model:
                 raise InvalidArgument(f"the session is one of model {found.model!r}", field="model")
             return found
@@ -144,7 +137,7 @@ def _called(field: str) -> str:
     """What a request here calls a field of a turn."""
     if field in ("session", "on_conflict", "rerender") or field.startswith("limits."):
         return SESSION_HEADER
-    return _KEY_HEADER if field == "idempotency_key" else field.replace("items", "messages", 1)
+    return KEY_HEADER if field == "idempotency_key" else field.replace("items", "messages", 1)
 
 
 def _finish(ending: Ending) -> FinishReason:
@@ -155,20 +148,3 @@ def _finish(ending: Ending) -> FinishReason:
         raise Cancelled("the turn was cancelled")
     cut = ending.stop in (StopReason.LENGTH, StopReason.BUDGET)
     return FinishReason.LENGTH if cut else FinishReason.STOP
-
-
-def retried_key(scope: Scope, body: bytes) -> Key | None:
-    """The client's own key; or what tells another try of OpenAI's client from a first one, which is a turn of its own
-    even where the same was said before."""
-    headers = Headers(scope=scope)
-    digest = hashlib.blake2b(headers.get(SESSION_HEADER, "").encode() + b"\0" + body, digest_size=16).digest()
-    named = headers.get(_KEY_HEADER)
-    if named is not None:
-        if not 1 <= len(named) <= _MAX_HEADER:
-            told = f"{_KEY_HEADER} must have 1 to {_MAX_HEADER} characters, has {len(named)}"
-            raise InvalidArgument(told, field=_KEY_HEADER)
-        return Key(f"http/{named}", digest)
-    tries = headers.get(_RETRY_HEADER, "")
-    if not tries.isdecimal():
-        return None
-    return Key(f"try/{digest.hex()}", digest, first=int(tries[:9]) == 0, window_s=_RETRY_WINDOW_S)

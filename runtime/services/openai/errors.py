@@ -22,6 +22,8 @@ def error_body(error: BatonError, param: str | None) -> bytes:
     code = _CODES.get(error.status.code, error.status.code)
     if error.status.code == "not_found" and error.field != "model":
         code = "not_found"
+    if error.field == "on_conflict":
+        code = "conversation_locked"
     return _shaped(error.message, _kind(error.status.http), param, code)
 
 

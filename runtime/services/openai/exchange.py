@@ -60,6 +60,11 @@ class Exchange:
         self._events: list[str] = []
         self._streaming = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether some of a stream was sent."""
+        return self._streaming
+
     async def respond(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         length = {"content-type": "application/json", "content-length": str(len(body))}
         await self._start(status, length | dict(headers))

@@ -6,36 +6,33 @@ Leaves the turn, and so cancels it everywhere, when the client goes away or its 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
-
-from starlette.types import Receive, Scope, Send
+from typing import TYPE_CHECKING
 
 from runtime.domain.generation import Delta, Generation
 from runtime.domain.sequence import FinishReason
-from runtime.errors import BatonError, ContextExceeded, DeadlineExceeded
+from runtime.errors import BatonError, ContextExceeded
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.choices import Arrivals, give_choices
 from runtime.services.openai.answers import DONE, Answer, Head, Tally
-from runtime.services.openai.body import ClientGone, parse_body, read_body
-from runtime.services.openai.exchange import Exchange, deadline_of
+from runtime.services.openai.body import parse_body
+from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.prompts import ShownPrompt, text_of
 from runtime.services.openai.schema import GenerationRequest
-from runtime.services.openai.settings import DEADLINE_HEADER, OpenAiSettings
+from runtime.services.openai.serving import Serving, within
+from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.spelling import Spelling
 from runtime.services.openai.tokenizing import TokenizingPool
 
 if TYPE_CHECKING:
     from runtime.domain.sequence import Sampled
 
-T = TypeVar("T")
 
-
-class Generating:
+class Generating(Serving):
     """An ASGI application for one path; `asks` and `answers` say which of the two APIs it speaks."""
 
     def __init__(
@@ -46,32 +43,12 @@ class Generating:
         asks: type[GenerationRequest],
         answers: type[Answer],
     ) -> None:
+        super().__init__(settings)
         self._gateway = gateway
-        self._settings = settings
         self._pool = pool
         self._asks = asks
         self._answers = answers
         self._spellings: dict[str, Spelling] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._serve(Exchange(scope, receive, send))
-        except* (ClientGone, TimeoutError):
-            pass  # nobody is there, or nobody reads: the connection ends with us
-
-    async def _serve(self, exchange: Exchange) -> None:
-        """Raises `TimeoutError` when the client did not read until well after its deadline."""
-        arrived = asyncio.get_running_loop().time()
-        try:
-            ends = arrived + deadline_of(exchange.scope, self._settings.deadline_s)
-            body = await _within(ends, read_body(exchange.scope, exchange.receive, self._settings.max_body_bytes))
-        except BatonError as error:
-            await exchange.fail(error)
-            return
-        async with asyncio.timeout_at(ends + self._settings.linger_s), asyncio.TaskGroup() as group:
-            watch = group.create_task(exchange.until_gone())
-            await self._respond(exchange, body, ends)
-            watch.cancel()
 
     async def _respond(self, exchange: Exchange, body: bytes, ends: float) -> None:
         called: Callable[[str], str] = str
@@ -100,7 +77,7 @@ class Generating:
         if asked.text_size <= self._settings.inline_chars:
             prompt = asked.tokenize(served.tokenizer)
         else:
-            prompt = await _within(ends, self._pool.run(partial(asked.tokenize, served.tokenizer)))
+            prompt = await within(ends, self._pool.run(partial(asked.tokenize, served.tokenizer)))
         room = served.spec.max_tokens - len(prompt)
         if room < 1:
             limit = f"the model's context of {served.spec.max_tokens} tokens leaves no room for an answer"
@@ -131,14 +108,6 @@ class Generating:
             self._answers(head, shown.spelling, shown, logprobs=logprobs, usage_asked=usage_asked, index=index)
             for index in range(asked.choices_asked)
         ]
-
-
-async def _within(ends: float, work: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout_at(ends):
-            return await work
-    except TimeoutError as error:
-        raise DeadlineExceeded("the deadline passed while the request was read", field=DEADLINE_HEADER) from error
 
 
 async def _heard(arrivals: Arrivals, shown: ShownPrompt, *, silent: bool) -> AsyncIterator[tuple[int, Delta]]:

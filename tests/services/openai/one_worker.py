@@ -10,9 +10,9 @@ from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import GatewayCommand, Offer, StepBatch, Ticket, TicketPage, View, Worker
-from runtime.domain.request import Policy
 from runtime.domain.routing import DECODE, Placement, Router
 from runtime.domain.sequence import Ref
+from runtime.domain.sources import Policy
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.ids import BootId, GatewayId, Ids, TenantId, TransferId, WorkerId
 from runtime.ports import DecodeStream, PrefillPeer, Sender

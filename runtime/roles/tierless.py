@@ -1,0 +1,25 @@
+"""`ports.Tiers` of a worker that has nothing behind its pool."""
+
+from collections.abc import Sequence
+
+from runtime.domain.steps import StepOutput
+from runtime.domain.tiers import TierReport
+from runtime.ids import PageId
+from runtime.ports import Loading
+
+
+class Tierless:
+    def match(self, _chain: Sequence[PageId], start: int) -> int:
+        return start
+
+    def load(self, chain: Sequence[PageId], start: int, salt: bytes) -> Loading:
+        raise AssertionError("there is nothing to load")
+
+    def on_step(self, step: StepOutput) -> None:
+        """Nothing is kept."""
+
+    def reports(self) -> tuple[TierReport, ...]:
+        return ()
+
+
+TIERLESS = Tierless()

@@ -1,0 +1,228 @@
+"""Both tiers behind a pool, over the threads that read and write: what is found, in time or not at all."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runtime.clock import LoopClock
+from runtime.domain.pages import Occupancy
+from runtime.domain.steps import Copied, Filled, Load, StepOutput
+from runtime.domain.tiers import Tier
+from runtime.errors import StartError
+from runtime.ids import PageId
+from runtime.kv.tiers.arena import Arena
+from runtime.kv.tiers.cold import ColdTier
+from runtime.kv.tiers.objects import Objects, open_objects
+from runtime.kv.tiers.tiers import PageTiers, TierSettings
+from tests.kv.tiers.pages import CODEC, SALT, SPEC, chain, frame, ident, parent, payload, wanted
+from tests.kv.tiers.test_cold import Failing
+
+LOAD = Load(0, 0, 0, 0, Occupancy(0, 0, 0, 0))
+FAST = TierSettings(least_tokens=SPEC.page_tokens, patience_s=5.0, write_bytes_per_s=1 << 30)
+
+
+class Pool:
+    """Stands for the engine: what its pool holds, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.tiers: PageTiers
+        self.asked: list[tuple[PageId, ...]] = []
+        self.evicted: set[PageId] = set()
+        self._payloads = {ident(number): payload(number) for number in range(64)}
+
+    def copy(self, pages: tuple[PageId, ...]) -> None:
+        self.asked.append(pages)
+        copied = tuple(Copied(page, None if page in self.evicted else self._payloads[page]) for page in pages)
+        asyncio.get_running_loop().call_soon(self.tiers.on_step, step(copied=copied))
+
+    def fills(self, count: int, first: int = 0) -> None:
+        pages = tuple(chain(first + count)[first:])
+        self.tiers.on_step(step(filled=(Filled(pages, first, parent(first), SALT),)))
+
+
+def step(filled: tuple[Filled, ...] = (), copied: tuple[Copied, ...] = ()) -> StepOutput:
+    return StepOutput(1, (), LOAD, filled=filled, copied=copied)
+
+
+def cold_tier(objects: Objects) -> ColdTier:
+    return ColdTier(objects, CODEC, 1 << 30, 3600.0)
+
+
+@asynccontextmanager
+async def behind(
+    host: Arena | None = None, cold: ColdTier | None = None, settings: TierSettings = FAST
+) -> AsyncIterator[Pool]:
+    pool = Pool()
+    pool.tiers = PageTiers(SPEC, host, cold, settings, LoopClock(), pool.copy)
+    async with pool.tiers.running():
+        yield pool
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends, "it did not come true"
+        await asyncio.sleep(0.005)
+
+
+async def loaded(tiers: PageTiers, count: int, start: int = 0) -> list[tuple[int, Tier]]:
+    """The place and the tier of each page that came, whose content is checked."""
+    found = []
+    async for page, tier in tiers.load(chain(count), start, SALT).pages():
+        assert bytes(page.payload) == payload(page.index)
+        found.append((page.index, tier))
+    return found
+
+
+class Slow(Failing):
+    """A store that does not answer a reader until it is let go."""
+
+    def __init__(self, objects: Objects) -> None:
+        super().__init__(objects)
+        self.go = threading.Event()
+        self.reading = 0
+
+    def get(self, name: str) -> memoryview:
+        self.reading += 1
+        self.go.wait(30)
+        return super().get(name)
+
+
+async def test_pages_that_fill_are_written_behind_and_loaded_in_order(tmp_path: Path) -> None:
+    async with behind(cold=cold_tier(open_objects(str(tmp_path), 5.0))) as pool:
+        pool.fills(20)
+        await until(lambda: pool.tiers.match(chain(20), 0) == 20)
+        assert await loaded(pool.tiers, 20, start=3) == [(number, Tier.COLD) for number in range(3, 20)]
+        assert max(map(len, pool.asked)) <= 16, "the engine copies only some at a time"
+        pool.fills(20)
+        await asyncio.sleep(0.05)
+        assert sum(map(len, pool.asked)) == 20, "what is there is not written again"
+
+
+async def test_the_nearer_tier_answers_and_keeps_what_came_from_the_farther(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    for number in range(4):
+        cold.write(frame(number), wanted(number))
+    async with behind(Arena(CODEC, 1 << 20), cold) as pool:
+        assert await loaded(pool.tiers, 4) == [(number, Tier.COLD) for number in range(4)]
+        assert await loaded(pool.tiers, 4) == [(number, Tier.HOST) for number in range(4)]
+
+
+async def test_loading_ends_at_the_first_gap(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    for number in (0, 1, 3, 4):
+        cold.write(frame(number), wanted(number))
+    async with behind(cold=cold) as pool:
+        assert pool.tiers.match(chain(5), 0) == 2
+        assert await loaded(pool.tiers, 5) == [(0, Tier.COLD), (1, Tier.COLD)]
+
+
+async def test_too_little_is_not_worth_the_way(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    for number in range(3):
+        cold.write(frame(number), wanted(number))
+    settings = TierSettings(2 * SPEC.page_tokens, 5.0, 1 << 30)
+    async with behind(cold=cold, settings=settings) as pool:
+        assert [pool.tiers.match(chain(3), start) for start in range(4)] == [3, 3, 2, 3]
+
+
+async def test_a_page_that_was_evicted_before_its_turn_is_not_written_and_told(tmp_path: Path) -> None:
+    async with behind(cold=cold_tier(open_objects(str(tmp_path), 5.0))) as pool:
+        pool.evicted = {ident(1)}
+        pool.fills(3)
+        await until(lambda: pool.tiers.waiting == 0)
+        assert pool.tiers.match(chain(3), 0) == 1
+        assert pool.tiers.reports()[-1].failures == (("not written", 1),)
+
+
+async def test_a_slow_store_is_given_up_in_time_and_left_alone(tmp_path: Path) -> None:
+    store = Slow(open_objects(str(tmp_path), 5.0))
+    cold = cold_tier(store)
+    for number in range(4):
+        cold.write(frame(number), wanted(number))
+    settings = TierSettings(SPEC.page_tokens, 0.1, 1 << 30)
+    async with behind(cold=cold, settings=settings) as pool:
+        try:
+            began = time.monotonic()
+            assert await loaded(pool.tiers, 4) == []
+            assert time.monotonic() - began < 5
+            assert pool.tiers.match(chain(4), 0) == 0, "nobody else waits for it now"
+            assert dict(pool.tiers.reports()[0].failures) == {"slow": 1}
+        finally:
+            store.go.set()
+
+
+async def test_reading_begins_before_there_is_room_but_not_all_of_it(tmp_path: Path) -> None:
+    store = Slow(open_objects(str(tmp_path), 5.0))
+    cold = cold_tier(store)
+    for number in range(40):
+        cold.write(frame(number), wanted(number))
+    async with behind(cold=cold) as pool:
+        loading = pool.tiers.load(chain(40), 0, SALT)
+        await until(lambda: store.reading > 0)
+        store.go.set()
+        await asyncio.sleep(0.1)
+        assert store.reading == 8, "the window is full, and nobody takes from it"
+        found = [page.index async for page, _ in loading.pages()]
+        assert found == list(range(40))
+        others = [pool.tiers.load(chain(40), 0, SALT) for _ in range(12)]
+        assert sum(len(each._reading) for each in others) == 64, "all that wait share a window"
+        for each in others:
+            each.close()
+
+
+async def test_a_page_that_was_kept_as_another_place_of_its_sequence_is_not_given_out(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    cold.write(frame(0), wanted(0))
+    cold.write(replace(frame(1), index=7), wanted(1))
+    async with behind(cold=cold) as pool:
+        assert await loaded(pool.tiers, 2) == [(0, Tier.COLD)]
+
+
+async def test_what_ends_a_worker_passes_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(StartError):
+        async with behind(cold=cold_tier(open_objects(str(tmp_path), 5.0))):
+            raise StartError("the mesh refused it")
+
+
+async def test_a_load_that_is_closed_brings_nothing_more(tmp_path: Path) -> None:
+    cold = cold_tier(open_objects(str(tmp_path), 5.0))
+    for number in range(20):
+        cold.write(frame(number), wanted(number))
+    async with behind(cold=cold) as pool:
+        loading = pool.tiers.load(chain(20), 0, SALT)
+        pages = loading.pages()
+        await anext(pages)
+        loading.close()
+        assert [page.index async for page, _ in pages] == []
+
+
+async def test_writing_keeps_to_its_rate(tmp_path: Path) -> None:
+    settings = TierSettings(SPEC.page_tokens, 5.0, write_bytes_per_s=SPEC.page_bytes * 80)
+    async with behind(cold=cold_tier(open_objects(str(tmp_path), 5.0)), settings=settings) as pool:
+        began = time.monotonic()
+        pool.fills(40)
+        await until(lambda: pool.tiers.match(chain(40), 0) == 40)
+        # Of three batches the pauses after two: 32 pages at 80 a second.
+        assert time.monotonic() - began > 0.38
+
+
+async def test_while_nothing_can_be_written_pages_wait_in_the_pool_and_then_are_written(tmp_path: Path) -> None:
+    now = [0.0]
+    store = Failing(open_objects(str(tmp_path), 5.0))
+    store.broken = "No space left on device"
+    async with behind(cold=ColdTier(store, CODEC, 1 << 30, 3600.0, lambda: now[0])) as pool:
+        pool.fills(64)
+        await until(lambda: pool.tiers.reports()[0].trouble != "")
+        await asyncio.sleep(0.05)
+        assert sum(map(len, pool.asked)) <= 16, "no more than one batch is in memory"
+        store.broken = ""
+        now[0] = 100.0
+        await until(lambda: pool.tiers.match(chain(64), 0) == 64 and pool.tiers.waiting == 0)
+        assert pool.tiers.reports()[0].trouble == ""
