@@ -172,7 +172,7 @@ class Store(RuleBasedStateMachine):
         tokens = tuple(token for event in live.events for token in event.tokens)
         stop = StopReason.LENGTH if status is TurnStatus.COMMITTED else None
         took = Amounts(1, 0, len(tokens), 1, 5, 6)
-        ending = Ending(status, stop, kept=len(tokens), took=took)
+        ending = Ending(status, stop, kept=len(tokens), attempts=1, took=took)
         self.used += took
         self.happened += 1
         for _ in range(1 + twice):
@@ -254,6 +254,7 @@ class Store(RuleBasedStateMachine):
                 self.do(asked)
             return
         self.do(asked)
+        self.happened += 1
         del self.history[branch], self.queued[branch]
         reached = {said.turn for history in self.history.values() for said in history}
         gone = {turn for turn, on in self.said_on.items() if on not in self.history and turn not in reached}
