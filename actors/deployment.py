@@ -151,7 +151,7 @@ class Deployment:
         self._step("gateway", "starting")
         try:
             serve.run(
-                gateway_application(self._config, address),
+                gateway_application(self._config, address, self._tenants),
                 name=self._config.namespace,
                 route_prefix=self._config.gateway.http_path,
             )

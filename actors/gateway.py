@@ -1,11 +1,13 @@
 """The Ray Serve deployment that hosts a gateway: its HTTP behind Serve's ingress, its gRPC on a port of its own."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 
 from runtime.config import Config
+from runtime.ids import TenantId
 from runtime.mesh.garbage import spare_what_stays
 from runtime.mesh.gateway import RunningGateway, gateway_process
 from runtime.mesh.resident import Resident
@@ -22,11 +24,13 @@ _log = logging.getLogger(__name__)
 class GatewayReplica:
     """Replicas of one node share the gRPC port. What `__init__` raises fails the deployment, by its message."""
 
-    async def __init__(self, config: str, controller: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: str, controller: str, tenants: Mapping[TenantId, bytes]
+    ) -> None:
         log_to_stderr(NAME)
         settings = Config.model_validate_json(config)
         self._resident: Resident[RunningGateway] = Resident(
-            gateway_process(settings, controller, port=settings.gateway.grpc_port, shared=True)
+            gateway_process(settings, controller, port=settings.gateway.grpc_port, shared=True, tenants=tenants)
         )
         self._running = await self._resident.start()
         spare_what_stays()
@@ -43,7 +47,8 @@ class GatewayReplica:
         await self._resident.stop()
 
 
-def gateway_application(config: Config, controller: str) -> serve.Application:
+def gateway_application(config: Config, controller: str, tenants: Mapping[TenantId, bytes]) -> serve.Application:
+    """`tenants` are their secrets, which travel through Ray as those of the workers do."""
     gateway = config.gateway
     deployment = serve.deployment(
         name=NAME,
@@ -54,4 +59,4 @@ def gateway_application(config: Config, controller: str) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 1},
     )(GatewayReplica)
-    return deployment.bind(config.model_dump_json(), controller)
+    return deployment.bind(config.model_dump_json(), controller, dict(tenants))

@@ -14,7 +14,8 @@ from runtime.ids import Ids, TenantId, WorkerId
 from runtime.mesh.garbage import spare_what_stays
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
-from runtime.mesh.worker import RunningWorker, was_drained, worker_process
+from runtime.mesh.worker import RunningWorker, worker_process
+from runtime.roles.belonging import was_drained
 from runtime.telemetry import log_to_stderr
 
 _log = logging.getLogger(__name__)

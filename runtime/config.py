@@ -150,7 +150,8 @@ class WorkerConfig(_Section):
 class GatewayConfig(_Section):
     """`host` is where the HTTP and gRPC ports listen; the HTTP API is under `http_path`. `deadline_s` bounds a request
     that names no deadline, `max_body_mib` what a request may weigh, `drain_s` how long a stopping gateway waits for
-    its streams."""
+    its streams. `placement` says how a worker is found for a turn: by what it costs where, by how busy it is, or each
+    in turn."""
 
     replicas: int = Field(default=1, ge=1, le=256)
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -160,7 +161,7 @@ class GatewayConfig(_Section):
     max_body_mib: int = Field(default=16, ge=1, le=1024)
     deadline_s: Seconds = 600.0
     drain_s: Seconds = 30.0
-    placement: Literal["least_loaded", "round_robin"] = "least_loaded"
+    placement: Literal["cost", "least_loaded", "round_robin"] = "cost"
 
 
 class SessionsConfig(_Section):

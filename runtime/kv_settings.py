@@ -7,6 +7,8 @@ from pydantic import Field
 from runtime.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
+REMOTE_MIN_TOKENS = 64
+"""Where a prompt is prefilled, as long as nothing was measured."""
 
 
 class KvConfig(Section):
@@ -28,12 +30,13 @@ class KvConfig(Section):
 
 class HandoffConfig(Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
-    `transfers` are tried. With `transport` auto pages travel through memory that workers of one host share, of each up
-    to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may differ. They
-    may also where a prefill worker computes in another data type than the decode worker: `dtypes` are those that are
-    taken nevertheless, and rounded."""
+    `transfers` are tried; without it, a prompt goes the way that takes less time by what was measured, and until enough
+    was, 64 tokens are the bound. With `transport` auto pages travel through memory that workers of one host share, of
+    each up to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may
+    differ. They may also where a prefill worker computes in another data type than the decode worker: `dtypes` are
+    those that are taken nevertheless, and rounded."""
 
-    remote_min_tokens: int = Field(default=64, ge=1)
+    remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
     transport: Literal["auto", "grpc"] = "auto"
     staging_mib: int = Field(default=64, ge=1, le=65_536)

@@ -10,7 +10,9 @@ from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
 from runtime.cli.bench.resume import resume
+from runtime.cli.bench.router import router
 from runtime.cli.bench.session import session as session_bench
+from runtime.cli.bench.simtest import simtest as simtest_bench
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, RUN, TALK, Face
@@ -70,9 +72,11 @@ bench = typer.Typer(no_args_is_help=True)
 bench.command()(handoff)
 bench.command()(engine)
 bench.command()(gateway)
+bench.command()(router)
 bench.command()(transport)
 bench.command()(resume)
 bench.command("session")(session_bench)
+bench.command("simtest")(simtest_bench)
 app.add_typer(
     bench, name="bench", rich_help_panel=LOOK, help="Measure this machine, and say how it stands to what is wanted."
 )

@@ -1,13 +1,14 @@
 """The other workers by gRPC: calls out, answers and errors in. Keeps no state beside the shared channels."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 
+from batonmesh.v1 import pages_pb2, pages_pb2_grpc, worker_pb2_grpc
 from batonmesh.v1 import worker_pb2 as pb
-from batonmesh.v1 import worker_pb2_grpc
 from runtime.clients.channels import Channels
+from runtime.domain.holdings import Changes
 from runtime.domain.identity import Role
 from runtime.domain.messages import GatewayCommand, Hello, PrefillCall, PrefillDone, StepBatch
 from runtime.errors import Unavailable
@@ -15,6 +16,7 @@ from runtime.ids import GatewayId
 from runtime.kv.transport.failures import failure, told
 from runtime.wire.decode import pack_command, pack_commands, unpack_batch
 from runtime.wire.handoff import pack_prefill_call, unpack_prefill_done
+from runtime.wire.holdings import unpack_changes
 
 
 class GrpcPeers:
@@ -29,6 +31,25 @@ class GrpcPeers:
 
     def decode(self, address: str) -> "GrpcDecodePeer":
         return GrpcDecodePeer(self._channels, address, self._caller)
+
+
+class GrpcPages:
+    """`ports.PageSources`."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+
+    async def pages(self, address: str, role: str, after: int) -> AsyncGenerator[Changes, None]:
+        stub = pages_pb2_grpc.PagesStub(self._channels.to(address, Role(role)))
+        call = stub.WatchPages(pages_pb2.WatchPagesRequest(after=after))
+        try:
+            while isinstance(message := await call.read(), pages_pb2.WatchPagesResponse):
+                yield unpack_changes(message)
+            raise Unavailable("the worker ended the stream")
+        except grpc.aio.AioRpcError as error:
+            raise failure(error) from error
+        finally:
+            call.cancel()
 
 
 class GrpcPrefillPeer:

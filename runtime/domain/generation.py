@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
 from runtime.domain.records import quick
+from runtime.domain.routing import Estimate
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
 from runtime.ids import BootId, SessionId, TenantId, TurnId
@@ -44,7 +45,8 @@ class Delta:
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
     after a failover, and `boot` the decode worker that it runs on. `scores` of the prompt come with the first token,
-    where they were asked for. `ends` are as in `Output`.
+    where they were asked for; `why` the attempt is there, where that was weighed, comes with its `handoff`. `ends` are
+    as in `Output`.
     """
 
     index: int
@@ -56,6 +58,7 @@ class Delta:
     boot: BootId | None = field(default=None, compare=False)
     scores: PromptScores | None = None
     ends: tuple[int, ...] = ()
+    why: Estimate | None = field(default=None, compare=False)
 
     def texts(self) -> list[str]:
         """The text that each of `tokens` completes."""

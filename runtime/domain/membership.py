@@ -11,17 +11,20 @@ from runtime.ids import BootId, WorkerId
 
 MAX_REFUSED = 256
 _REFUSED_LEASES = 10
+_SERVED = ("model", "kv_fingerprint", "serving_fingerprint", "page_tokens", "frame_version")
 
 
 class Membership:
     """One controller's knowledge. `incarnation` orders it after every earlier controller of this mesh; while `settling`
-    it does not know yet who of theirs still lives."""
+    it does not know yet who of theirs still lives, nor what they serve: then the more count, and not who comes first.
+    """
 
     def __init__(self, incarnation: int, lease_s: float, *, settling: bool = False) -> None:
         self._incarnation = incarnation
         self._lease_s = lease_s
         self._settling = settling
         self._refused: dict[WorkerId, tuple[Refused, float]] = {}
+        self._rivals: dict[WorkerId, Worker] = {}
         self._draining: dict[BootId, float] = {}
         self._version = 0
         self._workers: dict[WorkerId, Worker] = {}
@@ -34,6 +37,7 @@ class Membership:
     def settle(self) -> None:
         """Who has not registered by now is not there."""
         self._settling = False
+        self._rivals.clear()
         self._version += 1
 
     def register(self, worker: Worker, now: float) -> bool:
@@ -48,8 +52,10 @@ class Membership:
                 if other.id != worker.id:
                     _compare(other, worker)
         except Incompatible as error:
-            self._refuse(worker, error, now)
-            raise
+            if not self._settling or not self._outnumber(worker):
+                self._refuse(worker, error, now)
+                raise
+            self._turn_out(worker, now)
         self._refused.pop(worker.id, None)
         self._workers[worker.id] = replace(worker, draining=worker.draining or worker.boot in self._draining)
         self._until[worker.id] = now + self._lease_s
@@ -89,6 +95,21 @@ class Membership:
             del self._refused[ident]
         return gone
 
+    def _outnumber(self, worker: Worker) -> bool:
+        """Whether those who serve what this one does, and were refused, are more than those who are here."""
+        self._rivals[worker.id] = worker
+        alike = sum(_alike(rival, worker) for rival in self._rivals.values())
+        return alike > sum(other != worker.id for other in self._workers)
+
+    def _turn_out(self, worker: Worker, now: float) -> None:
+        """Refuse those who are here and serve something else."""
+        for other in tuple(self._workers.values()):
+            try:
+                _compare(worker, other)
+            except Incompatible as error:
+                self._refuse(other, error, now)
+                self._drop(other.id)
+
     def _refuse(self, worker: Worker, error: Incompatible, now: float) -> None:
         """Remember it for a while, for people; the oldest are forgotten first."""
         self._refused.pop(worker.id, None)
@@ -119,6 +140,8 @@ class Belief:
             return known
         if new.incarnation > known.incarnation:
             self._kept = {worker.id: worker for worker in known.workers}
+        if new.settling:
+            new = replace(new, workers=tuple(worker for worker in new.workers if self._fits(worker)))
         for worker in new.workers:
             self._kept.pop(worker.id, None)
         if not new.settling:
@@ -126,9 +149,17 @@ class Belief:
         self.view = replace(new, workers=(*new.workers, *self._kept.values())) if self._kept else new
         return self.view
 
+    def _fits(self, worker: Worker) -> bool:
+        """A controller that settles takes in whoever comes first, whatever it serves."""
+        return worker.id in self._kept or all(_alike(other, worker) for other in self._kept.values())
+
+
+def _alike(one: Worker, other: Worker) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in _SERVED)
+
 
 def _compare(here: Worker, new: Worker) -> None:
-    for name in ("model", "kv_fingerprint", "serving_fingerprint", "page_tokens", "frame_version"):
+    for name in _SERVED:
         expected, got = getattr(here, name), getattr(new, name)
         if expected != got:
             raise Incompatible(f"worker {new.id}: {name} is {got}, but {here.id} serves {expected}", field=name)

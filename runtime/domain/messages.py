@@ -6,6 +6,7 @@ are never compared. Every command to a decode worker and every output from it ca
 
 from dataclasses import dataclass, field, replace
 
+from runtime.domain.profile import UNMEASURED, Profile
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
@@ -27,7 +28,8 @@ class PrefillCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again."""
+    """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again. An
+    uncached suffix of `remote_min_tokens` or more is better prefilled elsewhere; None leaves that to the worker."""
 
     ref: Ref
     tenant: TenantId
@@ -38,6 +40,7 @@ class Start:
     remaining_ms: int = 0
     priority: int = 0
     session: SessionId | None = None
+    remote_min_tokens: int | None = None
 
     @property
     def scored(self) -> bool:
@@ -224,13 +227,15 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How a worker sends pages to the generation `boot` of another, why so, and what went that way."""
+    """How a worker sends pages to the generation `boot` of another, why so, and what went that way. `busy_ms` is how
+    long it waited until they were taken."""
 
     boot: BootId
     transport: str
     reason: str
     transfers: int
     bytes: int
+    busy_ms: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,15 @@ class Traffic:
 
     paths: tuple[Path, ...] = ()
     refused: tuple[tuple[str, int], ...] = ()
+
+
+def link_speeds(traffic: Traffic) -> tuple[tuple[str, float], ...]:
+    """Gigabytes a second by each transport that sent any."""
+    taken: dict[str, tuple[int, float]] = {}
+    for path in traffic.paths:
+        size, ms = taken.get(path.transport, (0, 0.0))
+        taken[path.transport] = size + path.bytes, ms + path.busy_ms
+    return tuple((transport, size / ms / 1e6) for transport, (size, ms) in sorted(taken.items()) if size and ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +291,7 @@ class Worker:
     traffic: Traffic = Traffic()
     tiers: tuple[TierReport, ...] = ()
     pages: PageForm = PageForm()
+    profile: Profile = UNMEASURED
 
 
 @dataclass(frozen=True, slots=True)

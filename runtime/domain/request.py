@@ -28,7 +28,7 @@ was written to it. Every late event is legal and answered with what releases the
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.domain.loading import LoadEnded, LoadPages, PageLoaded
 from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, PrefillDone, Start
@@ -250,7 +250,8 @@ class Request:
         self.state = RequestState.NEW
         self.detached = False
         self.transfer = 0
-        self._policy = policy
+        told = start.remote_min_tokens
+        self._policy = policy if told is None else replace(policy, remote_min_tokens=told)
         self._sources = Sources(start, policy)
         self._log: list[Output] = []
         self._left_at = 0
@@ -302,7 +303,8 @@ class Request:
 
     def _begin(self, event: Begin) -> list[RequestCommand]:
         sources = self._sources
-        sources.stored_tokens = 0 if self.start.scored else event.stored_tokens
+        beyond = event.stored_tokens > event.cached_tokens and not self.start.scored
+        sources.stored_tokens = event.stored_tokens if beyond else 0  # what only the pool has may be evicted any time
         remote = sources.elsewhere(event.cached_tokens, self._policy.remote_min_tokens)
         if remote or sources.stored_tokens > event.cached_tokens:
             return [*self._to(RequestState.RESERVING), SubmitWork(DecodeAwaiting())]

@@ -1,10 +1,16 @@
-"""Where a turn goes: which decode worker, and which prefill workers it may call. Never how to reach them."""
+"""Where a turn goes: which decode worker, and which prefill workers it may call. Never how to reach them.
+
+Here is what every way of placing has in common, and the two that look at nothing but turns; what a turn would cost is
+weighed in `runtime/router`.
+"""
 
 import enum
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from runtime.domain.messages import PrefillCandidate, View, Worker
-from runtime.ids import BootId
+from runtime.ids import BootId, TenantId, WorkerId
 
 DECODE = "decode"
 PREFILL = "prefill"
@@ -13,52 +19,133 @@ _NEAR_TURNS = 4
 
 
 class Placement(enum.StrEnum):
+    COST = "cost"
     ROUND_ROBIN = "round_robin"
     LEAST_LOADED = "least_loaded"
 
 
-def _depth(worker: Worker) -> int:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A turn that wants a place: the tokens of its prompt, and how many may follow. `in_flight` counts the turns that
+    this gateway has on each worker; `near` is the one that likely has the turn's pages."""
+
+    tenant: TenantId
+    tokens: Sequence[int]
+    more: int
+    in_flight: Mapping[BootId, int]
+    exclude: frozenset[BootId] = frozenset()
+    near: BootId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a turn is expected to cost with a decode worker, in milliseconds; without a `prefill` worker, it prefills
+    the prompt itself.
+
+    `queue_ms` until the prefill begins, `prefill_ms` to compute, or fetch from slower memory, what is not held,
+    `move_ms` of moving pages that no computation hides, `wait_ms` for pages and for a place in the batch, `others_ms`
+    that others lose by it, who decode there or come after, `decode_ms` for the tokens that follow. `held` tokens of the
+    prompt are in the decode worker's pages, `prefill_held` in those of the prefill worker.
+    """
+
+    worker: WorkerId
+    prefill: WorkerId | None
+    held: int
+    prefill_held: int
+    queue_ms: float
+    prefill_ms: float
+    move_ms: float
+    wait_ms: float
+    others_ms: float
+    decode_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.queue_ms + self.prefill_ms + self.move_ms + self.wait_ms + self.others_ms + self.decode_ms
+
+
+def rounded(estimate: Estimate) -> dict[str, str | int | float | None]:
+    """Its fields and the total, for people and in JSON."""
+    named = asdict(estimate) | {"total_ms": estimate.total_ms}
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in named.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a turn goes: a decode worker, and the prefill workers that it may call, the best first, for an uncached
+    suffix of `remote_min_tokens` or more; None leaves that to the worker. `why` is there when it was weighed."""
+
+    worker: Worker
+    candidates: tuple[PrefillCandidate, ...]
+    remote_min_tokens: int | None = None
+    why: Estimate | None = None
+
+
+class Routing(Protocol):
+    """A way of placing turns. `now` is in seconds of one monotonic clock."""
+
+    def see(self, view: View, now: float) -> None:
+        """Who serves, from now on."""
+
+    def route(self, asked: Asked, now: float) -> Route | None:
+        """Place a turn; None when nobody serves who is not excluded."""
+
+
+def staying(view: View, role: str) -> list[Worker]:
+    """Those of a role who may be given something new."""
+    return [worker for worker in view.workers if worker.role == role and not worker.draining]
+
+
+def candidate(worker: Worker) -> PrefillCandidate:
+    return PrefillCandidate(worker.id, worker.boot, worker.address)
+
+
+def depth(worker: Worker) -> int:
     """Sequences that the worker reported to have in any state."""
     return worker.load.running + worker.load.waiting + worker.load.awaiting if worker.load else 0
 
 
-def _staying(view: View, role: str) -> list[Worker]:
-    return [worker for worker in view.workers if worker.role == role and not worker.draining]
-
-
 class Router:
-    """Remembers only whose turn is next, so that equal workers are used equally."""
+    """Round robin, or the least loaded. Remembers only whose turn is next, so that equal workers are used equally."""
 
     def __init__(self, placement: Placement) -> None:
-        self._placement = placement
+        self._round_robin = placement is Placement.ROUND_ROBIN
+        self._view = View(0, 0)
         self._turns = {DECODE: 0, PREFILL: 0}
+
+    def see(self, view: View, now: float) -> None:
+        self._view = view
+
+    def route(self, asked: Asked, now: float) -> Route | None:
+        worker = self.choose(self._view, asked.in_flight, asked.exclude, asked.near)
+        return None if worker is None else Route(worker, self.candidates(self._view))
 
     def choose(
         self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId], near: BootId | None = None
     ) -> Worker | None:
-        """A decode worker for a turn, or None. `in_flight` counts the turns that this gateway has on each; the one that
-        is `near` the turn's pages is worth a few more than the others have."""
-        able = [worker for worker in _staying(view, DECODE) if worker.boot not in exclude]
+        """A decode worker for a turn, or None. The one that is `near` the turn's pages is worth a few turns more than
+        the others have."""
+        able = [worker for worker in staying(view, DECODE) if worker.boot not in exclude]
         if not able:
             return None
         ordered = self._rotate(DECODE, able)
-        if self._placement is Placement.ROUND_ROBIN:
+        if self._round_robin:
             return next((worker for worker in able if worker.boot == near), ordered[0])
 
         def busy(worker: Worker) -> int:
-            return max(in_flight.get(worker.boot, 0), _depth(worker)) - _NEAR_TURNS * (worker.boot == near)
+            return max(in_flight.get(worker.boot, 0), depth(worker)) - _NEAR_TURNS * (worker.boot == near)
 
         return min(ordered, key=busy)
 
     def candidates(self, view: View) -> tuple[PrefillCandidate, ...]:
         """All prefill workers, the best first."""
-        able = _staying(view, PREFILL)
+        able = staying(view, PREFILL)
         if not able:
             return ()
         ordered = self._rotate(PREFILL, able)
-        if self._placement is Placement.LEAST_LOADED:
-            ordered.sort(key=_depth)
-        return tuple(PrefillCandidate(worker.id, worker.boot, worker.address) for worker in ordered)
+        if not self._round_robin:
+            ordered.sort(key=depth)
+        return tuple(map(candidate, ordered))
 
     def _rotate(self, role: str, workers: Sequence[Worker]) -> list[Worker]:
         self._turns[role] += 1

@@ -209,7 +209,8 @@ class Copied:
 class StepOutput:
     """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
 
-    `ran_tokens` of `ran_sequences` went through the model in this step.
+    `ran_tokens` of `ran_sequences` went through the model in this step, of which `prefilled` were of prompts, the
+    longest now `reached` tokens long. `took_ms` is how long it ran.
     """
 
     step: int
@@ -223,6 +224,9 @@ class StepOutput:
     forgotten: tuple[Forgotten, ...] = ()
     filled: tuple[Filled, ...] = ()
     copied: tuple[Copied, ...] = ()
+    prefilled: int = 0
+    reached: int = 0
+    took_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

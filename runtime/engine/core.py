@@ -210,20 +210,12 @@ class EngineCore:
         filled, copied = self._batcher.drain_filled(), tuple(self._copied)
         self._copied = []
         ran = sum(len(chunk.tokens) for chunk in chunks)
-        load, told = self.load(), tuple(forgotten)
-        return StepOutput(
-            self._step,
-            tuple(events),
-            load,
-            ran,
-            len(chunks),
-            freed,
-            stored,
-            removed,
-            told,
-            filled=filled,
-            copied=copied,
-        )
+        long = [chunk for chunk in chunks if len(chunk.tokens) > 1]
+        prefilled = sum(len(chunk.tokens) for chunk in long)
+        reached = max((chunk.start + len(chunk.tokens) for chunk in long), default=0)
+        output = StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
+        told = tuple(forgotten)
+        return replace(output, forgotten=told, filled=filled, copied=copied, prefilled=prefilled, reached=reached)
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""

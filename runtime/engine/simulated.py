@@ -11,7 +11,7 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -309,4 +309,4 @@ class SimulatedEngine:
                 seconds = self._profile.seconds(output)
                 self.core.took(seconds)
                 await self._clock.sleep(seconds)
-                yield output
+                yield replace(output, took_ms=seconds * 1000)

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.domain.steps import Copy, EngineCommand, Forget, Load, StepOutput, Submit
@@ -134,8 +135,9 @@ class ThreadedEngine:
         if not self._closing:
             began = time.perf_counter()
             output = core.step()
-            core.took(time.perf_counter() - began)
-            self._hand(self._outbox.put_nowait, output)
+            seconds = time.perf_counter() - began
+            core.took(seconds)
+            self._hand(self._outbox.put_nowait, replace(output, took_ms=seconds * 1000))
 
     def _is_built(self, core: EngineCore) -> None:
         if not self._built.cancelled():

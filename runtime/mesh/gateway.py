@@ -2,20 +2,22 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
 from runtime.clients.erasing import GrpcPageKeepers
-from runtime.clients.peers import GrpcPeers
+from runtime.clients.peers import GrpcPages, GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.routing import Placement, Router
+from runtime.domain.routing import Placement, Router, Routing
+from runtime.domain.spec import ModelSpec
 from runtime.errors import StartError
 from runtime.ids import Ids, TenantId
 from runtime.mesh.models import served_model
@@ -23,8 +25,13 @@ from runtime.mesh.security import Security
 from runtime.mesh.sessions import session_settings, session_store
 from runtime.roles.erasing import ErasingRole, ErasingSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings
+from runtime.roles.pages import DirectoryRole
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
+from runtime.router.chains import Chains
+from runtime.router.cost import CostRouter, Model
+from runtime.router.holders import Holders
+from runtime.router.index import PageIndex
 from runtime.scope import Scope
 from runtime.services.inference import InferenceService, InferenceSettings
 from runtime.services.mesh import MeshService
@@ -35,6 +42,7 @@ from runtime.services.server import GrpcServer
 from runtime.services.sessions import SessionService, SessionServiceSettings
 
 _MIB = 1 << 20
+_NO_SECRETS: Mapping[TenantId, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +56,17 @@ class RunningGateway:
 
 @asynccontextmanager
 async def gateway_process(
-    config: Config, controller: str, *, port: int, shared: bool = False
+    config: Config,
+    controller: str,
+    *,
+    port: int,
+    shared: bool = False,
+    tenants: Mapping[TenantId, bytes] = _NO_SECRETS,
 ) -> AsyncIterator[RunningGateway]:
     """Serves until the context is left, and then for up to `gateway.drain_s` those who are being served.
 
-    `shared`: other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
+    `tenants` are their secrets; without that of its tenant nothing is known of where a prompt's pages are. `shared`:
+    other gateways of this machine listen on the same `port`. Raises `SetupError` when it cannot start.
     """
     gateway, tenant = config.gateway, TenantId(config.access.tenants[0])
     security = Security(config, Role.GATEWAY)
@@ -61,16 +75,9 @@ async def gateway_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         clock, ids = LoopClock(), Ids(random.SystemRandom())
         ident, directory = ids.gateway(), GrpcDirectory(channels, controller, clock)
-        role = GatewayRole(
-            ident,
-            (model,),
-            Router(Placement(gateway.placement)),
-            directory,
-            GrpcPeers(channels, ident),
-            ids,
-            clock,
-            _settings(config),
-        )
+        index = PageIndex()
+        router, peers = _router(config, model.spec, index, tenants), GrpcPeers(channels, ident)
+        role = GatewayRole(ident, (model,), router, directory, peers, ids, clock, _settings(config))
         http = OpenAiSettings(tenant=tenant, max_body_bytes=gateway.max_body_mib * _MIB, deadline_s=gateway.deadline_s)
         pool = TokenizingPool(http.tokenize_threads, http.tokenize_waiting)
         stack.callback(pool.close)
@@ -81,6 +88,9 @@ async def gateway_process(
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
+        if gateway.placement == "cost":
+            following = group.create_task(DirectoryRole(GrpcPages(channels), index, clock).run(role.view))
+            stack.callback(following.cancel)
         sessions = None
         if store is not None:
             sessions = SessionRole(role, store, ids, clock, session_settings(config), pool.run)
@@ -93,6 +103,16 @@ async def gateway_process(
             stack.callback(keeping.cancel)
         await stack.enter_async_context(server)
         yield RunningGateway(role, openai_app(role, http, security.http(), sessions), server.port)
+
+
+def _router(config: Config, spec: ModelSpec, index: PageIndex, tenants: Mapping[TenantId, bytes]) -> Routing:
+    placement = Placement(config.gateway.placement)
+    if placement is not Placement.COST:
+        return Router(placement)
+    chains = Chains(tenants, spec.page_tokens, spec.kv_fingerprint)
+    model = Model(spec.token_bytes, spec.page_tokens)
+    fixed = config.handoff.remote_min_tokens is not None
+    return CostRouter(model, Holders(index, chains, spec.page_tokens), fixed=fixed)
 
 
 def _server(config: Config, port: int, shared: bool, security: Security) -> GrpcServer:

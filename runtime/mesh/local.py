@@ -13,7 +13,8 @@ from runtime.mesh.http import http_server
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.resident import Resident
 from runtime.mesh.tenants import open_tenants
-from runtime.mesh.worker import RunningWorker, was_drained, worker_process
+from runtime.mesh.worker import RunningWorker, worker_process
+from runtime.roles.belonging import was_drained
 
 _HOST = "127.0.0.1"
 
@@ -58,7 +59,8 @@ class LocalMesh:
 
     async def start_gateway(self, port: int = 0) -> None:
         """Start a gateway where none runs, up to its listening."""
-        self._gateway = Resident(gateway_process(self.config, self.controller.address, port=port))
+        process = gateway_process(self.config, self.controller.address, port=port, tenants=self._tenants)
+        self._gateway = Resident(process)
         self.gateway = await self._gateway.start()
         self.grpc = f"{_HOST}:{self.gateway.port}"
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from runtime.config import Config
 from runtime.errors import StartError
 from runtime.mesh.secret import open_secret
-from runtime.ports import SessionStore
-from runtime.roles.sessions import SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.session_store import SessionStore
 from runtime.store.bells import Bells
 from runtime.store.sealing import MasterKey
 from runtime.store.sessions import SqlSessionStore

@@ -1,58 +1,50 @@
 """One worker, wired: engine, role, transport and gRPC server, registered with the controller until it leaves."""
 
-import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
 from runtime.clients.peers import GrpcPeers
-from runtime.clock import Clock, LoopClock
+from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import PageForm, Worker
+from runtime.domain.messages import PageForm, Worker, link_speeds
+from runtime.domain.profile import Speedometer
 from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
+from runtime.engine.measured import Measured
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
+from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
-from runtime.ports import Directory, Engine, Transport
+from runtime.ports import Engine, Tiers, Transport
+from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.erasing import ErasureService
+from runtime.services.pages import PagesService
 from runtime.services.prefill import PrefillService
 from runtime.services.server import GrpcServer
 
-_LEAVE_S = 2.0
-_RENEWALS_PER_LEASE = 4
-_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
-
-
-class Drained(Exception):
-    """The worker has left, as it was asked to."""
-
-
-def was_drained(error: BaseException) -> bool:
-    """Whether that is all that ended it."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(was_drained(each) for each in error.exceptions)
-    return isinstance(error, Drained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +75,8 @@ async def worker_process(
     plan, clock = planned_workers(config)[worker], LoopClock()
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        speed, held = Speedometer(), PagesRole(clock)
+        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
         tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
@@ -100,22 +93,21 @@ async def worker_process(
             server.add(PrefillService(role))
         server.add(transport.service)
         server.add(ErasureService(role))
-        pages = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
-        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, pages)
+        server.add(PagesService(held))
+        form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
-        await _join(directory, replace(here, load=engine.load()))
-
-        def describe() -> Worker:
-            return replace(here, load=engine.load(), traffic=transport.traffic(), tiers=tiers.reports())
-
-        renewing = group.create_task(_renew(directory, describe, role, clock, config.timing.lease_s))
+        describe = partial(_now, here, engine, transport, speed, tiers)
+        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
+        await _join(belonging)
+        renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
-        await _leave(directory, here)
+        await belonging.leave()
 
 
 @contextmanager
@@ -154,7 +146,7 @@ def _decode_settings(config: Config) -> DecodeSettings:
     timing, handoff = config.timing, config.handoff
     return DecodeSettings(
         policy=Policy(
-            remote_min_tokens=handoff.remote_min_tokens,
+            remote_min_tokens=handoff.remote_min_tokens or REMOTE_MIN_TOKENS,
             detached_tokens=timing.detached_tokens,
             transfers=handoff.transfers,
         ),
@@ -185,58 +177,16 @@ def _describe(
     )
 
 
-async def _join(directory: Directory, here: Worker) -> None:
+def _now(here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers) -> Worker:
+    traffic = transport.traffic()
+    profile = speed.profile(link_speeds(traffic))
+    return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports())
+
+
+async def _join(belonging: Belonging) -> None:
     try:
-        await directory.register(here)
+        await belonging.join()
     except Incompatible as error:
         raise StartError(f"the mesh refused it: {error.message}") from error
     except BatonError as error:
         raise StartError(f"it could not register with the controller: {error.message}") from error
-
-
-async def _renew(
-    directory: Directory,
-    describe: Callable[[], Worker],
-    role: DecodeRole | PrefillRole,
-    clock: Clock,
-    lease_s: float,
-) -> None:
-    """Until it is to leave, which raises `Drained`. The controller may be away for any time; that it refuses us now
-    ends this worker. Once asked, a worker says by itself that it leaves, also to a controller that does not know."""
-    here, pause = describe(), lease_s / _RENEWALS_PER_LEASE
-    ends: float | None = None
-    while True:
-        await clock.sleep(pause)
-        try:
-            here = replace(describe(), draining=ends is not None)
-            asked = await directory.register(here)
-        except Unavailable as error:
-            asked = None
-            _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
-        if asked is not None:
-            ends = clock.now() + asked
-        if ends is not None and await _runs_out(role, clock, min(ends, clock.now() + pause), ends):
-            await _leave(directory, here)
-            raise Drained
-
-
-async def _runs_out(role: DecodeRole | PrefillRole, clock: Clock, until: float, ends: float) -> bool:
-    """Wait until nothing runs here any more, but not longer than `until`; what runs at the end is given up."""
-    while role.running():
-        if clock.now() >= until:
-            break
-        await clock.sleep(_LOOK_S)
-    if role.running() and clock.now() >= ends:
-        if isinstance(role, DecodeRole):
-            role.give_up(Unavailable("the worker leaves the mesh"))
-        await clock.sleep(_LOOK_S)  # so that those who are told hear it
-        return True
-    return not role.running()
-
-
-async def _leave(directory: Directory, here: Worker) -> None:
-    try:
-        async with asyncio.timeout(_LEAVE_S):
-            await directory.leave(here.id, here.boot)
-    except (BatonError, TimeoutError):
-        _log.info("left without telling the controller, which does not answer", extra={"worker": here.id})

@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 from runtime.clock import Clock, Timer
 from runtime.domain import turn as t
@@ -25,7 +24,7 @@ from runtime.domain.messages import (
     View,
     Worker,
 )
-from runtime.domain.routing import DECODE, Router
+from runtime.domain.routing import DECODE, Asked, Route, Routing
 from runtime.domain.spec import ModelSpec
 from runtime.errors import (
     BatonError,
@@ -38,6 +37,7 @@ from runtime.errors import (
 )
 from runtime.ids import BootId, GatewayId, Ids, TurnId
 from runtime.ports import Directory, Observe, Peers, Tokenizer, unobserved
+from runtime.roles.deltas import Deltas
 from runtime.roles.stream import Ended, Stream, StreamSettings
 
 _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
@@ -70,30 +70,6 @@ class ServedModel:
     created: int
 
 
-class Deltas:
-    """What a turn brings to its client, in order, up to the delta with `finish`; or the error that it failed with."""
-
-    def __init__(self, queue: asyncio.Queue[Delta | BatonError]) -> None:
-        self._queue = queue
-        self._over = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._over:
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        self._over = isinstance(item, BatonError) or item.finish is not None
-        if isinstance(item, BatonError):
-            raise item
-        return item
-
-    def ready(self) -> bool:
-        """Whether the next step will not wait, so that what is there goes out together."""
-        return not self._queue.empty()
-
-
 class _Live:
     """A turn in flight: its state table, its request, and the queue to its client."""
 
@@ -105,6 +81,7 @@ class _Live:
         self.bound = bound
         self.exclude: frozenset[BootId] | None = None
         self.stream: Stream | None = None
+        self.route: Route | None = None
         self.heard = 0.0
         # Whether trying again is counted: it failed, and has given nothing yet.
         self.counted = False
@@ -119,7 +96,7 @@ class GatewayRole:
         self,
         gateway: GatewayId,
         models: tuple[ServedModel, ...],
-        router: Router,
+        router: Routing,
         directory: Directory,
         peers: Peers,
         ids: Ids,
@@ -222,6 +199,7 @@ class GatewayRole:
 
     def _on_view(self, told: View) -> None:
         self._view = view = self._belief.take(told)
+        self._router.see(view, self._clock.now())
         self._served = {name: _bounded(model, view) for name, model in self._models.items()}
         here = {worker.boot for worker in view.workers}
         self._breakers.keep(here)
@@ -301,18 +279,21 @@ class GatewayRole:
 
     def _place(self, live: _Live) -> None:
         assert live.exclude is not None
-        in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
-        claim = live.generation.claim
-        worker = self._router.choose(self._view, in_flight, self._avoided(live.exclude), claim.near if claim else None)
-        if worker is None:
+        live.route = self._router.route(self._asked(live.generation, live.exclude), self._clock.now())
+        if live.route is None:
             return
-        live.exclude = None
+        worker, live.exclude = live.route.worker, None
         self._disarm(live, t.NobodyServes.__name__)
         self._disarm(live, "forgive")
         self._breakers.placed(worker.boot, self._clock.now())
         live.stream = self._stream(worker)
         live.stream.turns += 1
         self._feed(live, t.Placed(worker.boot))
+
+    def _asked(self, asks: Generation, exclude: frozenset[BootId]) -> Asked:
+        in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
+        near = asks.claim.near if asks.claim else None
+        return Asked(asks.tenant, asks.prompt, asks.sampling.max_tokens, in_flight, self._avoided(exclude), near)
 
     def _avoided(self, exclude: frozenset[BootId]) -> frozenset[BootId]:
         """With those whose breakers are open, unless nobody would be left: better a sick worker than none."""
@@ -343,12 +324,14 @@ class GatewayRole:
         if isinstance(command, t.SendAttach):
             stream.send(Attach(command.ref, command.have))
             return
-        asked = live.generation
-        candidates = self._router.candidates(self._view)
+        asked, route = live.generation, live.route
+        assert route is not None, "it was placed"
         remaining_ms = max(round((live.ends - self._clock.now()) * 1000), 1)
-        start = Start(command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, candidates, remaining_ms)
-        session = None if asked.claim is None else asked.claim.session
-        stream.send(replace(start, priority=asked.priority, session=session))
+        start = Start(
+            command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, route.candidates, remaining_ms,
+            asked.priority, None if asked.claim is None else asked.claim.session, route.remote_min_tokens,
+        )  # fmt: skip
+        stream.send(start)
 
     def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
         stream = self._streams.get(boot)
@@ -371,6 +354,8 @@ class GatewayRole:
 
     def _give(self, live: _Live, delta: Delta) -> None:
         live.heard, live.gave = self._clock.now(), True
+        if delta.handoff is not None and live.route is not None and live.route.why is not None:
+            delta = replace(delta, why=live.route.why)
         if live.queue.qsize() < live.bound:
             live.queue.put_nowait(delta)
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from runtime.domain import session_turn as st
 from runtime.domain.generation import Generation
 from runtime.domain.reuse import Past
 from runtime.domain.sequence import Ref
-from runtime.domain.sessions import TurnEvent, TurnRecord
+from runtime.domain.sessions import Progress, TurnEvent, TurnRecord
 from runtime.domain.spending import Meter
 from runtime.errors import BatonError, ResourceExhausted, StaleAttempt, Unavailable
 
@@ -55,6 +56,10 @@ class RunningTurn:
         if self.turn.over:
             self._slice.cancel()
             self._role.over(self)
+
+    def progress(self, after: int) -> Progress:
+        """What may be given out above the event `after`."""
+        return Progress(replace(self.turn.record, ending=self.turn.ending), tuple(self.turn.published[after:]))
 
     async def wait_news(self, after: int) -> None:
         """Wait until there is an event above `after`, or nothing more will come."""

@@ -6,9 +6,10 @@ Owns the turns that run here; whether that is still so is the store's to say, by
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
@@ -33,33 +34,18 @@ from runtime.domain.sessions import (
 from runtime.domain.spending import NO_ACCOUNT, Account
 from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
-from runtime.ports import Observe, SessionStore, unobserved
+from runtime.ports import Observe, unobserved
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
 from runtime.roles.rendering import Offload, Ready, Rendering
+from runtime.roles.session_settings import SessionSettings
 from runtime.roles.session_turn import RunningTurn
 from runtime.roles.starting import start
 from runtime.roles.sweeping import sweeps
+from runtime.session_store import SessionStore
 
 _log = logging.getLogger(__name__)
 _TRIES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """`lease_s`: an owner that is silent for so long has lost its turns; it beats every `beat_s`, and takes over up to
-    `adopt_at_once` turns at a time. `retry_s`: a write that the store did not answer is tried again; after
-    `store_grace_s` of that the turn is left to a later owner. `poll_s`: how often a turn that runs elsewhere is looked
-    at. Texts above `inline_chars` are rendered off the event loop. Expired sessions are looked for every `sweep_s`."""
-
-    lease_s: float = 5.0
-    beat_s: float = 1.0
-    adopt_at_once: int = 64
-    retry_s: float = 0.2
-    store_grace_s: float = 30.0
-    poll_s: float = 0.1
-    inline_chars: int = 16_384
-    sweep_s: float = 10.0
 
 
 class SessionRole:
@@ -157,7 +143,7 @@ class SessionRole:
         except asyncio.CancelledError:
             if asked.cancel_unwatched is not False:
                 # It may be there all the same, and nobody will ever watch it.
-                self.group.create_task(self._cancel_unseen(tenant, session, ident))
+                self._cancel_later(self._cancel_unseen(tenant, session, ident))
             raise
         finally:
             self._opening.discard(ident)
@@ -213,7 +199,7 @@ class SessionRole:
             if not self._watchers[turn.id]:
                 del self._watchers[turn.id]
                 if turn.asked.cancel_unwatched and (turn.id in self._running or turn.id in self._waiting):
-                    self.group.create_task(self._cancel_unwatched(turn.tenant, turn.session, turn.id))
+                    self._cancel_later(self._cancel_unwatched(turn.tenant, turn.session, turn.id))
 
     async def watch(self, record: TurnRecord, after: int) -> AsyncIterator[Progress]:
         """Its events above `after` as they become durable, whoever its owner is; the last has its ending."""
@@ -222,7 +208,7 @@ class SessionRole:
         while True:
             running = running or self._running.get(turn)
             if running is not None and running.left is None:
-                progress = _progress(running, after)
+                progress = running.progress(after)
             else:
                 running = None
                 progress = await self.store.progress(tenant, session, turn, after)
@@ -252,6 +238,13 @@ class SessionRole:
         if self._running.get(record.id) is running:
             del self._running[record.id]
             self.group.create_task(self._begin_next(record.session, record.branch))
+
+    def _cancel_later(self, cancelling: Coroutine[Any, Any, None]) -> None:
+        """Not when all here stops: then the turn is its next owner's, and whoever watched it may come back for it."""
+        try:
+            self.group.create_task(cancelling)
+        except RuntimeError:
+            cancelling.close()
 
     async def _cancel_unseen(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
         try:
@@ -340,10 +333,14 @@ class SessionRole:
         """Let go of what does not wait here any more: it was deleted, another gateway has it, or it has begun and the
         store's answer was lost, upon which it is adopted as any other."""
         here = [record for record in self._waiting.values() if (record.session, record.branch) == (session, branch)]
-        for record in here:
+        for number, record in enumerate(here):
             if record.id in self._opening:
                 return
             try:
+                if not number:
+                    _, branches = await self.store.get(record.tenant, session)
+                    for live in (each.live for each in branches if each.name == branch and each.live is not None):
+                        self._waiting.pop(live, None)
                 known = (await self.store.progress(record.tenant, session, record.id, 0)).turn
                 if known.status is TurnStatus.QUEUED and known.owner == self.gateway.gateway:
                     return  # and so do those behind it, or they are found when it has begun
@@ -387,9 +384,3 @@ class SessionRole:
     def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
         served = self._rendering.served(context.session)
         self._running[record.id] = start(self, served, record, persisted, context)
-
-
-def _progress(running: RunningTurn, after: int) -> Progress:
-    turn = running.turn
-    record = replace(turn.record, ending=turn.ending)
-    return Progress(record, tuple(turn.published[after:]))

@@ -4,7 +4,7 @@ import logging
 
 from runtime.clock import Clock
 from runtime.errors import BatonError
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 64

@@ -7,7 +7,7 @@ from runtime.domain.notices import Notice
 from runtime.domain.sessions import Branch, Session
 from runtime.errors import ResourceExhausted
 from runtime.ids import SessionId, TenantId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 
 _PAGE = 64
 

@@ -45,6 +45,7 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Decode/Attach": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Erasure/ForgetSession": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Prefill/Prefill": frozenset({Role.DECODE}),
+    "/batonmesh.v1.Pages/WatchPages": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Kv/Push": frozenset({Role.PREFILL}),
     "/batonmesh.v1.Kv/Commit": frozenset({Role.PREFILL}),
     "/batonmesh.v1.Kv/Abort": frozenset({Role.PREFILL}),

@@ -12,7 +12,8 @@ from typing import Protocol, Self
 from runtime.domain.generation import Delta, Generation, Handoffs
 from runtime.domain.sampling import choice_seed
 from runtime.errors import BatonError, InvalidArgument
-from runtime.roles.gateway import Deltas, GatewayRole
+from runtime.roles.deltas import Deltas
+from runtime.roles.gateway import GatewayRole
 
 MAX_CHOICES = 16
 # What is read from the turns ahead of the client; beyond it each turn's own bound rules.

@@ -113,7 +113,7 @@ class SqliteDatabase:
                 self._connections.append(connection)
             connection.execute("BEGIN")
             try:
-                return _driven(work, connection, Seals(self._master))
+                return driven(work, connection, Seals(self._master))
             finally:
                 connection.execute("ROLLBACK")
         except sqlite3.OperationalError as error:
@@ -167,7 +167,7 @@ class SqliteDatabase:
     def _run(self, connection: sqlite3.Connection, job: _Job) -> Callable[[], None]:
         connection.execute("SAVEPOINT job")
         try:
-            result = _driven(job.work, connection, Seals(self._master))
+            result = driven(job.work, connection, Seals(self._master))
         except (BatonError, SetupError) as error:
             connection.execute("ROLLBACK TO job")
             return functools.partial(_fail, job.done, error)
@@ -200,8 +200,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _driven(work: Work[T], connection: sqlite3.Connection, seals: Seals) -> T:
-    """Run it to its end, here and now: on SQLite a transaction awaits nothing that is not there."""
+def driven(work: Work[T], connection: sqlite3.Connection, seals: Seals) -> T:
+    """Run it to its end, here and now, on a connection that is in a transaction: on SQLite that awaits nothing that is
+    not there."""
     running = cast("Coroutine[Any, Any, T]", work(cast("Transaction", SqliteTransaction(connection, seals))))
     try:
         running.send(None)

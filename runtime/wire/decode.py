@@ -113,6 +113,7 @@ def _pack_start(start: Start) -> pb.Start:
         remaining_ms=start.remaining_ms,
         priority=start.priority,
         session=start.session or "",
+        remote_min_tokens=start.remote_min_tokens,
     )
 
 
@@ -136,6 +137,7 @@ def _unpack_start(message: pb.Start) -> Start:
         remaining_ms=fields.at_least(1, message.remaining_ms, "remaining_ms"),
         priority=message.priority,
         session=fields.session(message.session),
+        remote_min_tokens=message.remote_min_tokens if message.HasField("remote_min_tokens") else None,
     )
 
 

@@ -8,6 +8,7 @@ from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
 from runtime.wire.pages import pack_pages, unpack_pages
+from runtime.wire.profile import pack_profile, unpack_profile
 from runtime.wire.sequence import pack_load, unpack_load
 from runtime.wire.tiers import pack_tier, unpack_tiers
 
@@ -66,6 +67,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         traffic=_pack_traffic(worker.traffic),
         tiers=map(pack_tier, worker.tiers),
         pages=pack_pages(worker.pages),
+        profile=pack_profile(worker.profile),
     )
 
 
@@ -89,13 +91,19 @@ def unpack_worker(message: pb.Worker) -> Worker:
         traffic=_unpack_traffic(message.traffic),
         tiers=unpack_tiers(message.tiers),
         pages=unpack_pages(message.pages),
+        profile=unpack_profile(message.profile),
     )
 
 
 def _pack_traffic(traffic: Traffic) -> pb.Traffic:
     paths = [
         pb.Path(
-            boot=path.boot, transport=path.transport, reason=path.reason, transfers=path.transfers, bytes=path.bytes
+            boot=path.boot,
+            transport=path.transport,
+            reason=path.reason,
+            transfers=path.transfers,
+            bytes=path.bytes,
+            busy_ms=path.busy_ms,
         )
         for path in traffic.paths
     ]
@@ -116,4 +124,5 @@ def _unpack_path(message: pb.Path) -> Path:
         fields.text(message.reason, "worker.traffic.paths.reason", 512),
         message.transfers,
         message.bytes,
+        fields.milliseconds(message.busy_ms, "worker.traffic.paths.busy_ms"),
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from runtime.cli.app import app
-from runtime.cli.bench import gateway, handoff
+from runtime.cli.bench import gateway, handoff, simtest
 from runtime.cli.bench.probe import Timing
 from runtime.cli.bench.report import Bound, Machine, Report, commit
 from runtime.cli.bench.shape import VOCAB
@@ -175,3 +175,13 @@ def test_the_crossover_is_where_moving_begins_to_gain_for_good() -> None:
 
 def test_one_decode_step_is_taken_off_the_split_path() -> None:
     assert handoff._Pair(timing(2.0), timing(2.1)).ratio == pytest.approx(1.0)
+
+
+def test_the_bench_of_the_simulation_plays_schedules_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simtest, "_QUICK", 16)
+    done = RUNNER.invoke(app, ["bench", "simtest", "--quick", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    (row,) = told["rows"]
+    assert (row["schedules"], row["violations"]) == (16, 0)
+    assert told["ratios"]["schedules_per_min"] > 0

@@ -13,7 +13,7 @@ from runtime.cli.app import app
 from runtime.cli.talk.demo import run_demo
 from runtime.cli.talk.script import EARLIER, LIVE, Line
 from runtime.config import Config, MeshConfig
-from runtime.kv_settings import HandoffConfig
+from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.local import local_mesh
 from runtime.model.recall.facts import KINDS, Exchange
 from runtime.model.recall.small_talk import small_talk
@@ -82,7 +82,7 @@ def test_the_shipped_model_gets_its_first_prompt_by_handoff_and_is_judged(shippe
     told = io.StringIO()
     report = run_demo(shipped, Console(file=told, width=200))
     first = report.played[0].reply.handoff
-    assert first.moved_tokens == first.prompt_tokens - 1 >= HandoffConfig().remote_min_tokens
+    assert first.moved_tokens == first.prompt_tokens - 1 >= REMOTE_MIN_TOKENS
     assert (first.transport, first.moved_pages) == ("shm", -(-first.moved_tokens // 32))
     right = sum(one.right is True for one in report.played)
     assert f"{right} of {len(LIVE)} answers were right" in told.getvalue()

@@ -73,6 +73,31 @@ def test_the_only_worker_may_come_back_with_another_model(members: Membership) -
     assert members.register(replace(A, boot=BootId("boot-3"), model="other"), now=1.0)
 
 
+def test_while_a_controller_settles_the_more_count_and_not_who_came_first() -> None:
+    members = Membership(incarnation=8, lease_s=10.0, settling=True)
+    stranger = replace(A, id=WorkerId("stranger"), boot=BootId("boot-7"), model="other")
+    members.register(stranger, now=0.0)
+    with pytest.raises(Incompatible):
+        members.register(A, now=1.0)
+    members.register(B, now=1.0)
+    assert members.view().workers == (B,)
+    assert [refused.worker for refused in members.view().refused] == [A.id, stranger.id]
+    members.register(A, now=2.0)
+    with pytest.raises(Incompatible, match="worker stranger: model is other"):
+        members.register(stranger, now=3.0)
+    assert members.view().workers == (B, A)
+
+
+def test_once_it_has_settled_no_number_of_strangers_takes_a_mesh_over() -> None:
+    members = Membership(incarnation=8, lease_s=10.0, settling=True)
+    members.register(A, now=0.0)
+    members.settle()
+    for number in range(3):
+        with pytest.raises(Incompatible):
+            members.register(replace(B, id=WorkerId(f"b-{number}"), model="other"), now=0.0)
+    assert members.view().workers == (A,)
+
+
 def test_who_was_refused_is_forgotten_when_it_fits_and_after_a_while(members: Membership) -> None:
     members.register(A, now=0.0)
     for worker in (B, replace(B, id=WorkerId("c"))):
@@ -149,6 +174,13 @@ def test_a_worker_that_registered_and_left_is_gone_though_the_controller_settles
     belief.take(view(1, 5, A, B))
     belief.take(view(2, 1, A, settling=True))
     assert belief.take(view(2, 2, settling=True)).workers == (B,)
+
+
+def test_a_stranger_that_comes_first_to_a_new_controller_is_not_believed_in() -> None:
+    belief = Belief()
+    belief.take(view(1, 5, A, B))
+    stranger = replace(A, id=WorkerId("stranger"), boot=BootId("boot-7"), model="other")
+    assert belief.take(view(2, 1, stranger, settling=True)).workers == (A, B)
 
 
 def test_a_new_generation_takes_the_place_of_the_one_that_was_kept() -> None:

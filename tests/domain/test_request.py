@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.domain import request as r
+from runtime.domain.loading import LoadPages
 from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCandidate, PrefillDone, Start
 from runtime.domain.request import RequestState as S
 from runtime.domain.scoring import PromptScores
@@ -74,6 +75,12 @@ def test_only_a_long_uncached_suffix_is_prefilled_elsewhere(cached: int, expecte
 def test_forced_tokens_count_as_what_has_to_be_computed() -> None:
     start = replace(START, prompt=PROMPT[:3], forced=(7, 8, 9, 10))
     assert r.Request(start, POLICY).on(r.Begin(0)) == [AWAITING]
+
+
+def test_what_only_the_pool_had_and_was_evicted_is_asked_of_no_tier() -> None:
+    request = r.Request(START, POLICY)
+    assert request.on(r.Begin(2, 2)) == [AWAITING]
+    assert not any(isinstance(command, LoadPages) for command in request.on(r.RoomReserved(0)))
 
 
 def test_without_a_prefill_worker_everything_is_local() -> None:

@@ -12,7 +12,7 @@ from runtime.engine.simulated import SimulatedDecoder, continuation
 from runtime.ids import WorkerId
 from runtime.kv_settings import HandoffConfig
 from runtime.mesh.local import LocalMesh, local_mesh
-from runtime.mesh.worker import was_drained
+from runtime.roles.belonging import was_drained
 
 DECODE = WorkerId("decode-0")
 PREFILL = WorkerId("prefill-0")

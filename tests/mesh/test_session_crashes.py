@@ -15,6 +15,7 @@ from runtime.config import SessionsConfig
 from runtime.mesh.listening import free_ports
 from runtime.mesh.local import LocalMesh, local_mesh
 from tests.mesh.gateways import gateway
+from tests.mesh.judging import judge
 from tests.scale import scaled
 from tests.services.session_mesh import config, expected
 
@@ -49,7 +50,8 @@ def converse(client: Client, session: str, text: str) -> tuple[list[int], pb.Tur
 async def test_a_gateway_killed_at_any_step_costs_no_token_and_repeats_no_turn(
     tmp_path: Path, kept: str, request: pytest.FixtureRequest
 ) -> None:
-    """Invariants 3, 4, 7 and 12. Each gateway dies at its own point and the next goes on, until one does not die."""
+    """Invariants 1 to 8, as the simulation judges them, and 12. Each gateway dies at its own point and the next one
+    goes on, until one does not die."""
     few = POINTS[:2] if kept == "sqlite" else POINTS[2:4]
     points = POINTS[: scaled(0, len(POINTS))] or few
     store = kept if kept == "sqlite" else request.getfixturevalue("server")
@@ -62,6 +64,7 @@ async def test_a_gateway_killed_at_any_step_costs_no_token_and_repeats_no_turn(
                 await asyncio.to_thread(_talk, mesh, port, points, client)
         finally:
             await mesh.start_gateway()
+    assert await judge(settings) == len(points)
 
 
 def _talk(mesh: LocalMesh, port: int, points: tuple[str, ...], client: Client) -> None:

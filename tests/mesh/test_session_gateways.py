@@ -14,6 +14,7 @@ from runtime.mesh.gateway import gateway_process
 from runtime.mesh.listening import free_ports
 from runtime.mesh.local import local_mesh
 from tests.mesh.gateways import gateway
+from tests.mesh.judging import judge
 from tests.services.session_mesh import Seen, config, expected, run, user
 
 LONG = common_pb2.Sampling(max_tokens=400, temperature=0)
@@ -56,6 +57,7 @@ async def test_a_gateway_shows_the_turns_of_another_and_lets_its_own_wait_for_th
         await here.stub.CancelTurn(pb.CancelTurnRequest(session=session, turn=seen.opened.id))
         await reading
         assert seen.end.status == pb.TURN_STATUS_CANCELLED
+    assert await judge(settings) == 3
 
 
 @pytest.mark.timeout(120)
@@ -86,3 +88,4 @@ async def test_an_owner_that_was_frozen_is_fenced(server: str, tmp_path: Path) -
                 assert seen.tokens == other.tokens == expected("Tell me.", tokens=400)[0]
                 assert (seen.end.epoch, other.end.epoch) == (2, 2)
                 assert (await after.branch(session)).turns == 1
+    assert await judge(settings) == 1

@@ -18,7 +18,8 @@ from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.ports import PrefillPeer
-from runtime.roles.gateway import Deltas, GatewayRole, GatewaySettings, ServedModel
+from runtime.roles.deltas import Deltas
+from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
 from runtime.roles.stream import StreamSettings
 from tests.roles.virtual import settle
 from tests.roles.wires import Worker

@@ -16,8 +16,9 @@ from runtime.domain.sequence import FinishReason, Ref, Sampling
 from runtime.domain.sessions import Asked, Ending, Halt, Item, OnConflict, Progress, Session, TurnRecord, TurnStatus
 from runtime.errors import NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
-from runtime.ports import SessionStore
-from runtime.roles.sessions import SessionRole, SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.roles.sessions import SessionRole
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.roles.one_gateway import Held, gateway, member, out
@@ -197,6 +198,30 @@ async def test_a_turn_that_has_begun_runs_although_the_store_did_not_tell(tmp_pa
         (*_, last) = await kept.watched(waits)
         assert last.turn.ending is not None
         assert last.turn.ending.status is TurnStatus.COMMITTED
+
+
+async def test_one_that_went_before_others_runs_although_the_store_did_not_tell(tmp_path: Path) -> None:
+    """It waits behind them in the order in which they came."""
+    async with keeping(tmp_path) as kept:
+        lost = 1
+
+        async def lose(called: str) -> None:
+            nonlocal lost
+            if called == "begin" and lost:
+                lost -= 1
+                raise Unavailable("no answer")
+
+        kept.store.after = lose
+        first, waits = await kept.open(), await kept.open(QUEUED)
+        await kept.started(1)
+        hurried = await kept.open(replace(QUEUED, on_conflict=OnConflict.INTERRUPT))
+        again = await kept.started(2)
+        assert (again.ref.turn, lost) == (hurried.id, 0)
+        await kept.bring(again.ref, 0, FinishReason.STOP)
+        for turn in (first, hurried, waits):
+            (*_, last) = await kept.watched(turn)
+            assert last.turn.ending is not None
+        assert kept.role.running() == 0
 
 
 async def test_who_waited_and_is_gone_is_forgotten(tmp_path: Path) -> None:

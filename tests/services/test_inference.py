@@ -12,7 +12,7 @@ from runtime.domain.generation import Delta
 from runtime.domain.sequence import Sampled, Sampling
 from runtime.engine.simulated import VOCAB, WORDS, continuation
 from runtime.errors import BatonError, Unavailable
-from runtime.roles.gateway import Deltas
+from runtime.roles.deltas import Deltas
 from runtime.services.choices import Lone
 from runtime.services.inference import gather
 from tests.services.asking import PROMPT, SLOW, collect, expected, request

@@ -11,7 +11,7 @@ from runtime.domain.sessions import MAIN, Ending, Session, StopReason, TurnRecor
 from runtime.domain.spending import NOTHING, Account, Amounts, Limits, Reserve
 from runtime.errors import BatonError, BudgetSpent, ResourceExhausted, StaleAttempt
 from runtime.ids import SessionId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.packing import unpack_reserve
 from runtime.store.transaction import Database, Transaction
 from tests.scale import scaled

@@ -13,7 +13,7 @@ from runtime.domain.sessions import MAIN, Item, OnConflict, TurnEvent
 from runtime.domain.spending import NO_ACCOUNT
 from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound, TooLarge
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store import bundle as bundle_module
 from runtime.store.bundle import MAGIC, Bundle, Kind, Rows, read_bundle, write_bundle
 from runtime.store.packing import pack_item, pack_tokens

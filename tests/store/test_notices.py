@@ -9,8 +9,8 @@ from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, Policies, Se
 from runtime.domain.spending import Account, Limits
 from runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
 from runtime.roles.making import unanswered
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from tests.store.conftest import Execute
 from tests.store.talking import (

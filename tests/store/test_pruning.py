@@ -8,7 +8,7 @@ import pytest
 from runtime.domain.sessions import MAIN, Ending, OnConflict, TurnStatus
 from runtime.errors import FailedPrecondition, NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.transaction import Database, Transaction
 from tests.scale import scaled
 from tests.store.conftest import Rows

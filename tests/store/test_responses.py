@@ -11,7 +11,7 @@ from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import MAIN, Asked, Ending, Item, Key, Place, Session, StopReason, TurnRecord, TurnStatus
 from runtime.errors import BatonError, FailedPrecondition, Internal, NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.packing import pack
 from runtime.store.schema import MIGRATIONS
 from runtime.store.sessions import SqlSessionStore

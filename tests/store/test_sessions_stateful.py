@@ -17,7 +17,7 @@ from runtime.domain.sessions import MAIN, Ending, Halt, Item, OnConflict, StopRe
 from runtime.domain.spending import NOTHING, Amounts, Reserve
 from runtime.errors import FailedPrecondition, NotFound, StaleAttempt
 from runtime.ids import GatewayId, SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.scale import scaled

@@ -309,6 +309,7 @@ class Worker(_message.Message):
     FRAME_VERSION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -344,6 +345,10 @@ class Worker(_message.Message):
         """As last reported."""
 
     @_builtins.property
+    def profile(self) -> Global___Profile:
+        """As measured until then; empty where nothing was."""
+
+    @_builtins.property
     def pages(self) -> Global___PageForm:
         """How its pages look. Absent: of one group, and of the data type that tickets name."""
 
@@ -368,12 +373,13 @@ class Worker(_message.Message):
         frame_version: _builtins.int = ...,
         draining: _builtins.bool = ...,
         traffic: Global___Traffic | None = ...,
+        profile: Global___Profile | None = ...,
         pages: Global___PageForm | None = ...,
         tiers: _abc.Iterable[Global___Tier] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pages", b"pages", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pages", b"pages", "profile", b"profile", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "tiers", b"tiers", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "profile", b"profile", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "tiers", b"tiers", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,6 +448,7 @@ class Path(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    BUSY_MS_FIELD_NUMBER: _builtins.int
     boot: _builtins.str
     """The generation of the other; 1 to 128 characters."""
     transport: _builtins.str
@@ -452,6 +459,8 @@ class Path(_message.Message):
     """Transfers that were begun on it."""
     bytes: _builtins.int
     """Bytes of payload that they sent."""
+    busy_ms: _builtins.float
+    """Milliseconds for which its senders waited until these bytes were taken."""
     def __init__(
         self,
         *,
@@ -460,14 +469,99 @@ class Path(_message.Message):
         reason: _builtins.str = ...,
         transfers: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        busy_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "bytes", b"bytes", "reason", b"reason", "transfers", b"transfers", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "busy_ms", b"busy_ms", "bytes", b"bytes", "reason", b"reason", "transfers", b"transfers", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Path: _TypeAlias = Path  # noqa: Y015
+
+@_typing.final
+class Profile(_message.Message):
+    """How fast a worker is at work. Between two points lines are straight; beyond the last they go on as before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def prefill(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measured]:
+        """Milliseconds that the first `count` tokens of a prompt take to be prefilled; both rise. At most 64."""
+
+    @_builtins.property
+    def decode(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measured]:
+        """Milliseconds of a step in which `count` sequences decode, by rising count. At most 64."""
+
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkSpeed]:
+        """By each kind of path that it sent pages by; at most 16."""
+
+    def __init__(
+        self,
+        *,
+        prefill: _abc.Iterable[Global___Measured] | None = ...,
+        decode: _abc.Iterable[Global___Measured] | None = ...,
+        links: _abc.Iterable[Global___LinkSpeed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "links", b"links", "prefill", b"prefill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
+@_typing.final
+class Measured(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Tokens, or sequences; at least 1."""
+    ms: _builtins.float
+    """Milliseconds, not negative."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ms", b"ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measured: _TypeAlias = Measured  # noqa: Y015
+
+@_typing.final
+class LinkSpeed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    GB_PER_S_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    """The kind of path, such as `shm` or `grpc`; 1 to 32 characters."""
+    gb_per_s: _builtins.float
+    """Gigabytes of payload a second, not negative."""
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        gb_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gb_per_s", b"gb_per_s", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkSpeed: _TypeAlias = LinkSpeed  # noqa: Y015
 
 @_typing.final
 class PageForm(_message.Message):

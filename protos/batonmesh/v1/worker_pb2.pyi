@@ -203,6 +203,7 @@ class Start(_message.Message):
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    REMOTE_MIN_TOKENS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
@@ -211,6 +212,10 @@ class Start(_message.Message):
     """Of those that wait the lower comes first."""
     session: _builtins.str
     """The session that the turn is of, so that it can be erased here; at most 64 characters, empty for none."""
+    remote_min_tokens: _builtins.int
+    """An uncached suffix of so many tokens or more is better prefilled by one of the candidates; absent, the worker goes
+    by its own setting.
+    """
     @_builtins.property
     def ref(self) -> _common_pb2.Ref:
         """This attempt."""
@@ -243,12 +248,15 @@ class Start(_message.Message):
         remaining_ms: _builtins.int = ...,
         priority: _builtins.int = ...,
         session: _builtins.str = ...,
+        remote_min_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "ref", b"ref", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__remote_min_tokens: _TypeAlias = _typing.Literal["remote_min_tokens"]  # noqa: Y015
+    _WhichOneofArgType__remote_min_tokens: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remote_min_tokens) -> _WhichOneofReturnType__remote_min_tokens | None: ...
 
 Global___Start: _TypeAlias = Start  # noqa: Y015
 

@@ -26,7 +26,7 @@ from runtime.clients.peers import GrpcPeers
 from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, WorkerConfig
 from runtime.domain.messages import PrefillCandidate
 from runtime.ids import BootId, GatewayId, WorkerId
-from runtime.kv_settings import HandoffConfig
+from runtime.kv_settings import REMOTE_MIN_TOKENS, HandoffConfig
 
 _LONG = 2048
 _WANTED = {"split_over_local_2048": Bound(1.03), "exposed_share_2048": Bound(0.05)}
@@ -159,10 +159,9 @@ def _report(machine: Machine, cells: Sequence[_Cell]) -> Report:
     crossover = _crossover([cell for cell in cells if cell.beside])
     if crossover is not None:
         ratios["crossover_tokens"] = crossover
-    default = HandoffConfig().remote_min_tokens
     remarks = (
         f"146 M parameters in {fast_dtype()}, one thread a worker; times are medians, and 'wait' is the neighbour's.",
-        f"handoff.remote_min_tokens is {default} by default.",
+        f"As long as nothing was measured, {REMOTE_MIN_TOKENS} tokens are prefilled elsewhere.",
     )
     return Report("handoff", machine, tuple(map(_row, cells)), ratios, _WANTED, remarks)
 

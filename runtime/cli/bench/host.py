@@ -53,9 +53,9 @@ async def _controller(config: Config, _part: Part) -> AsyncIterator[dict[str, st
 
 @asynccontextmanager
 async def _gateway(config: Config, part: Part) -> AsyncIterator[dict[str, str]]:
-    gateway = config.gateway
+    gateway, tenants = config.gateway, open_tenants(config.state, config.access.tenants)
     async with (
-        gateway_process(config, part.controller, port=gateway.grpc_port) as running,
+        gateway_process(config, part.controller, port=gateway.grpc_port, tenants=tenants) as running,
         http_server(running.app, gateway.host, gateway.http_port) as port,
     ):
         yield {"grpc": f"{gateway.host}:{running.port}", "http": f"http://{gateway.host}:{port}"}

@@ -5,6 +5,7 @@ workers share a host.
 """
 
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -69,7 +70,7 @@ class Paths:
             try:
                 yield counting
             finally:
-                self._note(ticket.boot, name, reason, counting.bytes)
+                self._note(ticket.boot, name, reason, counting)
 
     def expect(
         self, transfer: TransferId, epoch: int, pages: tuple[TicketPage, ...], sink: Callable[[LandingEvent], None]
@@ -102,10 +103,15 @@ class Paths:
             raise Unavailable("the receiver offers no shared memory")
         return self._shm.writers.open(ticket, offered.endpoint)
 
-    def _note(self, boot: BootId, transport: str, reason: str, size: int) -> None:
+    def _note(self, boot: BootId, transport: str, reason: str, sent: "_Counting") -> None:
         before = self._taken.pop(boot, None) or Path(boot, transport, reason, 0, 0)
         self._taken[boot] = Path(
-            boot, transport, reason[:_REASON_CHARACTERS], before.transfers + 1, before.bytes + size
+            boot,
+            transport,
+            reason[:_REASON_CHARACTERS],
+            before.transfers + 1,
+            before.bytes + sent.bytes,
+            before.busy_ms + sent.busy_s * 1000,
         )
         if len(self._taken) > _PATHS_KEPT:
             self._taken.popitem(last=False)
@@ -113,19 +119,25 @@ class Paths:
 
 @dataclass(slots=True)
 class _Counting:
-    """A sender of what the ticket asks for, and the bytes of payload that went through it."""
+    """A sender of what the ticket asks for, the bytes of payload that went through it, and how long it was waited
+    for."""
 
     sender: Sender
     pack: Callable[[Frame], Iterable[Frame]]
     bytes: int = 0
+    busy_s: float = 0.0
 
     async def send(self, frame: Frame) -> None:
+        began = time.perf_counter()
         for packed in self.pack(frame):
             await self.sender.send(packed)
             self.bytes += len(packed.payload)
+        self.busy_s += time.perf_counter() - began
 
     async def commit(self) -> None:
+        began = time.perf_counter()
         await self.sender.commit()
+        self.busy_s += time.perf_counter() - began
 
     async def abort(self) -> None:
         await self.sender.abort()

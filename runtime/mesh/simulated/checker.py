@@ -1,25 +1,31 @@
 """Judges trials: what clients received, what was given out by which attempt, and what is held where, by invariant."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from runtime.domain.breaking import RetryPolicy
 from runtime.domain.generation import Delta
-from runtime.domain.messages import Output
+from runtime.domain.messages import Output, View
 from runtime.domain.scoring import PromptScores
-from runtime.domain.sequence import FinishReason, Ref
+from runtime.domain.sequence import FinishReason, Ref, Sampling
+from runtime.domain.sessions import Item
 from runtime.domain.staging import SlotState
-from runtime.domain.turn import Give
-from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, continuation, prompt_scores
+from runtime.domain.turn import AttemptLost, Give, Opened, Overdue, Place, SendStart
+from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, SimulatedTokenizer, continuation, prompt_scores
 from runtime.errors import BatonError, InvariantViolation
+from runtime.ids import BootId, GatewayId, TurnId, WorkerId
+from runtime.mesh.checking.ledger import Ledger
 from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.scenario import Ask
-from runtime.mesh.simulated.world import World
+from runtime.mesh.simulated.world import Process, World
 from runtime.ports import Observe
 from runtime.roles.decode import DecodeRole
 from runtime.roles.prefill import PrefillRole
 
-_MAY_SEE = frozenset({"unavailable", "deadline", "poison", "exhausted"})
+MAY_SEE = frozenset({"unavailable", "deadline", "poison", "exhausted"})
+INTRUDER = WorkerId("intruder")
+"""A worker that serves another model, and tries to get in again and again."""
 _SLACK_S = 0.1
 
 
@@ -65,8 +71,25 @@ class Client:
         self.over.set()
 
 
+class SimulatedOracle:
+    """What the simulated model says when nothing goes wrong."""
+
+    def __init__(self) -> None:
+        self._tokenizer = SimulatedTokenizer()
+
+    def prompt(self, past: Sequence[Item], items: Sequence[Item], *, rerender: bool) -> list[int]:
+        if rerender or not past:
+            return self._tokenizer.render_chat([item.message for item in (*past, *items)])
+        return self._tokenizer.render_delta((), [item.message for item in items])
+
+    def answer(self, context: Sequence[int], sampling: Sampling) -> list[int]:
+        return continuation(context, sampling)
+
+
 class Checker:
     def __init__(self, world: World) -> None:
+        self.ledger = Ledger(world.violated)
+        self._believed: dict[GatewayId, tuple[View, View]] = {}
         self._world = world
 
     def observer(self, who: str) -> Observe:
@@ -79,6 +102,16 @@ class Checker:
                 self._world.say(who, f"{ref.sequence}: {_short(event)} -> {', '.join(map(_short, commands)) or '-'}")
 
         return observe
+
+    def gateway(self, process: Process, policy: RetryPolicy) -> Observe:
+        """Observes a gateway, and counts what it tries again out of its budget."""
+        counted, observe = Retries(process, policy), self.observer(process.name)
+
+        def both(ref: Ref, event: object, commands: Sequence[object]) -> None:
+            counted.observe(ref, event, commands)
+            observe(ref, event, commands)
+
+        return both
 
     def judge(self, client: Client) -> None:
         """A client got a prefix of what the unharmed run gives, ended in time, and by a legal end."""
@@ -100,7 +133,7 @@ class Checker:
             return
         if not client.over.is_set() or client.took_s > client.ask.deadline_s + client.patience + _SLACK_S:
             self._world.violated(17, f"a request with a deadline of {client.ask.deadline_s:.2f} s did not end in time")
-        if client.error is not None and client.error.status.code not in _MAY_SEE:
+        if client.error is not None and client.error.status.code not in MAY_SEE:
             self._world.report(AssertionError(f"a client saw {client.error.status.code}: {client.error}"))
 
     def audit(self, engine: SimulatedEngine, transport: OneSidedTransport) -> None:
@@ -110,6 +143,22 @@ class Checker:
                 check()
             except InvariantViolation as error:
                 self._world.report(error)
+
+    def believed(self, gateway: GatewayId, view: View, members: Mapping[WorkerId, BootId]) -> None:
+        """While a new controller settles, nobody is missing of those that this gateway knew and that are `members`
+        still (invariant 18)."""
+        last, before = self._believed.get(gateway, (view, view))
+        if view.incarnation > last.incarnation:
+            before = last
+        self._believed[gateway] = view, before
+        if before.incarnation and any(worker.id == INTRUDER for worker in view.workers):
+            self._world.violated(18, f"{gateway} believes in a worker that serves another model")
+        if view.settling and before.incarnation < view.incarnation:
+            here = {worker.id for worker in view.workers}
+            for worker in before.workers:
+                if worker.id not in here and members.get(worker.id) == worker.boot:
+                    told = f"{worker.id} is gone for {gateway}, only because a new controller does not know it yet"
+                    self._world.violated(18, told)
 
     def held(self, role: DecodeRole | PrefillRole, engine: SimulatedEngine, transport: OneSidedTransport) -> str:
         """What a worker that should be idle still has, in words; empty when nothing."""
@@ -125,6 +174,40 @@ class Checker:
             "quarantined slots": slots[SlotState.QUARANTINED],
         }
         return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+class Retries:
+    """One gateway's account of what it tries again that had failed before its first token (invariant 19)."""
+
+    def __init__(self, process: Process, policy: RetryPolicy) -> None:
+        self._process = process
+        self._policy = policy
+        self._began = process.now()
+        self._opened = self._taken = 0
+        self._failed: set[TurnId] = set()
+        self._gave: set[TurnId] = set()
+
+    def observe(self, ref: Ref, event: object, commands: Sequence[object]) -> None:
+        if isinstance(event, Opened):
+            self._opened += 1
+            self._gave.discard(ref.turn)
+        for command in commands:
+            match command:
+                case Give():
+                    self._gave.add(ref.turn)
+                case Place() if isinstance(event, Overdue) or _refused(event):
+                    self._failed.add(ref.turn)
+                case SendStart(forced=forced) if ref.turn in self._failed:
+                    self._failed.discard(ref.turn)
+                    self._taken += ref.turn not in self._gave and not forced
+        policy, seconds = self._policy, self._process.now() - self._began
+        if self._taken > policy.burst + policy.per_turn * self._opened + policy.per_s * seconds:
+            told = f"{self._process.name} has tried {self._taken} times again what had given nothing"
+            self._process.world.violated(19, told)
+
+
+def _refused(event: object) -> bool:
+    return isinstance(event, AttemptLost) and event.failed.error.status.retryable
 
 
 def _short(thing: object) -> str:

@@ -1,8 +1,10 @@
 """An event loop whose time jumps to the next timer: hours pass in milliseconds, and every run repeats exactly."""
 
 import asyncio
+import itertools
 import selectors
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +41,27 @@ class _NoSelector(selectors.BaseSelector):
         return {}
 
 
+class _Task(asyncio.Task[Any]):
+    """A task whose hash is its number: groups keep their tasks in sets and cancel them in the order of those."""
+
+    def __init__(self, number: int, coroutine: Coroutine[Any, Any, Any], **how: Any) -> None:  # noqa: ANN401
+        self._number = number
+        super().__init__(coroutine, **how)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _NoSelector()
         super().__init__(self._virtual)
+        numbers = itertools.count()
+
+        def numbered(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **how: Any) -> _Task:  # noqa: ANN401
+            return _Task(next(numbers), coroutine, loop=loop, **how)
+
+        self.set_task_factory(numbered)  # type: ignore[arg-type]  # typed as generic in what a task gives
 
     def time(self) -> float:
         return self._virtual.now

@@ -5,16 +5,16 @@ may fail although its work was done.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, View, Worker
+from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch
 from runtime.errors import BatonError, Unavailable
-from runtime.ids import BootId, GatewayId, WorkerId
+from runtime.ids import GatewayId
+from runtime.mesh.simulated.calling import REFUSED, RESET, fail, failing, try_spawn
 from runtime.mesh.simulated.world import Process, World, cancel, flatten, resolve
 from runtime.ports import DecodeStream
-from runtime.roles.controller import ControllerRole
 from runtime.roles.decode import DecodeRole
 from runtime.roles.prefill import PrefillRole
 
@@ -22,31 +22,32 @@ if TYPE_CHECKING:
     from runtime.mesh.simulated.onesided import OneSidedTransport
 
 T = TypeVar("T")
-_RESET = Unavailable("the connection was reset")
-_REFUSED = Unavailable("the connection was refused")
 
 
 class Pipe(Generic[T]):
-    """One direction of a stream."""
+    """One direction of a stream: what is sent arrives in this order."""
 
     def __init__(self, world: World, source: Process, target: Process) -> None:
         self._world = world
         self._ends = (source, target)
         self._queue: asyncio.Queue[T | None] = asyncio.Queue()
-        self._last = 0.0
+        self._sent = 0
+        self._received = 0
+        self._early: dict[int, T] = {}
         self.broken = False
 
     def send(self, item: T) -> None:
         if self.broken:
-            raise _RESET
-        self._last = self._world.deliver(*self._ends, lambda: self._arrive(item), not_before=self._last)
+            raise RESET
+        number, self._sent = self._sent, self._sent + 1
+        self._world.deliver(*self._ends, lambda: self._arrive(number, item))
 
     async def receive(self) -> T:
         if self.broken and self._queue.empty():
-            raise _RESET
+            raise RESET
         item = await self._queue.get()
         if item is None:
-            raise _RESET
+            raise RESET
         return item
 
     def reset(self) -> None:
@@ -54,9 +55,13 @@ class Pipe(Generic[T]):
             self.broken = True
             self._queue.put_nowait(None)
 
-    def _arrive(self, item: T) -> None:
-        if not self.broken:
-            self._queue.put_nowait(item)
+    def _arrive(self, number: int, item: T) -> None:
+        if self.broken:
+            return
+        self._early[number] = item
+        while self._received in self._early:
+            self._queue.put_nowait(self._early.pop(self._received))
+            self._received += 1
 
 
 class Connection:
@@ -120,7 +125,7 @@ class Network:
         host = self.hosts.get(address)
         if host is None or not host.process.alive:
             await source.sleep(self.world.delay())
-            raise _REFUSED
+            raise REFUSED
         await self.transit(source, host.process)
         return host
 
@@ -147,10 +152,12 @@ class SimulatedDecodePeer:
     async def attach(self) -> AsyncIterator[DecodeStream]:
         host = await self._network.connect(self._process, self._address)
         connection = Connection(self._network.world, self._process, host.process)
+        serving = try_spawn(host.group, _serve_decode(host, GatewayId(self._process.name), connection))
+        if serving is None:
+            raise REFUSED
         host.process.at_death(connection.reset)
         self._process.at_death(connection.reset)
         self._network.connections.append(connection)
-        serving = host.group.create_task(_serve_decode(host, GatewayId(self._process.name), connection))
         try:
             yield connection
         finally:
@@ -190,17 +197,19 @@ class SimulatedPrefillPeer:
         host = await network.connect(self._process, self._address)
         assert isinstance(host.role, PrefillRole)
         if world.chance(world.weather.lose):
-            raise _RESET
+            raise RESET
         answer: asyncio.Future[PrefillDone] = world.loop.create_future()
-        host.process.at_death(lambda: _fail(answer, _RESET))
-        serving = host.group.create_task(_serve_prefill(world, host, self._process, call, answer))
+        host.process.at_death(lambda: fail(answer, RESET))
+        serving = try_spawn(host.group, _serve_prefill(world, host, self._process, call, answer))
+        if serving is None:
+            raise REFUSED
         self._process.at_death(lambda: host.process.when_awake(lambda: cancel(serving)))
         try:
             done = await answer
         finally:
             world.deliver(self._process, host.process, lambda: cancel(serving))
         if world.chance(world.weather.lose):
-            raise _RESET
+            raise RESET
         return done
 
 
@@ -211,38 +220,12 @@ async def _serve_prefill(
     try:
         done = await host.role.prefill(call)
     except BatonError as error:
-        world.deliver(host.process, caller, _failing(answer, error))
+        world.deliver(host.process, caller, failing(answer, error))
     except ExceptionGroup as group:
         errors = flatten(group)
         first = next((error for error in errors if isinstance(error, BatonError)), None)
         if first is None or not all(isinstance(error, BatonError) for error in errors):
             raise
-        world.deliver(host.process, caller, _failing(answer, first))
+        world.deliver(host.process, caller, failing(answer, first))
     else:
         world.deliver(host.process, caller, lambda: resolve(answer, done))
-
-
-def _failing(answer: "asyncio.Future[PrefillDone]", error: BatonError) -> Callable[[], None]:
-    return lambda: _fail(answer, error)
-
-
-def _fail(answer: "asyncio.Future[PrefillDone]", error: BatonError) -> None:
-    if not answer.done():
-        answer.set_exception(error)
-        answer.exception()
-
-
-class SimulatedDirectory:
-    """The controller without a network: registration is not what these simulations are about yet."""
-
-    def __init__(self, controller: ControllerRole) -> None:
-        self._controller = controller
-
-    async def register(self, worker: Worker) -> float | None:
-        return await self._controller.register(worker)
-
-    async def leave(self, worker: WorkerId, boot: BootId) -> None:
-        await self._controller.leave(worker, boot)
-
-    def views(self) -> AsyncIterator[View]:
-        return self._controller.views()

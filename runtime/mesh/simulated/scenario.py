@@ -1,10 +1,12 @@
-"""One random schedule, a function of a seed: how big the mesh is, what clients ask for when, and what goes wrong."""
+"""One random schedule, a function of a seed: how big the mesh is, who wants what when, and what goes wrong."""
 
 import random
 from dataclasses import dataclass, replace
 
 from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import VOCAB, WORDS
+from runtime.mesh.simulated.database import StoreWeather
+from runtime.mesh.simulated.talk import Talk, make_talk
 from runtime.mesh.simulated.world import Weather
 
 _FIRST_WORD = VOCAB - len(WORDS)
@@ -14,6 +16,7 @@ _PAIRS = tuple(
     for first in range(len(WORDS))
     for step in range(9)
 )
+_SKEW_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kind` is kill, freeze, part or reset; `victim` a number that the harness maps to one of those who live."""
+    """`kind` is what `Faults` in `simulated/faults.py` can do; `victim` is a number that it maps to one of those who
+    live."""
 
     at: float
     kind: str
@@ -39,14 +43,21 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
+    """`skew_s` is how far the store's clock is from the others'; `retries` how many a gateway keeps at most."""
+
     prefill: int
     decode: int
     gateways: int
     pages: int
     slots: int
     max_running: int
+    retries: float
+    skew_s: float
+    intruder: bool
     weather: Weather
+    store: StoreWeather
     asks: tuple[Ask, ...]
+    talks: tuple[Talk, ...]
     faults: tuple[Fault, ...]
 
 
@@ -56,12 +67,17 @@ def make_scenario(seed: int) -> Scenario:
     return Scenario(
         prefill=rng.randint(1, 2),
         decode=rng.randint(2, 3),
-        gateways=rng.randint(1, 2),
+        gateways=rng.randint(1, 3),
         pages=rng.choice((24, 32, 64)),
         slots=rng.choice((0, 8, 16, 16)),
         max_running=rng.choice((2, 4, 8)),
+        retries=rng.choice((2.0, 8.0, 64.0)),
+        skew_s=rng.uniform(-_SKEW_S, _SKEW_S),
+        intruder=rng.random() < 0.2,
         weather=_weather(rng),
+        store=_store(rng),
         asks=_asks(rng, span),
+        talks=tuple(make_talk(rng, span, number) for number in range(rng.choice((0, 1, 1, 2)))),
         faults=_faults(rng, span),
     )
 
@@ -75,9 +91,13 @@ def _weather(rng: random.Random) -> Weather:
     )
 
 
+def _store(rng: random.Random) -> StoreWeather:
+    return StoreWeather(slow=rng.choice((0.0, 0.1)), slow_s=rng.choice((0.1, 0.8, 1.6)), again=rng.choice((0.0, 0.1)))
+
+
 def _asks(rng: random.Random, span: float) -> tuple[Ask, ...]:
     stem = tuple(rng.randrange(97, 123) for _ in range(24))
-    return tuple(_ask(rng, span, stem) for _ in range(rng.randint(3, 10)))
+    return tuple(_ask(rng, span, stem) for _ in range(rng.randint(2, 8)))
 
 
 def _ask(rng: random.Random, span: float, stem: tuple[int, ...]) -> Ask:
@@ -100,9 +120,14 @@ def _ask(rng: random.Random, span: float, stem: tuple[int, ...]) -> Ask:
     )
 
 
+# What happens more often stands here more often.
+_KINDS = (
+    "kill kill kill freeze freeze freeze part part halfpart reset reset reset drain fail stop store control jump"
+).split()
+
+
 def _faults(rng: random.Random, span: float) -> tuple[Fault, ...]:
-    kinds = ("kill", "freeze", "freeze", "part", "reset", "reset")
     return tuple(
-        Fault(rng.uniform(0, span + 0.5), rng.choice(kinds), rng.randrange(1 << 16), rng.uniform(0.2, 4.0))
+        Fault(rng.uniform(0, span + 0.5), rng.choice(_KINDS), rng.randrange(1 << 16), rng.uniform(0.2, 4.0))
         for _ in range(rng.choice((0, 1, 2, 4)))
     )

@@ -14,7 +14,6 @@ from runtime.clock import Timer
 from runtime.errors import InvariantViolation
 
 T = TypeVar("T")
-_SILENT_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,47 +30,63 @@ class Weather:
 
 
 class Process:
-    """One process of the mesh; also its clock, since a frozen process sees no time pass."""
+    """One process of the mesh; also its clock, since a frozen process sees no time pass. `ahead_s` is how far that
+    clock is before the world's, `leaving` whether it has said that it leaves the mesh."""
 
-    def __init__(self, world: "World", name: str) -> None:
+    def __init__(self, world: "World", name: str, ahead_s: float = 0.0) -> None:
         self.name = name
         self.alive = True
+        self.leaving = False
         self.thaws = 0.0
-        self._world = world
+        self.ahead_s = ahead_s
+        self.world = world
         self._main: asyncio.Task[None] | None = None
         self._at_death: list[Callable[[], None]] = []
 
     def run(self, main: Coroutine[Any, Any, None]) -> None:
         """Start the process; that it fails by itself is a bug, and recorded as one."""
-        self._main = self._world.group.create_task(self._root(main))
+        self._main = self.world.group.create_task(self._root(main))
 
     def kill(self) -> None:
         """As by SIGKILL: what its cleanup still tries to send goes nowhere."""
-        self.alive = False
+        if self.alive:
+            self.alive = False
+            assert self._main is not None
+            self._main.cancel()
+            for call in self._at_death:
+                call()
+
+    async def stop(self) -> None:
+        """As by SIGTERM: its cleanup is heard, then it is gone."""
         assert self._main is not None
         self._main.cancel()
-        for call in self._at_death:
-            call()
+        await asyncio.wait((self._main,))
+        self.kill()
+
+    async def ended(self) -> None:
+        """Wait until it has ended, by itself or not."""
+        assert self._main is not None
+        await asyncio.wait((self._main,))
 
     def freeze(self, seconds: float) -> None:
         """As by SIGSTOP, and SIGCONT later."""
-        self.thaws = self.now() + seconds
+        self.thaws = self.world.loop.time() + seconds
 
     def at_death(self, call: Callable[[], None]) -> None:
         self._at_death.append(call)
 
     def when_awake(self, call: Callable[[], None]) -> None:
         """Call now, or once thawed, or never."""
-        if self.alive and self.thaws > self.now():
-            self._world.loop.call_at(self.thaws, self.when_awake, call)
+        if self.alive and self.thaws > self.world.loop.time():
+            self.world.loop.call_at(self.thaws, self.when_awake, call)
         elif self.alive:
             call()
 
     def now(self) -> float:
-        return self._world.loop.time()
+        return self.world.loop.time() + self.ahead_s
 
     async def sleep(self, seconds: float) -> None:
-        awake: asyncio.Future[None] = self._world.loop.create_future()
+        awake: asyncio.Future[None] = self.world.loop.create_future()
         timer = self.call_later(seconds, lambda: resolve(awake, None))
         try:
             await awake
@@ -80,7 +95,7 @@ class Process:
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = _ProcessTimer(call)
-        timer.handle = self._world.loop.call_later(seconds, self.when_awake, timer.fire)
+        timer.handle = self.world.loop.call_later(seconds, self.when_awake, timer.fire)
         return timer
 
     async def _root(self, main: Coroutine[Any, Any, None]) -> None:
@@ -88,7 +103,7 @@ class Process:
             await main
         except Exception as error:  # noqa: BLE001 - the root of a simulated process
             if self.alive:
-                self._world.report(error)
+                self.world.report(error)
 
 
 class _ProcessTimer:
@@ -126,7 +141,7 @@ class World:
         self.weather = Weather()
         self.failures: list[BaseException] = []
         self.trace: list[str] | None = None
-        self._parted: dict[frozenset[str], float] = {}
+        self._parted: dict[tuple[str, str], float] = {}
         self.loop.set_exception_handler(self._unhandled)
 
     def report(self, error: BaseException) -> None:
@@ -139,9 +154,9 @@ class World:
         if self.trace is not None:
             self.trace.append(f"{self.loop.time():9.4f}  {who:<12} {text}")
 
-    def part(self, one: Process, other: Process, seconds: float) -> None:
-        """Let nothing pass between two processes for a while; what was sent arrives after it."""
-        self._parted[frozenset({one.name, other.name})] = self.loop.time() + seconds
+    def part(self, source: Process, target: Process, seconds: float) -> None:
+        """Let nothing pass from one process to another for a while; what was sent arrives after it."""
+        self._parted[source.name, target.name] = self.loop.time() + seconds
 
     def calm(self) -> None:
         """No more misfortune from now on, and every partition heals."""
@@ -149,7 +164,13 @@ class World:
         self._parted.clear()
 
     def reachable_at(self, source: Process, target: Process) -> float:
-        return self._parted.get(frozenset({source.name, target.name}), 0.0)
+        return self._parted.get((source.name, target.name), 0.0)
+
+    def silent(self, source: Process, target: Process) -> bool:
+        """Whether not even a ping of the source would be heard by the target now."""
+        now = self.loop.time()
+        parted = max(self.reachable_at(source, target), self.reachable_at(target, source)) > now
+        return parted or not source.alive or source.thaws > now
 
     def delay(self) -> float:
         weather = self.weather
@@ -159,13 +180,11 @@ class World:
     def chance(self, share: float) -> bool:
         return share > 0 and self.rng.random() < share
 
-    def deliver(self, source: Process, target: Process, call: Callable[[], None], *, not_before: float = 0.0) -> float:
-        """Run `call` in the target after the network's delay; returns when that will be, if all stays up."""
-        if not source.alive:
-            return _SILENT_S
-        when = max(self.loop.time() + self.delay(), self.reachable_at(source, target), not_before)
-        self.loop.call_at(when, self._arrive, source, target, call)
-        return when
+    def deliver(self, source: Process, target: Process, call: Callable[[], None]) -> None:
+        """Run `call` in the target after the network's delay."""
+        if source.alive:
+            when = max(self.loop.time() + self.delay(), self.reachable_at(source, target))
+            self.loop.call_at(when, self._arrive, source, target, call)
 
     def _arrive(self, source: Process, target: Process, call: Callable[[], None]) -> None:
         later = self.reachable_at(source, target)

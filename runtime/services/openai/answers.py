@@ -3,8 +3,9 @@
 The events of a stream differ in little, so each is put together around the JSON of its text. All JSON here is ASCII:
 some clients take other characters for ends of lines.
 
-Beyond OpenAI's shape a whole answer and the chunks with a `finish_reason` have a `baton` object: `attempts`, and
-`handoff`, how the prompt got its KV (the fields of runtime.domain.messages.Handoff).
+Beyond OpenAI's shape a whole answer and the chunks with a `finish_reason` have a `baton` object: `attempts`; `handoff`,
+how the prompt got its KV (the fields of runtime.domain.messages.Handoff); and `route`, what its worker was chosen for
+(those of runtime.domain.routing.Estimate), null where nothing was weighed.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from runtime.domain.generation import Delta, Handoffs
+from runtime.domain.routing import Estimate, rounded
 from runtime.domain.sequence import FinishReason, Sampled
 from runtime.services.openai.prompts import ShownPrompt, finite
 from runtime.services.openai.spelling import Spelling
@@ -52,6 +54,7 @@ class Tally:
         self._completion = 0
         self._attempts = 1
         self._handoffs = Handoffs()
+        self._why: Estimate | None = None
 
     def add(self, delta: Delta) -> None:
         assert delta.finish is not FinishReason.CANCELLED, "a client that waits did not cancel"
@@ -59,6 +62,7 @@ class Tally:
         self._completion += len(delta.tokens)
         self._attempts = delta.attempt
         self._handoffs.add(delta)
+        self._why = delta.why or self._why
 
     def usage(self, *others: "Tally") -> Json:
         """With those of the `others` that answer the same prompt, which counts once."""
@@ -72,7 +76,11 @@ class Tally:
 
     def baton(self) -> Json:
         newest = self._handoffs.newest
-        return {"attempts": self._attempts, "handoff": asdict(newest) if newest else None}
+        return {
+            "attempts": self._attempts,
+            "handoff": asdict(newest) if newest else None,
+            "route": None if self._why is None else rounded(self._why),
+        }
 
 
 class Answer(ABC):

@@ -1,4 +1,4 @@
-"""Twelve bugs that the simulation has to find. Each is a switch that patches production code or the simulated path."""
+"""Bugs of requests and pages that the simulation has to find: switches that patch production code, or the world."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -170,7 +170,7 @@ def history_forgotten_at_failover(patch: Patch) -> None:
     patch.setattr(EngineCore, "_open", open_afresh)
 
 
-BUGS: dict[Callable[[Patch], None], set[int]] = {
+REQUEST_BUGS: dict[Callable[[Patch], None], set[int]] = {
     late_one_sided_write: {16},
     output_of_an_older_attempt_accepted: {7},
     page_freed_while_landing: {8, 16},

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from runtime.mesh.simulation import explore, play, replay
-from tests.mesh.simulated.planted import BUGS
+from tests.mesh.simulated.planted import REQUEST_BUGS
+from tests.mesh.simulated.planted_sessions import SESSION_BUGS
 
 FULL = os.environ.get("BATON_TEST_FULL") == "1"
 SEEDS = 2000
+BUGS = {**REQUEST_BUGS, **SESSION_BUGS}
 
 
 @pytest.mark.timeout(3000 if FULL else 300)
@@ -54,6 +56,14 @@ def test_a_seed_repeats_exactly_in_another_process() -> None:
         for salt in ("1", "2", "3")
     }
     assert len(traces) == 1
+
+
+def test_other_processes_find_what_this_one_finds() -> None:
+    told: list[int] = []
+    seeds = range(20)
+    there = explore(seeds, lambda sofar: told.append(sofar.seeds), processes=2)
+    assert there == explore(seeds)
+    assert told == [*range(1, 21)]
 
 
 def test_a_trace_tells_what_every_table_did() -> None:

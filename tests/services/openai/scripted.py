@@ -10,7 +10,8 @@ from runtime.domain.messages import View
 from runtime.engine.simulated import SimulatedTokenizer
 from runtime.errors import BatonError
 from runtime.ports import Tokenizer
-from runtime.roles.gateway import Deltas, GatewayRole, ServedModel
+from runtime.roles.deltas import Deltas
+from runtime.roles.gateway import GatewayRole, ServedModel
 from tests.services.openai.one_worker import CREATED, SPEC
 
 

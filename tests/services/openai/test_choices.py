@@ -15,7 +15,7 @@ from runtime.domain.sampling import choice_seed
 from runtime.domain.sequence import MAX_SEED, FinishReason, Sampled
 from runtime.engine.simulated import StepProfile
 from runtime.errors import BatonError, Unavailable
-from runtime.roles.gateway import Deltas
+from runtime.roles.deltas import Deltas
 from tests.services.openai.one_worker import MODEL, SPEC, one_worker
 from tests.services.openai.scripted import ScriptedGateway
 from tests.services.openai.serving import serving

@@ -1,0 +1,241 @@
+"""Judges what a session store commits, transaction by transaction: fences, owners, events and ends, by invariant.
+
+Sees each transaction's effects from inside of it and remembers what was durable, so that it can also say whether what
+somebody was shown had been stored before.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeVar
+
+from runtime.domain.sessions import UNFINISHED, Ending, Progress, TurnEvent, TurnStatus
+from runtime.ids import GatewayId, TurnId
+from runtime.store.looking import progress_of, turn_of
+from runtime.store.transaction import Row, Transaction, Work
+
+T = TypeVar("T")
+Violated = Callable[[int, str], None]
+"""Told of the number of an invariant that does not hold, and why."""
+Table = Mapping[tuple[object, ...], tuple[object, ...]]
+
+# What of each table is watched: its key, and the columns after it.
+_WATCHED = {
+    "branches": (2, "SELECT session, name, line, depth, head, tokens, epoch, live FROM branches"),
+    "turns": (1, "SELECT id, session, branch, status, epoch, owner, ending FROM turns"),
+    "segments": (3, "SELECT session, line, depth, turn, total, chain, tokens FROM segments"),
+}
+_LINE, _DEPTH, _HEAD, _TOKENS, _EPOCH, _LIVE = range(6)
+_SESSION, _BRANCH, _STATUS, _TURN_EPOCH, _OWNER, _ENDING = range(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Of a turn, under an epoch."""
+
+    turn: TurnId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    owner: GatewayId
+    lease_s: float
+
+
+Claim = Write | Beat
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """The tables that a transaction touched, as it left them, and all of the turn that it says it writes."""
+
+    tables: Mapping[str, Table]
+    progress: Progress | None
+
+
+class _Noting:
+    """A transaction that notes which tables are changed through it."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.touched: set[str] = set()
+        self.seals = tx.seals
+        self._tx = tx
+
+    async def rows(self, sql: str, *arguments: object) -> list[Row]:
+        return await self._tx.rows(sql, *arguments)
+
+    async def row(self, sql: str, *arguments: object) -> Row | None:
+        return await self._tx.row(sql, *arguments)
+
+    async def run(self, sql: str, *arguments: object) -> int:
+        changed = await self._tx.run(sql, *arguments)
+        if changed:
+            self.touched.add(_table(sql))
+        return changed
+
+    async def run_many(self, sql: str, arguments: list[tuple[object, ...]]) -> None:
+        await self._tx.run_many(sql, arguments)
+        self.touched.add(_table(sql))
+
+
+@dataclass(slots=True)
+class Ledger:
+    violated: Violated
+    shown: dict[TurnId, Progress] = field(default_factory=dict)
+    _tables: dict[str, Table] = field(default_factory=lambda: {name: {} for name in _WATCHED})
+    _leases: dict[GatewayId, float] = field(default_factory=dict)
+
+    def watched(self, work: Work[T], claim: Claim | None) -> Work[tuple[T, Effects]]:
+        """The same work, with what it did."""
+
+        async def both(tx: Transaction) -> tuple[T, Effects]:
+            noting = _Noting(tx)
+            result = await work(noting)
+            tables = {name: await _read(tx, name) for name in _WATCHED if name in noting.touched}
+            wrote = isinstance(claim, Write) and noting.touched
+            return result, Effects(tables, await _progress(tx, claim.turn) if wrote else None)  # type: ignore[union-attr]
+
+        return both
+
+    def committed(self, writer: GatewayId, claim: Claim | None, effects: Effects, now_ms: int) -> None:
+        """A transaction of `writer` is durable."""
+        before, after = self._tables, {**self._tables, **effects.tables}
+        if isinstance(claim, Beat):
+            self._leases[claim.owner] = now_ms + claim.lease_s * 1000
+        elif claim is not None and effects.progress is not None:
+            self._judge_write(writer, claim, effects.progress, before["branches"], after)
+        if effects.tables:
+            self._judge_turns(writer, before["turns"], after, now_ms)
+            self._judge_branches(before["branches"], after)
+            self._judge_segments(before["segments"], after)
+        self._tables = after
+
+    def judge_shown(self, progress: Progress, who: str) -> None:
+        """What somebody was shown of a turn is durable (invariant 7)."""
+        turn, known = progress.turn.id, self.shown.get(progress.turn.id)
+        events = () if known is None else known.events
+        for event in progress.events:
+            if events[event.seq - 1 : event.seq] != (event,):
+                self.violated(7, f"{who} was shown event {event.seq} of {turn}, which is not what is stored")
+        ending, row = progress.turn.ending, self._tables["turns"].get((turn,))
+        if ending is None or row is None:
+            return
+        if row[_STATUS] != ending.status or (known is not None and not _same_end(ending, known.turn.ending)):
+            self.violated(7, f"{who} was told that {turn} is {ending.status}, and stored is {row[_STATUS]}")
+
+    def _judge_write(
+        self,
+        writer: GatewayId,
+        claim: Write,
+        progress: Progress,
+        old: Table,
+        after: Mapping[str, Table],
+    ) -> None:
+        turn = progress.turn
+        branch = old.get((turn.session, turn.branch))
+        if branch is None or (branch[_LIVE], branch[_EPOCH]) != (claim.turn, claim.epoch):
+            now = "gone" if branch is None else f"{branch[_LIVE]} under epoch {branch[_EPOCH]}"
+            self.violated(1, f"{writer} wrote to {claim.turn} under epoch {claim.epoch}; live is {now}")
+        known = self.shown.get(claim.turn)
+        if known is not None and progress.events[: len(known.events)] != known.events:
+            self.violated(7, f"durable events of {claim.turn} were changed")
+        self._judge_events(claim.turn, progress.events)
+        if turn.ending is not None:
+            self._judge_end(progress, turn.ending, after)
+        self.shown[claim.turn] = progress
+
+    def _judge_events(self, turn: TurnId, events: Iterable[TurnEvent]) -> None:
+        index = 0
+        for seq, event in enumerate(events, start=1):
+            if (event.seq, event.index) != (seq, index):
+                self.violated(7, f"event {seq} of {turn} is numbered {event.seq} and begins at token {event.index}")
+            index += len(event.tokens)
+
+    def _judge_end(self, progress: Progress, ending: Ending, after: Mapping[str, Table]) -> None:
+        """A commit is there as a whole, or not at all (invariant 3), and nobody pays for a token twice (12)."""
+        turn, given = progress.turn, sum(len(event.tokens) for event in progress.events)
+        committed = ending.status is TurnStatus.COMMITTED
+        branch = after["branches"].get((turn.session, turn.branch))
+        segments = [row for row in after["segments"].values() if row[0] == turn.id]
+        if branch is None or branch[_LIVE] is not None or (branch[_HEAD] == turn.id) != committed:
+            self.violated(3, f"{turn.id} has ended as {ending.status}, its branch has {branch}")
+        if len(segments) != committed:
+            self.violated(3, f"{turn.id} has ended as {ending.status} with {len(segments)} segments")
+        if ending.spent.completion > given:
+            self.violated(12, f"{turn.id} gave {given} tokens and bills {ending.spent.completion}")
+
+    def _judge_turns(self, writer: GatewayId, old: Table, after: Mapping[str, Table], now_ms: int) -> None:
+        turns, branches = after["turns"], after["branches"]
+        running = [row[_SESSION : _BRANCH + 1] for row in turns.values() if row[_STATUS] == TurnStatus.RUNNING]
+        if len(running) != len(set(running)):
+            self.violated(2, "two turns run on one branch")
+        for key, row in turns.items():
+            was = old.get(key)
+            if row[_STATUS] == TurnStatus.RUNNING:
+                branch = branches.get(row[_SESSION : _BRANCH + 1])
+                if branch is None or (branch[_LIVE], branch[_EPOCH]) != (key[0], row[_TURN_EPOCH]):
+                    self.violated(2, f"{key[0]} runs under epoch {row[_TURN_EPOCH]}, its branch has {branch}")
+            if was is None or was == row:
+                continue
+            if was[_STATUS] not in UNFINISHED:
+                self.violated(5, f"{key[0]} was changed after its end")
+            elif was[_OWNER] != row[_OWNER]:
+                self._judge_adoption(writer, key[0], was, row, now_ms)
+
+    def _judge_adoption(
+        self, writer: GatewayId, turn: object, was: tuple[object, ...], row: tuple[object, ...], now_ms: int
+    ) -> None:
+        until = self._leases.get(GatewayId(str(was[_OWNER])), 0)
+        if until > now_ms and row[_OWNER] == writer:
+            self.violated(
+                15, f"{writer} took {turn} over {(until - now_ms) / 1000:.1f} s before its owner's lease ends"
+            )
+        if was[_STATUS] == TurnStatus.RUNNING and row[_TURN_EPOCH] == was[_TURN_EPOCH]:
+            self.violated(1, f"{turn} has another owner under the same epoch")
+
+    def _judge_branches(self, old: Table, after: Mapping[str, Table]) -> None:
+        branches = after["branches"]
+        fresh = branches.keys() - old.keys()
+        for key, row in branches.items():
+            was = old.get(key)
+            if was is None or was == row:
+                continue
+            if int(str(row[_EPOCH])) < int(str(was[_EPOCH])):
+                self.violated(1, f"the epoch of branch {key[1]} went from {was[_EPOCH]} to {row[_EPOCH]}")
+            if fresh:
+                self.violated(10, f"a fork has changed branch {key[1]}")
+        if len(fresh) > 1:
+            self.violated(10, f"one transaction made {len(fresh)} branches")
+
+    def _judge_segments(self, old: Table, after: Mapping[str, Table]) -> None:
+        sessions = {key[0] for key in after["branches"]}
+        for key, was in old.items():
+            if key[0] in sessions and after["segments"].get(key) != was:
+                self.violated(5, f"the committed tokens of {was[0]} were changed")
+
+
+async def _read(tx: Transaction, name: str) -> Table:
+    keyed, sql = _WATCHED[name]
+    return {tuple(row[:keyed]): tuple(row[keyed:]) for row in await tx.rows(sql)}
+
+
+async def _progress(tx: Transaction, turn: TurnId) -> Progress | None:
+    record = await turn_of(tx, turn)
+    return None if record is None else await progress_of(tx, record.tenant, record.session, turn, 0)
+
+
+def _same_end(told: Ending, stored: Ending | None) -> bool:
+    return stored is not None and (told.status, told.stop, told.kept, told.spent) == (
+        stored.status,
+        stored.stop,
+        stored.kept,
+        stored.spent,
+    )
+
+
+@lru_cache(maxsize=256)
+def _table(sql: str) -> str:
+    found = re.match(r"\s*(?:INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)", sql)
+    return "" if found is None else found[1]

@@ -1,0 +1,241 @@
+"""The processes of one simulated mesh: wires the production roles to the simulated world, and keeps them alive.
+
+Whatever ends is started again, as its keeper would: a worker with another boot id, a gateway with another id, the
+controller with a higher incarnation, the store with what it had committed.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from runtime.domain.batching import Limits
+from runtime.domain.breaking import BreakerPolicy, RetryPolicy
+from runtime.domain.messages import Worker
+from runtime.domain.routing import DECODE, PREFILL, Placement, Router
+from runtime.domain.sessions import Prepared
+from runtime.domain.sources import Policy
+from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
+from runtime.errors import BatonError, Incompatible
+from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
+from runtime.mesh.simulated.checker import INTRUDER, Checker
+from runtime.mesh.simulated.database import SimulatedDatabase, SimulatedStore, StoreServer
+from runtime.mesh.simulated.network import Host, Network
+from runtime.mesh.simulated.onesided import OneSidedTransport
+from runtime.mesh.simulated.registry import Controller, SimulatedDirectory
+from runtime.mesh.simulated.scenario import Scenario
+from runtime.mesh.simulated.world import Process, World
+from runtime.roles.belonging import Belonging, Drained
+from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
+from runtime.roles.prefill import PrefillRole
+from runtime.roles.session_settings import SessionSettings
+from runtime.roles.sessions import SessionRole
+from runtime.roles.stream import StreamSettings
+
+TENANT = TenantId("default")
+GRACE_S = 2.0
+HOLD_S = 2.0
+LEASE_S = 2.0
+LONGEST_OPEN_S = 1.0
+SESSIONS = SessionSettings(lease_s=1.5, beat_s=0.3, retry_s=0.1, store_grace_s=1.5, poll_s=0.05)
+PAGE_TOKENS = 4
+_SALT = b"simulated tenant secret"
+_POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2)
+_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4)
+_STREAM = StreamSettings(attach_s=0.8, silence_s=1.2)
+_BREAKERS = BreakerPolicy(open_s=0.5, longest_s=LONGEST_OPEN_S, probe_s=1.0)
+_PROFILE = StepProfile(base_ms=4.0, token_ms=0.3, sequence_ms=0.2)
+_LIVES_AGAIN_S = 0.8
+_CLOCKS_APART_S = 600.0
+
+
+@dataclass(slots=True)
+class Gateway:
+    process: Process
+    role: GatewayRole
+    sessions: SessionRole
+    group: asyncio.TaskGroup = field(init=False)
+
+    async def main(self) -> None:
+        async with asyncio.TaskGroup() as self.group:
+            self.group.create_task(self.role.run())
+            self.group.create_task(self.sessions.run())
+
+
+@dataclass(slots=True)
+class Node:
+    """A worker process with what the checker looks at."""
+
+    host: Host
+    boot: BootId
+    role: DecodeRole | PrefillRole
+    engine: SimulatedEngine
+    transport: OneSidedTransport
+
+    @property
+    def process(self) -> Process:
+        return self.host.process
+
+
+class Fleet:
+    def __init__(self, world: World, scenario: Scenario, checker: Checker) -> None:
+        self.world = world
+        self.ids = Ids(random.Random(world.rng.getrandbits(64)))
+        self.spec = simulated_spec("simulated", PAGE_TOKENS, PAGE_TOKENS * scenario.pages)
+        self.network = Network(world)
+        self.nodes: dict[str, Node] = {}
+        self.gateways: dict[str, Gateway] = {}
+        self.controller = Controller(world, LEASE_S)
+        self.store = StoreServer(world, scenario.store, checker.ledger, scenario.skew_s)
+        self._scenario = scenario
+        self._checker = checker
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._keep(self._start_store)
+        self._keep(self._start_controller)
+        for number in range(self._scenario.prefill):
+            self._keep(lambda name=f"prefill-{number}": self._start_worker(name, PREFILL))  # type: ignore[misc]
+        for number in range(self._scenario.decode):
+            self._keep(lambda name=f"decode-{number}": self._start_worker(name, DECODE))  # type: ignore[misc]
+        for number in range(self._scenario.gateways):
+            self._keep(lambda name=f"gw-{number}": self._start_gateway(name))  # type: ignore[misc]
+        if self._scenario.intruder:
+            self._keep(self._start_intruder)
+
+    def stop(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        for process in self.processes():
+            process.kill()
+        self.store.close()
+
+    def processes(self) -> list[Process]:
+        """All that live, always in the same order."""
+        members = [*(node.process for node in self.nodes.values()), *(each.process for each in self.gateways.values())]
+        return [each for each in (*members, self.controller.process, self.store.process) if each.alive]
+
+    def members(self) -> dict[WorkerId, BootId]:
+        """The workers that live and stay."""
+        nodes = self.nodes.items()
+        return {WorkerId(name): node.boot for name, node in nodes if node.process.alive and not node.process.leaving}
+
+    async def some_gateway(self) -> Gateway:
+        """One that lives, as soon as there is one."""
+        while not (alive := [each for each in self.gateways.values() if each.process.alive]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        return self.world.rng.choice(alive)
+
+    def _keep(self, start: Callable[[], Process]) -> None:
+        self._keepers.append(self.world.group.create_task(self._kept(start, start())))
+
+    async def _kept(self, start: Callable[[], Process], process: Process) -> None:
+        while True:
+            await process.ended()
+            process.kill()
+            await asyncio.sleep(_LIVES_AGAIN_S)
+            process = start()
+
+    def _process(self, name: str) -> Process:
+        return Process(self.world, name, self.world.rng.uniform(0, _CLOCKS_APART_S))
+
+    def _start_store(self) -> Process:
+        self.store.start()
+        return self.store.process
+
+    def _start_controller(self) -> Process:
+        self.controller.start()
+        return self.controller.process
+
+    def _start_worker(self, name: str, kind: str) -> Process:
+        process, boot, scenario = self._process(name), self.ids.boot(), self._scenario
+        limits = Limits(step_tokens=16, max_running=scenario.max_running)
+        engine = SimulatedEngine(self.spec, scenario.pages, limits, _PROFILE, process)
+        transport = OneSidedTransport(
+            self.world, process, name, self.network.transports, self.spec, scenario.slots, HOLD_S
+        )
+        role = self._role(kind, process, boot, engine, transport)
+        host = Host(process, role)
+        self.network.hosts[name] = host
+        self.network.transports[name] = transport
+        self.nodes[name] = Node(host, boot, role, engine, transport)
+        process.run(self._worker_main(host, kind, boot))
+        return process
+
+    def _role(
+        self, kind: str, process: Process, boot: BootId, engine: SimulatedEngine, transport: OneSidedTransport
+    ) -> DecodeRole | PrefillRole:
+        tenants = {TENANT: _SALT}
+        if kind == PREFILL:
+            return PrefillRole(engine, transport, tenants)
+        observe, peers = self._checker.observer(process.name), self.network.peers(process)
+        return DecodeRole(engine, transport, peers, tenants, boot, self.ids, process, _DECODE, observe)
+
+    async def _worker_main(self, host: Host, kind: str, boot: BootId) -> None:
+        """Until it is drained, or could not join."""
+        name, spec, role = host.process.name, self.spec, host.role
+
+        def describe() -> Worker:
+            return Worker(
+                WorkerId(name), boot, kind, name, spec.name, spec.kv_fingerprint, spec.serving_fingerprint,
+                spec.max_tokens, spec.page_tokens, "simulated", role.engine.load(),
+            )  # fmt: skip
+
+        belonging = Belonging(SimulatedDirectory(self.controller, host.process), describe, role, host.process, LEASE_S)
+        try:
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(host.main())
+                if await _joined(belonging):
+                    await belonging.renew()
+                serving.cancel()
+        except* Drained:
+            self.world.say(name, "has left")
+        except* Incompatible as refused:
+            self.world.violated(18, f"{name} belonged to the mesh and was turned out: {refused.exceptions[0]}")
+
+    def _start_intruder(self) -> Process:
+        process = self._process("intruder")
+        process.run(self._intrude(process))
+        return process
+
+    async def _intrude(self, process: Process) -> None:
+        other = simulated_spec("another", PAGE_TOKENS, self.spec.max_tokens)
+        worker = Worker(
+            INTRUDER, self.ids.boot(), DECODE, "nowhere", other.name, other.kv_fingerprint,
+            other.serving_fingerprint, other.max_tokens, other.page_tokens, "simulated",
+        )  # fmt: skip
+        await process.sleep(self.world.rng.uniform(0.2, 2.0))
+        with suppress(BatonError):
+            await SimulatedDirectory(self.controller, process).register(worker)
+
+    def _start_gateway(self, name: str) -> Process:
+        process, ident = self._process(name), self.ids.gateway()
+        settings = self._settings()
+        role = GatewayRole(
+            ident, (ServedModel(self.spec, SimulatedTokenizer(), created=0),), Router(Placement.LEAST_LOADED),
+            SimulatedDirectory(self.controller, process), self.network.peers(process), self.ids, process,
+            settings, self._checker.gateway(process, settings.retries),
+        )  # fmt: skip
+        store = SimulatedStore(SimulatedDatabase(self.store, process, GatewayId(ident)))
+        sessions = SessionRole(role, store, self.ids, process, SESSIONS, _at_once, self._checker.observer(name))
+        gateway = self.gateways[name] = Gateway(process, role, sessions)
+        process.run(gateway.main())
+        return process
+
+    def _settings(self) -> GatewaySettings:
+        retries = RetryPolicy(per_turn=0.2, per_s=0.5, burst=self._scenario.retries)
+        return GatewaySettings(_STREAM, placement_s=4.0, overdue_s=2.5, breakers=_BREAKERS, retries=retries)
+
+
+async def _joined(belonging: Belonging) -> bool:
+    try:
+        await belonging.join()
+    except BatonError:
+        return False
+    return True
+
+
+async def _at_once(work: Callable[[], Prepared]) -> Prepared:
+    return work()

@@ -1,0 +1,29 @@
+"""The simulation's checker over the stores of real meshes whose model is simulated."""
+
+from runtime.config import Config
+from runtime.errors import InvariantViolation
+from runtime.mesh.checking.histories import Histories
+from runtime.mesh.sessions import _database
+from runtime.mesh.simulated.checker import SimulatedOracle
+from runtime.store.transaction import Transaction
+
+
+async def judge(config: Config) -> int:
+    """Raise the first `InvariantViolation` of a mesh's store, that nobody writes to now. Gives how many turns it
+    holds."""
+    database, _ = _database(config)
+    violations: list[InvariantViolation] = []
+
+    async def read(tx: Transaction) -> int:
+        told = Histories(tx, SimulatedOracle(), lambda number, why: violations.append(InvariantViolation(number, why)))
+        await told.judge()
+        return int((await tx.rows("SELECT COUNT(*) FROM turns"))[0][0])
+
+    await database.open()
+    try:
+        turns = await database.read(read)
+    finally:
+        await database.close()
+    for violation in violations:
+        raise violation
+    return turns
