@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from runtime.domain.call_forms import CallForm
 from runtime.domain.holdings import Changes
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import (
@@ -80,8 +81,9 @@ class Tokenizer(Protocol):
     def encode_within(self, text: str) -> list[int]:
         """Token ids of a text inside an answer: without special tokens around it."""
 
-    def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
-        """Token ids of a conversation through the chat template, ending where the assistant begins.
+    def render_chat(self, messages: Sequence[dict[str, object]], tools: Sequence[dict[str, object]] = ()) -> list[int]:
+        """Token ids of a conversation for which there are `tools`, through the chat template, ending where the
+        assistant begins.
 
         Raises `InvalidArgument` naming `messages` when there is no template or it refuses them.
         """
@@ -89,12 +91,30 @@ class Tokenizer(Protocol):
     def no_deltas(self) -> str | None:
         """Why the chat template cannot render what is new in a conversation alone; None when it can."""
 
-    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+    def render_delta(
+        self,
+        preamble: Sequence[dict[str, object]],
+        messages: Sequence[dict[str, object]],
+        tools: Sequence[dict[str, object]] = (),
+    ) -> list[int]:
         """Token ids of what follows an assistant's answer when `messages` come next: the answer's end, the messages,
         and where the assistant begins again. `preamble` are the system messages that the conversation began with.
 
         Raises `InvalidArgument` naming `messages` when the template refuses them.
         """
+
+    def no_tools(self) -> str | None:
+        """Why the model is given no tools; None when it is, and then there is a `call_form`."""
+
+    def no_results(self) -> str | None:
+        """Why what tools brought cannot be rendered alone; None when it can."""
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """The form in which the model calls tools."""
+
+    def special(self, text: str) -> int | None:
+        """The token that is spelled so and has no text of its own; None when there is none."""
 
     def decoder(self) -> TextDecoder: ...
 

@@ -20,6 +20,7 @@ from runtime.domain.sessions import (
     TurnRecord,
 )
 from runtime.domain.spending import Amounts
+from runtime.domain.tools import Pending, ToolResult
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 
 
@@ -111,6 +112,15 @@ class SessionStore(Protocol):
     async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
         """Forget a branch, and what was said on it and on no other. Raises `FailedPrecondition` naming `branch` for
         `main`, and while a turn of it has not ended."""
+
+    async def submit(
+        self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
+    ) -> tuple[TurnId, tuple[Pending, ...]]:
+        """Resolve calls of a branch's head, all of `results` or nothing; gives the head, and all of its calls as they
+        are then. Raises `FailedPrecondition` naming the result that comes too late or a second time, and `NotFound`."""
+
+    async def calls(self, tenant: TenantId, session: SessionId, branch: str) -> tuple[Pending, ...]:
+        """Those of a branch's head, in the order in which they were made."""
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int

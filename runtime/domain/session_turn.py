@@ -29,6 +29,7 @@ from runtime.domain.reuse import Past
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
 from runtime.domain.spending import Amounts, Measure, Purse
+from runtime.domain.tools import ToolCall
 from runtime.errors import BatonError, IllegalTransition, Unavailable
 
 if TYPE_CHECKING:
@@ -47,14 +48,18 @@ _S = SessionTurnState
 _NEXT = {
     _S.RUNNING: {_S.ENDING, _S.FENCED, _S.ABANDONED},
     _S.ENDING: {_S.ENDED, _S.FENCED, _S.ABANDONED},
-    _S.ENDED: set(),
-    _S.FENCED: set(),
-    _S.ABANDONED: set(),
 }
 OVER = frozenset({_S.ENDED, _S.FENCED, _S.ABANDONED})
 
 Kept = Callable[[Sequence[int], str, bool], int]
 """Given all output tokens, the text shown for them and whether it was stopped: how many of them stay in the context."""
+
+Calls = Callable[[Sequence[int], str], tuple[str, tuple[ToolCall, ...]]]
+"""Given the same: the text beside the calls that are in it, and these."""
+
+
+def no_calls(_tokens: Sequence[int], text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    return text, ()
 
 
 # Events
@@ -190,6 +195,7 @@ class SessionTurn:
         record: TurnRecord,
         persisted: Sequence[TurnEvent],
         kept: Kept,
+        calls: Calls = no_calls,
         token_bytes: int = 0,
         past: Past | None = None,
     ) -> None:
@@ -200,6 +206,7 @@ class SessionTurn:
         self.published: list[TurnEvent] = [*persisted]
         self.ending: Ending | None = None
         self._kept = kept
+        self._calls = calls
         self._past = past
         self._tokens = [token for event in persisted for token in event.tokens]
         self._pending: list[Delta] = []
@@ -360,7 +367,10 @@ class SessionTurn:
         )
         if end.status is TurnStatus.COMMITTED:
             text = "".join(each.text for each in events)
-            ending = replace(ending, kept=self._kept(tokens, text, end.stop is not StopReason.LENGTH))
+            said, calls = self._calls(tokens, text)
+            stop = StopReason.TOOL_CALLS if calls and end.stop is StopReason.END_TURN else end.stop
+            kept = self._kept(tokens, text, stop is not StopReason.LENGTH)
+            ending = replace(ending, stop=stop, kept=kept, calls=calls, said=said if calls else "")
         return Finish(ending, tokens, events)
 
     def _stored(self) -> list[SessionTurnCommand]:
@@ -384,6 +394,6 @@ class SessionTurn:
         return [StopGenerating(), GiveUp(error)]
 
     def _to(self, state: SessionTurnState) -> None:
-        if state not in _NEXT[self.state]:
+        if state not in _NEXT.get(self.state, ()):
             raise IllegalTransition("session turn", self.state, state, self.record.id)
         self.state = state

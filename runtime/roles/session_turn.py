@@ -33,10 +33,11 @@ class RunningTurn:
         persisted: "Sequence[TurnEvent]",
         generation: Generation,
         kept: st.Kept,
+        calls: st.Calls,
         token_bytes: int,
         past: Past,
     ) -> None:
-        self.turn = st.SessionTurn(record, persisted, kept, token_bytes, past)
+        self.turn = st.SessionTurn(record, persisted, kept, calls, token_bytes, past)
         self.left: BatonError | None = None
         self._role = role
         self._news = asyncio.Event()

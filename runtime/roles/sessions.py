@@ -169,6 +169,7 @@ class SessionRole:
             opened = await self.store.open(record, key)
             if opened is not None:
                 break
+            ready = None  # calls may have been resolved meanwhile, too
         else:
             raise FailedPrecondition(f"branch {branch!r} moves on faster than a turn can be prepared", field="branch")
         turn, fresh = opened

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.domain.generation import Claim, Generation
 from runtime.domain.reuse import Past
 from runtime.domain.sessions import Context, TurnEvent, TurnRecord
+from runtime.roles.calls import calls_of
 from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import ServedModel
 from runtime.roles.session_turn import RunningTurn
@@ -41,6 +43,7 @@ def start(
     def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
         return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
+    calls = partial(calls_of, served.tokenizer, record.asked.toolbox, record.id)
     before = Past(
         len(context.tokens),
         prepared.drift,
@@ -49,4 +52,4 @@ def start(
         spec.kv_fingerprint,
         spec.page_tokens,
     )
-    return RunningTurn(role, record, persisted, generation, kept, spec.token_bytes, before)
+    return RunningTurn(role, record, persisted, generation, kept, calls, spec.token_bytes, before)

@@ -36,6 +36,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/Erase": _USERS,
     "/batonmesh.v1.Sessions/Export": _USERS,
     "/batonmesh.v1.Sessions/Import": _USERS,
+    "/batonmesh.v1.Sessions/SubmitToolResults": _USERS,
+    "/batonmesh.v1.Sessions/ListToolCalls": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
     # Gateways hand it on to the controller.
     "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},

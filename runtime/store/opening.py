@@ -3,15 +3,27 @@
 from dataclasses import replace
 
 from runtime.domain.notices import Happening, What
-from runtime.domain.sessions import MAIN, MAX_QUEUED, Branch, Halt, Key, OnConflict, Session, TurnRecord, TurnStatus
+from runtime.domain.sessions import (
+    MAIN,
+    MAX_QUEUED,
+    Branch,
+    Halt,
+    Key,
+    OnConflict,
+    Prepared,
+    Session,
+    TurnRecord,
+    TurnStatus,
+)
 from runtime.domain.spending import Reserve
 from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId
 from runtime.store.accounting import hold, open_account, tell
-from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
+from runtime.store.calls import expire
+from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
 from runtime.store.packing import pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
 from runtime.store.remembering import of_tenant, remember
-from runtime.store.sealing import new_seal, seal_of
+from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
 
 
@@ -62,11 +74,12 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     if branch.live is not None or waiting[0]:
         place = await _queue_place(tx, turn, branch, *waiting)
         opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0, reserve=Reserve())
-    elif prepared is None or prepared.base != branch.place:
+    elif prepared is None or not await _is_ready(tx, prepared, branch, turn.session):
         return None
     else:
         place = 0
-        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+        asked = prepared.asked or asked
+        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
         opened = replace(opened, reserve=await hold(tx, opened, What.OPENED))
     await insert_turn(tx, opened, place)
@@ -102,13 +115,16 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     )
     prepared = turn.prepared
     assert prepared is not None, "a turn is prepared before it begins"
-    if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
+    if branch.live is not None or first is None or first[0] != turn.id:
         return None
-    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+    if not await _is_ready(tx, prepared, branch, turn.session):
+        return None
+    asked = prepared.asked or turn.asked
+    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
     seal = await seal_of(tx, turn.session)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
+        " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued'",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -118,9 +134,13 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         prepared.context,
         prepared.max_tokens,
         prepared.drift,
+        seal.seal(pack_asked(asked), "turns.asked", turn.id),
     )
     if not changed:
         return None  # dropped meanwhile
+    # With what it says of the calls before it.
+    await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
+    await _say(tx, seal, begun)
     await _occupy(tx, begun)
     reserve = await hold(tx, begun, What.BEGUN)
     await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(reserve))
@@ -161,6 +181,21 @@ async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.drift,
         pack_reserve(turn.reserve) if turn.status is TurnStatus.RUNNING else None,
     )
+    await _say(tx, seal, turn)
+
+
+async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session: SessionId) -> bool:
+    """Whether it was prepared on what the branch is now. Calls are resolved once, so it is enough to count them."""
+    if prepared.base != branch.place:
+        return False
+    line, head = branch.place.line, branch.head
+    if not await calls_of(tx, session, line, head):
+        return True
+    await expire(tx, session, branch)
+    return prepared.resolved == sum(not pending.open for pending in await calls_of(tx, session, line, head))
+
+
+async def _say(tx: Transaction, seal: Seal, turn: TurnRecord) -> None:
     rows: list[tuple[object, ...]] = [
         (turn.id, number, turn.session, seal.seal(pack_item(item), "items.payload", turn.id, number))
         for number, item in enumerate(turn.asked.items)

@@ -11,6 +11,7 @@ from runtime.domain.spending import Amounts
 from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import hold_more, settle, tell
+from runtime.store.calls import add_calls
 from runtime.store.looking import turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.sealing import Seal, seal_of
@@ -100,13 +101,16 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         ending.fingerprint,
     )
     number = len(turn.asked.items)
+    said = Item("assistant", ending.said if ending.calls else text, ending.calls)
     await tx.run(
         "INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)",
         turn.id,
         number,
         turn.session,
-        seal.seal(pack_item(Item("assistant", text)), "items.payload", turn.id, number),
+        seal.seal(pack_item(said), "items.payload", turn.id, number),
     )
+    if ending.calls:
+        await add_calls(tx, turn, place.line, ending.calls)
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
         turn.session,

@@ -23,6 +23,7 @@ from runtime.domain.sessions import (
     TurnStatus,
 )
 from runtime.domain.spending import Amounts, Measure, Reserve
+from runtime.domain.tools import ToolCall
 from runtime.errors import EngineFailed, IllegalTransition, StaleAttempt, Unavailable
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 
@@ -54,7 +55,9 @@ def event(seq: int, index: int, count: int = 1) -> TurnEvent:
 def turn(
     *events: st.SessionTurnEvent, persisted: Sequence[TurnEvent] = (), held: Amounts = HELD, token_bytes: int = 0
 ) -> st.SessionTurn:
-    machine = st.SessionTurn(replace(RECORD, reserve=Reserve(held)), persisted, keep_all_but_one, token_bytes)
+    machine = st.SessionTurn(
+        replace(RECORD, reserve=Reserve(held)), persisted, keep_all_but_one, token_bytes=token_bytes
+    )
     for each in events:
         machine.on(each)
     return machine
@@ -267,3 +270,29 @@ def test_a_turn_that_no_worker_began_has_cost_its_session_nothing() -> None:
 def test_no_more_time_is_spent_than_was_held_however_late_its_owner_wakes() -> None:
     end = finish(turn().on(came(0, finish=FinishReason.STOP), Amounts(wall_ms=1 << 50, kv_byte_seconds=1 << 50))).ending
     assert (end.took.wall_ms, end.took.kv_byte_seconds) == (HELD.wall_ms, HELD.kv_byte_seconds)
+
+
+CALL = ToolCall("call-1", "weather", "{}")
+
+
+def calling(tokens: Sequence[int], text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    """A pure function of all tokens and all of their text, whoever brought them."""
+    assert text == "".join(f"<{token}>" for token in tokens)
+    return "<0>", (CALL,) if len(tokens) > 2 else ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop"),
+    [(FinishReason.STOP, StopReason.TOOL_CALLS), (FinishReason.LENGTH, StopReason.LENGTH)],
+)
+def test_a_turn_ends_with_the_calls_of_all_of_its_tokens(reason: FinishReason, stop: StopReason) -> None:
+    machine = st.SessionTurn(RECORD, [event(1, 0, 2)], keep_all_but_one, calling)
+    ending = finish(machine.on(came(2, finish=reason))).ending
+    assert (ending.stop, ending.calls, ending.said) == (stop, (CALL,), "<0>")
+    halted = st.SessionTurn(RECORD, [event(1, 0, 3)], keep_all_but_one, calling)
+    assert finish(halted.on(st.Halted(Halt.INTERRUPT))).ending.calls == (CALL,)
+    gone = st.SessionTurn(RECORD, [event(1, 0, 3)], keep_all_but_one, calling)
+    assert finish(gone.on(st.Halted(Halt.DISCARD))).ending.calls == ()
+    none = st.SessionTurn(RECORD, [], keep_all_but_one, calling)
+    ending = finish(none.on(came(0, finish=reason))).ending
+    assert (ending.stop is StopReason.TOOL_CALLS, ending.calls, ending.said) == (False, (), "")
