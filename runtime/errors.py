@@ -9,6 +9,7 @@
     ├── NotFound                     not_found  NOT_FOUND            404   no
     ├── TooLarge                     too_large  INVALID_ARGUMENT     413   no
     ├── FailedPrecondition           precondition FAILED_PRECONDITION 409  no
+    │   ├── BudgetSpent              budget     FAILED_PRECONDITION  409   no
     │   ├── Incompatible             incompatible FAILED_PRECONDITION 409  no
     │   └── StaleAttempt             stale      FAILED_PRECONDITION  409   no
     ├── ResourceExhausted            exhausted  RESOURCE_EXHAUSTED   429   yes
@@ -84,6 +85,10 @@ class TooLarge(BatonError):
 
 class FailedPrecondition(BatonError):
     status = Status("precondition", "FAILED_PRECONDITION", 409, retryable=False)
+
+
+class BudgetSpent(FailedPrecondition):
+    status = Status("budget", "FAILED_PRECONDITION", 409, retryable=False)
 
 
 class Incompatible(FailedPrecondition):

@@ -13,6 +13,7 @@ from batonmesh.client import Client, Stream
 from batonmesh.credentials import Credentials
 from batonmesh.errors import (
     BatonError,
+    BudgetSpent,
     Cancelled,
     ContextExceeded,
     DataCorrupt,
@@ -33,6 +34,7 @@ from batonmesh.errors import (
 from batonmesh.messages import Answer, Choice, Event, Options, Prompt
 from batonmesh.sessions import Sessions, TurnStream
 from batonmesh.turns import TurnAnswer, TurnOptions
+from batonmesh.watching import AsyncWatch, Watch
 
 __all__ = [
     "Answer",
@@ -40,7 +42,9 @@ __all__ = [
     "AsyncSessions",
     "AsyncStream",
     "AsyncTurnStream",
+    "AsyncWatch",
     "BatonError",
+    "BudgetSpent",
     "Cancelled",
     "Choice",
     "Client",
@@ -68,4 +72,5 @@ __all__ = [
     "TurnStream",
     "Unauthenticated",
     "Unavailable",
+    "Watch",
 ]

@@ -15,18 +15,22 @@ from batonmesh.turns import (
     PATIENCE_S,
     RETRY_S,
     Items,
+    Kept,
     Place,
     Results,
     TurnAnswer,
     TurnOptions,
+    create_request,
     fresh_key,
     import_requests,
     results_request,
     run_request,
+    update_request,
     whole_turn,
 )
 from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
+from batonmesh.watching import AsyncWatch
 
 T = TypeVar("T")
 
@@ -83,12 +87,21 @@ class AsyncSessions:
         self._stub = showing(session_pb2_grpc.SessionsStub(channel), metadata)
 
     async def create(
-        self, model: str, *, metadata: dict[str, str] | None = None, rerender: bool = False, key: str | None = None
+        self, model: str, *, rerender: bool = False, key: str | None = None, **kept: Unpack[Kept]
     ) -> pb.SessionState:
-        request = pb.CreateSessionRequest(
-            model=model, metadata=metadata, rerender=rerender, idempotency_key=key or fresh_key()
-        )
+        request = create_request(model, rerender, key, kept)
         return await told(self._stub.CreateSession(request))
+
+    async def update(
+        self, session: str, *, version: int | None = None, key: str | None = None, **kept: Unpack[Kept]
+    ) -> pb.SessionState:
+        """Change how a session is kept; what is not given stays as it is. Refused unless it has `version`, if given."""
+        request = update_request(session, version, key, kept)
+        return await told(self._stub.UpdateSession(request))
+
+    def watch(self, session: str, *, after: int | None = None, patience: float = PATIENCE_S) -> AsyncWatch:
+        """The session as it is, unless `after` is the number of a notice, and then what happens to it."""
+        return AsyncWatch(self._stub, told, session, after, patience)
 
     async def get(self, session: str) -> pb.SessionState:
         return await told(self._stub.GetSession(pb.GetSessionRequest(session=session)))

@@ -9,6 +9,7 @@ BatonError
 ├── PermissionDenied         a credential that does not allow this call
 ├── NotFound                 no such model
 ├── FailedPrecondition       not now, not in this state
+│   └── BudgetSpent          a session has spent what it may; `field` says which of its limits
 ├── ResourceExhausted        over a limit that passes; `retry_after` says when    retryable
 ├── Unavailable              nobody serves this now                               retryable
 ├── DeadlineExceeded         the time given is over
@@ -75,6 +76,10 @@ class FailedPrecondition(BatonError):
     pass
 
 
+class BudgetSpent(FailedPrecondition):
+    pass
+
+
 class ResourceExhausted(BatonError):
     retryable = True
 
@@ -116,6 +121,7 @@ _BY_CODE: dict[str, type[BatonError]] = {
     "denied": PermissionDenied,
     "not_found": NotFound,
     "precondition": FailedPrecondition,
+    "budget": BudgetSpent,
     "incompatible": FailedPrecondition,
     "stale": FailedPrecondition,
     "exhausted": ResourceExhausted,

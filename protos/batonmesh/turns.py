@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from batonmesh.errors import InvalidArgument
 from batonmesh.messages import Options, sampling_of
-from batonmesh.v1 import inference_pb2, session_pb2
+from batonmesh.v1 import inference_pb2, limits_pb2, session_pb2
 
 Items = str | Sequence[Mapping[str, Any]]
 """What is said: one text of the user, or messages of {"role": ..., "content": ...}; nothing once all calls of the turn
@@ -50,6 +50,68 @@ def results_request(session: str, branch: str, results: Results, key: str) -> se
         return session_pb2.SubmitToolResultsRequest(session=session, branch=branch, results=said, idempotency_key=key)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"results cannot be sent: {error}", code="invalid", field="results") from error
+
+
+class Policies(TypedDict, total=False):
+    """What the turns of a session do that do not say themselves."""
+
+    on_conflict: Literal["reject", "enqueue", "interrupt", "rollback"]
+    on_disconnect: Literal["continue", "cancel"]
+
+
+class Limits(TypedDict, total=False):
+    """The most that a session may spend; what is not here is not bounded. See batonmesh/v1/limits.proto."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    turns: int
+    wall_ms: int
+    kv_byte_seconds: int
+
+
+class Kept(TypedDict, total=False):
+    """How a session is kept: `ttl` seconds without anything happening after which it is deleted, 0 for never."""
+
+    metadata: Mapping[str, str]
+    ttl: float
+    policies: Policies
+    limits: Limits
+
+
+def create_request(model: str, rerender: bool, key: str | None, kept: Kept) -> session_pb2.CreateSessionRequest:
+    """Raises `InvalidArgument` for what no request can hold."""
+    request = session_pb2.CreateSessionRequest(
+        model=model, metadata=kept.get("metadata"), rerender=rerender, idempotency_key=key or fresh_key()
+    )
+    _keep(request, kept)
+    return request
+
+
+def update_request(session: str, version: int | None, key: str | None, kept: Kept) -> session_pb2.UpdateSessionRequest:
+    """Raises `InvalidArgument` for what no request can hold."""
+    request = session_pb2.UpdateSessionRequest(
+        session=session, expected_version=version, idempotency_key=key or fresh_key()
+    )
+    if "metadata" in kept:
+        request.metadata.CopyFrom(session_pb2.Metadata(pairs=kept["metadata"]))
+    _keep(request, kept)
+    return request
+
+
+def _keep(request: session_pb2.CreateSessionRequest | session_pb2.UpdateSessionRequest, kept: Kept) -> None:
+    if "policies" in kept:
+        told = kept["policies"]
+        conflict = _number(session_pb2.OnConflict, "on_conflict", told.get("on_conflict"))
+        disconnect = _number(session_pb2.OnDisconnect, "on_disconnect", told.get("on_disconnect"))
+        request.policies.CopyFrom(session_pb2.TurnPolicies(on_conflict=conflict, on_disconnect=disconnect))
+    try:
+        if "ttl" in kept:
+            request.ttl_ms = round(kept["ttl"] * 1000)
+        if "limits" in kept:
+            request.limits.CopyFrom(limits_pb2.Limits(**kept["limits"]))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"limits or ttl cannot be sent: {error}", code="invalid", field="limits") from error
 
 
 def run_request(session: str, items: Items, options: Options, turn: TurnOptions) -> session_pb2.RunTurnRequest:

@@ -1,6 +1,7 @@
 """What a client asks of a gateway and what it gets back: the face between the services and the gateway role."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
 from runtime.domain.records import quick
@@ -65,26 +66,46 @@ class Delta:
             return [""] * (len(self.tokens) - 1) + [self.text] if self.tokens else []
         return [self.text[begin:end] for begin, end in zip((0, *self.ends), (*self.ends, None), strict=True)]
 
+    def first(self, count: int) -> "Delta":
+        """Only so many of its tokens, and so not the end that came with the last."""
+        return replace(self, tokens=self.tokens[:count], text="".join(self.texts()[:count]), finish=None, ends=())
+
+
+def first_of(deltas: Iterable[Delta], tokens: int) -> list[Delta]:
+    """Of deltas that follow each other those that have so many tokens together, the last of them cut."""
+    found: list[Delta] = []
+    for delta in deltas:
+        if len(delta.tokens) <= tokens:
+            found.append(delta)
+        elif tokens > 0:
+            found.append(delta.first(tokens))
+        tokens -= len(delta.tokens)
+        if tokens < 0:
+            break
+    return found
+
 
 class Handoffs:
-    """How the attempts of a turn got their KV, gathered from its deltas; `newest` is of the last attempt."""
+    """How the attempts of a turn got their KV, gathered from its deltas: `newest` of the last attempt, `first` of the
+    first, which ran on the worker `boot`."""
 
     def __init__(self) -> None:
         self.newest: Handoff | None = None
-        self._first: Handoff | None = None
+        self.first: Handoff | None = None
+        self.boot: BootId | None = None
         self._attempt = 0
 
     def add(self, delta: Delta) -> None:
         if delta.handoff is None:
             return
         self.newest = delta.handoff
-        if self._first is None or delta.attempt == self._attempt:
-            self._first, self._attempt = delta.handoff, delta.attempt
+        if self.first is None or delta.attempt == self._attempt:
+            self.first, self._attempt, self.boot = delta.handoff, delta.attempt, delta.boot
 
     def cached_tokens(self, prompt_tokens: int) -> int:
         """As the first attempt found it, since a failover is not the client's doing. Both workers count from the first
         token on, so the longer prefix is what nobody computed."""
-        if self._first is None:
+        if self.first is None:
             return 0
-        here = self._first.cached_tokens + self._first.loaded_tokens
-        return min(max(here, self._first.prefill_cached_tokens), prompt_tokens)
+        here = self.first.cached_tokens + self.first.loaded_tokens
+        return min(max(here, self.first.prefill_cached_tokens), prompt_tokens)

@@ -7,6 +7,9 @@ time; what comes meanwhile goes together with the next.
     RUNNING  Came -> same                                                    Append, unless a write is under way
              Came with a finish, Broke, Halted -> ENDING                     Finish, once no write is under way
              Stored -> same                                                  Publish, Append what came meanwhile
+             Came with more than it may spend, SliceDue -> same              Extend, before anything else is written
+             Granted too little to go on -> ENDING, for its budget           StopGenerating, Finish with what fits
+    both     Granted -> same                                                 HoldsUntil, Append or Finish
     ENDING   Stored of the append before -> same                             Publish, Finish
              Stored of the end -> ENDED                                      Publish
     both     StoreSilent -> same: it may have happened, so the same again    RetryLater; RetryDue: the same write
@@ -21,9 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runtime.domain.generation import Delta, Handoffs
+from runtime.domain.generation import Delta, Handoffs, first_of
+from runtime.domain.reuse import Past
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.spending import Amounts, Measure, Purse
 from runtime.domain.tools import ToolCall
 from runtime.errors import BatonError, IllegalTransition, Unavailable
 
@@ -43,9 +48,6 @@ _S = SessionTurnState
 _NEXT = {
     _S.RUNNING: {_S.ENDING, _S.FENCED, _S.ABANDONED},
     _S.ENDING: {_S.ENDED, _S.FENCED, _S.ABANDONED},
-    _S.ENDED: set(),
-    _S.FENCED: set(),
-    _S.ABANDONED: set(),
 }
 OVER = frozenset({_S.ENDED, _S.FENCED, _S.ABANDONED})
 
@@ -86,6 +88,18 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceDue:
+    """What the turn holds of its session's budget lasts not much longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What it holds from now on."""
+
+    held: Amounts
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSilent:
     pass
 
@@ -107,7 +121,7 @@ class Fenced:
     error: BatonError
 
 
-SessionTurnEvent = Came | Broke | Halted | Stored | StoreSilent | RetryDue | GraceOver | Fenced
+SessionTurnEvent = Came | Broke | Halted | Stored | SliceDue | Granted | StoreSilent | RetryDue | GraceOver | Fenced
 
 
 # Commands
@@ -116,6 +130,21 @@ SessionTurnEvent = Came | Broke | Halted | Stored | StoreSilent | RetryDue | Gra
 @dataclass(frozen=True, slots=True)
 class Append:
     event: TurnEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Ask to hold `want` in all; `took` is the time and KV so far."""
+
+    want: Amounts
+    took: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsUntil:
+    """Ask for more in so many milliseconds."""
+
+    milliseconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +176,46 @@ class GiveUp:
     error: BatonError
 
 
-SessionTurnCommand = Append | Finish | Publish | StopGenerating | RetryLater | GiveUp
+SessionTurnCommand = Append | Extend | HoldsUntil | Finish | Publish | StopGenerating | RetryLater | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    status: TurnStatus
+    stop: StopReason | None = None
+    error: BatonError | None = None
+    limit: Measure | None = None
 
 
 class SessionTurn:
-    """`persisted` are the events of an earlier owner."""
+    """`persisted` are the events of an earlier owner; `token_bytes` the KV of a token; `past` what its branch had."""
 
-    def __init__(self, record: TurnRecord, persisted: Sequence[TurnEvent], kept: Kept, calls: Calls = no_calls) -> None:
+    def __init__(
+        self,
+        record: TurnRecord,
+        persisted: Sequence[TurnEvent],
+        kept: Kept,
+        calls: Calls = no_calls,
+        token_bytes: int = 0,
+        past: Past | None = None,
+    ) -> None:
+        prepared = record.prepared
+        assert prepared is not None, "a turn is prepared before it runs"
         self.record = record
         self.state = SessionTurnState.RUNNING
         self.published: list[TurnEvent] = [*persisted]
         self.ending: Ending | None = None
         self._kept = kept
         self._calls = calls
+        self._past = past
         self._tokens = [token for event in persisted for token in event.tokens]
         self._pending: list[Delta] = []
-        self._writing: Append | Finish | None = None
-        self._end: tuple[TurnStatus, StopReason | None, BatonError | None] | None = None
+        self._writing: Append | Extend | Finish | None = None
+        self._end: _End | None = None
+        self._prompt = prepared.context + len(prepared.prompt)
+        self._purse = Purse(record.reserve.held, self._prompt, prepared.max_tokens, token_bytes)
+        self._ran = record.reserve.took
+        self._slice_due = False
         self._handoffs = Handoffs()
         self._attempts = 1
         self._boot: BootId | None = None
@@ -177,18 +229,39 @@ class SessionTurn:
         """All tokens that are durable: whoever generates on is forced to them."""
         return tuple(self._tokens)
 
-    def on(self, event: SessionTurnEvent) -> list[SessionTurnCommand]:  # noqa: C901, PLR0911 - the table, a row each
+    @property
+    def tokens(self) -> int:
+        """Of its context with the answer so far: what has KV."""
+        return self._prompt + self._output
+
+    @property
+    def holds_for_ms(self) -> int:
+        """When to say that its slice is due."""
+        return self._purse.ask_in_ms(self._output, self._ran)
+
+    @property
+    def _output(self) -> int:
+        return len(self._tokens) + sum(len(delta.tokens) for delta in self._pending)
+
+    def on(self, event: SessionTurnEvent, ran: Amounts | None = None) -> list[SessionTurnCommand]:  # noqa: C901, PLR0911 - the table, a row each
+        """`ran` is the time and KV that the turn took so far, where that has changed."""
         if self.over:
             return []
+        self._ran = ran or self._ran
         match event:
             case Came(delta) if self.state is SessionTurnState.RUNNING:
                 return self._came(delta)
             case Broke(error) if self.state is SessionTurnState.RUNNING:
-                return self._ends(TurnStatus.FAILED, None, error)
+                return self._ends(_End(TurnStatus.FAILED, error=error))
             case Halted(how) if self.state is SessionTurnState.RUNNING:
                 return self._halted(how)
             case Stored():
                 return self._stored()
+            case SliceDue() if self.state is SessionTurnState.RUNNING:
+                self._slice_due = True
+                return self._write()
+            case Granted(held):
+                return self._granted(held)
             case StoreSilent():
                 return [RetryLater()]
             case RetryDue() if self._writing is not None:
@@ -209,21 +282,46 @@ class SessionTurn:
         if delta.finish is None:
             return self._write()
         stop = StopReason.LENGTH if delta.finish is FinishReason.LENGTH else StopReason.END_TURN
-        return self._ends(TurnStatus.COMMITTED, stop, None)
+        return self._ends(_End(TurnStatus.COMMITTED, stop))
 
     def _halted(self, how: Halt) -> list[SessionTurnCommand]:
         if how is Halt.INTERRUPT:
-            return [StopGenerating(), *self._ends(TurnStatus.COMMITTED, StopReason.INTERRUPTED, None)]
-        return [StopGenerating(), *self._ends(TurnStatus.CANCELLED, None, None)]
+            return [StopGenerating(), *self._ends(_End(TurnStatus.COMMITTED, StopReason.INTERRUPTED))]
+        return [StopGenerating(), *self._ends(_End(TurnStatus.CANCELLED))]
 
-    def _ends(self, status: TurnStatus, stop: StopReason | None, error: BatonError | None) -> list[SessionTurnCommand]:
+    def _ends(self, end: _End) -> list[SessionTurnCommand]:
         self._to(SessionTurnState.ENDING)
-        self._end = status, stop, error
+        self._end = end
+        return self._write()
+
+    def _granted(self, held: Amounts) -> list[SessionTurnCommand]:
+        assert isinstance(self._writing, Extend), "only what was asked for is granted"
+        self._writing, self._slice_due = None, False
+        self._purse.take(held)
+        if not self._purse.fits(self._output):
+            return self._cut()
+        if self.state is SessionTurnState.RUNNING and self._purse.left_ms(self._output, self._ran) <= 0:
+            spent = _End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=self._purse.out_of(self._ran))
+            return [StopGenerating(), *self._ends(spent)]
+        return [HoldsUntil(self.holds_for_ms), *self._write()]
+
+    def _cut(self) -> list[SessionTurnCommand]:
+        """No more tokens are to be had: what does not fit was never given out, and is not spent."""
+        self._pending = first_of(self._pending, self._purse.held.completion_tokens - len(self._tokens))
+        spent = _End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=Measure.COMPLETION)
+        if self._end is None:
+            return [StopGenerating(), *self._ends(spent)]
+        if self._end.stop in (StopReason.END_TURN, StopReason.LENGTH):
+            self._end = spent
         return self._write()
 
     def _write(self) -> list[SessionTurnCommand]:
         if self._writing is not None:
             return []
+        lacks = not self._purse.fits(self._output)
+        if lacks or (self._end is None and (self._slice_due or self._purse.low(self._output))):
+            self._writing = Extend(self._purse.want(self._output, self._ran), self._ran)
+            return [self._writing]
         event = self._gathered()
         if self._end is not None:
             self._writing = self._finish(event)
@@ -244,20 +342,33 @@ class SessionTurn:
 
     def _finish(self, event: TurnEvent | None) -> Finish:
         assert self._end is not None
-        status, stop, error = self._end
+        end, prepared = self._end, self.record.prepared
+        assert prepared is not None, "a turn is prepared before it runs"
         events = (*self.published, *(() if event is None else (event,)))
         tokens = (*self._tokens, *(() if event is None else event.tokens))
-        prepared = self.record.prepared
-        assert prepared is not None, "a turn is prepared before it runs"
-        prompt = prepared.context + len(prepared.prompt)
-        spent = Spent(prompt, self._handoffs.cached_tokens(prompt), len(tokens))
+        spent = Spent(self._prompt, self._handoffs.cached_tokens(self._prompt), len(tokens))
+        # A prompt that no worker began to compute costs nothing, and neither does a turn that failed.
+        prompted = self._handoffs.newest is not None or bool(self._tokens)
+        computed, cached = (spent.prompt - spent.cached) * prompted, spent.cached * prompted
+        took = Amounts(computed, cached, spent.completion, int(end.status is not TurnStatus.FAILED))
         ending = Ending(
-            status, stop, error, 0, spent, self._attempts, self._boot, self._handoffs.newest, prepared.drift
+            end.status,
+            end.stop,
+            end.error,
+            spent=spent,
+            attempts=self._attempts,
+            boot=self._boot,
+            handoff=self._handoffs.newest,
+            drift=prepared.drift,
+            took=self._purse.took(took, self._ran, end.limit),
+            limit=end.limit,
+            sources=None if self._past is None else self._past.sources(self._prompt, self._handoffs),
+            fingerprint=None if self._past is None else self._past.serves,
         )
-        if status is TurnStatus.COMMITTED:
+        if end.status is TurnStatus.COMMITTED:
             text = "".join(each.text for each in events)
             said, calls = self._calls(tokens, text)
-            stop = StopReason.TOOL_CALLS if calls and stop is StopReason.END_TURN else stop
+            stop = StopReason.TOOL_CALLS if calls and end.stop is StopReason.END_TURN else end.stop
             kept = self._kept(tokens, text, stop is not StopReason.LENGTH)
             ending = replace(ending, stop=stop, kept=kept, calls=calls, said=said if calls else "")
         return Finish(ending, tokens, events)
@@ -275,7 +386,7 @@ class SessionTurn:
                 self.ending = ending
                 self._to(SessionTurnState.ENDED)
                 return [Publish()]
-            case None:
+            case _:
                 raise IllegalTransition("session turn", self.state, "Stored", self.record.id)
 
     def _leave(self, state: SessionTurnState, error: BatonError) -> list[SessionTurnCommand]:
@@ -283,6 +394,6 @@ class SessionTurn:
         return [StopGenerating(), GiveUp(error)]
 
     def _to(self, state: SessionTurnState) -> None:
-        if state not in _NEXT[self.state]:
+        if state not in _NEXT.get(self.state, ()):
             raise IllegalTransition("session turn", self.state, state, self.record.id)
         self.state = state

@@ -7,10 +7,12 @@ line; its epoch grows with every owner of a turn on it, and fences what an older
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
+from runtime.domain.reuse import Sources
 from runtime.domain.sequence import Sampling
+from runtime.domain.spending import NO_ACCOUNT, NO_RESERVE, NOTHING, Account, Amounts, Measure, Reserve
 from runtime.domain.tools import MAX_CALL_ID, NAME, NO_TOOLS, Pending, Toolbox, ToolCall, arguments_of
 from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
@@ -23,6 +25,7 @@ MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 MAX_QUEUED = 256
+MAX_TTL_MS = 10 * 365 * 24 * 3600 * 1000
 
 
 class TurnStatus(enum.StrEnum):
@@ -40,12 +43,13 @@ UNFINISHED = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
 
 class StopReason(enum.StrEnum):
     """Why a committed turn ended. `interrupted`: somebody stopped it and kept what there was; `tool_calls`: it called
-    tools, and the branch waits until they are resolved."""
+    tools, and the branch waits until they are resolved; `budget`: its session had nothing left to spend."""
 
     END_TURN = "end_turn"
     LENGTH = "length"
     INTERRUPTED = "interrupted"
     TOOL_CALLS = "tool_calls"
+    BUDGET = "budget"
 
 
 class OnConflict(enum.StrEnum):
@@ -87,6 +91,17 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Policies:
+    """What a turn does that does not say itself: as of `Asked`."""
+
+    on_conflict: OnConflict = OnConflict.REJECT
+    cancel_unwatched: bool = False
+
+
+DEFAULT_POLICIES = Policies()
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """`created_ms` is the store's clock, milliseconds since 1970. `rerender`: every turn renders the whole conversation
     anew, for a model whose chat template has no rendering of what is new alone. `vocabulary` says what its token ids
@@ -99,6 +114,8 @@ class Session:
     rerender: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     vocabulary: str = ""
+    policies: Policies = DEFAULT_POLICIES
+    account: Account = NO_ACCOUNT
     hidden: bool = False
 
 
@@ -127,8 +144,9 @@ class Branch:
 class Asked:
     """What a client wants of a turn. `max_tokens_given`: the sampling's own bound is the client's; else the answer may
     fill the context. `deadline_s` counts anew for whoever takes the turn over. `cancel_unwatched`: when the last who
-    watches it leaves, it is cancelled. `instructions` stand before all that was said, for this turn only. `memo` is
-    what the face that took the turn wants to find again with it; nobody else reads it."""
+    watches it leaves, it is cancelled; where that or `on_conflict` is None, the session's policies say it.
+    `instructions` stand before all that was said, for this turn only. `memo` is what the face that took the turn wants
+    to find again with it; nobody else reads it."""
 
     items: tuple[Item, ...]
     sampling: Sampling
@@ -136,11 +154,17 @@ class Asked:
     deadline_s: float
     expected_head: TurnId | None = None
     head_is_expected: bool = False
-    on_conflict: OnConflict = OnConflict.REJECT
-    cancel_unwatched: bool = False
+    on_conflict: OnConflict | None = None
+    cancel_unwatched: bool | None = None
     toolbox: Toolbox = NO_TOOLS
     instructions: str | None = field(default=None, repr=False)
     memo: bytes = field(default=b"", repr=False)
+
+    def settled(self, policies: Policies) -> "Asked":
+        """With what the policies say for what it leaves open."""
+        conflict = policies.on_conflict if self.on_conflict is None else self.on_conflict
+        cancel = policies.cancel_unwatched if self.cancel_unwatched is None else self.cancel_unwatched
+        return replace(self, on_conflict=conflict, cancel_unwatched=cancel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +206,8 @@ class Spent:
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta. Of
-    one that made `calls`, `said` is the text beside them."""
+    one that made `calls`, `said` is the text beside them. `took` is what its session has spent on it, `limit` what
+    there was none left of, `sources` where its prompt's KV is from, `fingerprint` names that KV."""
 
     status: TurnStatus
     stop: StopReason | None = None
@@ -193,6 +218,10 @@ class Ending:
     boot: BootId | None = None
     handoff: Handoff | None = None
     drift: int = 0
+    took: Amounts = NOTHING
+    limit: Measure | None = None
+    sources: Sources | None = None
+    fingerprint: str | None = None
     calls: tuple[ToolCall, ...] = ()
     said: str = field(default="", repr=False)
 
@@ -200,7 +229,8 @@ class Ending:
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
     """A turn as the store has it. `prepared` is None while it is queued, `ending` until it has one. `halt`: somebody
-    asked its owner to stop it."""
+    asked its owner to stop it. `reserve` is what it holds of its session's budget while it runs; of one that is to run,
+    what it wants to hold."""
 
     id: TurnId
     session: SessionId
@@ -214,6 +244,7 @@ class TurnRecord:
     prepared: Prepared | None = None
     halt: Halt | None = None
     ending: Ending | None = None
+    reserve: Reserve = NO_RESERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +258,9 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a branch has said so far. `preamble` are the system messages that it begins with, the `instructions` of its
-    last answer before all others; `boot` the decode worker that ran that, `toolbox` what it was told of tools. `items`
-    is all of it, only where the next turn renders anew; else `unrendered` are the items that were added after the last
-    answer. `calls` are those of the head."""
+    last answer before all others; `boot` the decode worker that ran that, with KV of `fingerprint`, `toolbox` what it
+    was told of tools. `items` is all of it, only where the next turn renders anew; else `unrendered` are the items that
+    were added after the last answer. `calls` are those of the head."""
 
     session: Session
     branch: Branch
@@ -239,6 +270,7 @@ class Context:
     items: tuple[Item, ...] = field(default=(), repr=False)
     calls: tuple[Pending, ...] = ()
     toolbox: Toolbox = NO_TOOLS
+    fingerprint: str | None = None
     instructions: str | None = field(default=None, repr=False)
     unrendered: tuple[Item, ...] = field(default=(), repr=False)
 

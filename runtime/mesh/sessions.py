@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from runtime.config import Config
 from runtime.errors import StartError
 from runtime.mesh.secret import open_secret
-from runtime.ports import SessionStore
-from runtime.roles.sessions import SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.session_store import SessionStore
+from runtime.store.bells import Bells
 from runtime.store.sealing import MasterKey
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
@@ -26,23 +27,25 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
     if config.sessions.store == "none":
         yield None
         return
-    database = _database(config)
+    database, bells = _database(config)
     try:
         await database.open()
-        yield SqlSessionStore(database)
+        yield SqlSessionStore(database, bells)
     finally:
         await database.close()
 
 
-def _database(config: Config) -> "SqliteDatabase | PostgresDatabase":
+def _database(config: Config) -> tuple["SqliteDatabase | PostgresDatabase", Bells]:
+    """The database, and what wakes those who watch sessions kept in it."""
     master = MasterKey(open_secret(config.master_key, "sealing.key", "a master key"))
     if config.sessions.store == "sqlite":
-        return SqliteDatabase(config.state / _FILE, master)
+        return SqliteDatabase(config.state / _FILE, master), Bells()
     try:
+        from runtime.store.notifying import NotifyingBells
         from runtime.store.postgres import PostgresDatabase
     except ImportError as error:
         raise StartError("sessions.store: PostgreSQL needs asyncpg: pip install 'batonmesh[postgres]'") from error
-    return PostgresDatabase(config.sessions.store, master)
+    return PostgresDatabase(config.sessions.store, master), NotifyingBells(config.sessions.store)
 
 
 def session_settings(config: Config) -> SessionSettings:

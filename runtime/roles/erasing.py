@@ -13,7 +13,8 @@ from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.messages import View, Worker
 from runtime.errors import BatonError
 from runtime.ids import BootId, SessionId, TenantId
-from runtime.ports import PageKeepers, SessionStore
+from runtime.ports import PageKeepers
+from runtime.session_store import SessionStore
 
 _log = logging.getLogger(__name__)
 

@@ -17,9 +17,13 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
+from runtime.domain.spending import Account
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.roles.gateway import ServedModel
+
+# As long as OpenAI keeps a response.
+_ALONE_TTL_MS = 30 * 24 * 3600 * 1000
 
 
 def fresh_session(
@@ -35,10 +39,12 @@ def fresh_session(
 
 
 def hidden_session(ident: SessionId, tenant: TenantId, served: ServedModel) -> Session:
-    """Of a response that asked for none; it renders anew where the model cannot do without."""
-    tokenizer = served.tokenizer
+    """Of a response that asked for none; it renders anew where the model cannot do without. It goes when nobody went on
+    from any of its responses for 30 days."""
+    tokenizer, account = served.tokenizer, Account(ttl_ms=_ALONE_TTL_MS)
     anew = tokenizer.no_deltas() is not None
-    return Session(ident, tenant, served.spec.name, 0, anew, vocabulary=tokenizer.vocabulary, hidden=True)
+    vocabulary = tokenizer.vocabulary
+    return Session(ident, tenant, served.spec.name, 0, anew, vocabulary=vocabulary, account=account, hidden=True)
 
 
 def beginning(session: Session) -> Context:

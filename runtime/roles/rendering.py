@@ -9,6 +9,7 @@ from functools import partial
 from runtime.domain.generation import Generation
 from runtime.domain.sessions import Asked, Context, Item, Prepared, Session
 from runtime.domain.settling import settled
+from runtime.domain.spending import Reserve, first_slice
 from runtime.domain.tools import check_toolbox
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ports import Tokenizer
@@ -18,6 +19,8 @@ from runtime.roles.gateway import GatewayRole, ServedModel
 Message = dict[str, object]
 
 Offload = Callable[[Callable[[], Prepared]], Awaitable[Prepared]]
+Ready = tuple[Prepared, Reserve]
+"""A turn that may run, and what it wants to hold before it does."""
 
 
 class Rendering:
@@ -36,8 +39,10 @@ class Rendering:
             raise FailedPrecondition(f"{told}, so its tokens mean something else", field="session")
         return served
 
-    async def prepare(self, context: Context, asked: Asked) -> Prepared:
-        """Render what is new and see that it fits. Raises as `GatewayRole.check`, or what the template refuses."""
+    async def prepare(self, context: Context, asked: Asked) -> Ready:
+        """Render what is new and see that it fits; says what the turn wants to hold before it runs.
+
+        Raises as `GatewayRole.check`, or what the template refuses."""
         work = partial(self._render, context, asked)
         texts = (*context.preamble, *asked.items, *context.items, *context.unrendered)
         size = sum(len(item.content) for item in texts) + len(asked.instructions or "")
@@ -49,7 +54,8 @@ class Rendering:
         self._gateway.check(
             Generation(context.session.model, tokens, sampling, context.session.tenant, asked.deadline_s)
         )
-        return prepared
+        token_bytes = self.served(context.session).spec.token_bytes
+        return prepared, Reserve(first_slice(len(tokens), prepared.max_tokens, token_bytes))
 
     def _render(self, context: Context, asked: Asked) -> Prepared:
         served = self.served(context.session)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Generation
+from runtime.domain.reuse import Past
 from runtime.domain.sequence import Ref
 from runtime.domain.sessions import Progress, TurnEvent, TurnRecord
+from runtime.domain.spending import Meter
 from runtime.errors import BatonError, ResourceExhausted, StaleAttempt, Unavailable
 
 if TYPE_CHECKING:
@@ -32,22 +34,28 @@ class RunningTurn:
         generation: Generation,
         kept: st.Kept,
         calls: st.Calls,
+        token_bytes: int,
+        past: Past,
     ) -> None:
-        self.turn = st.SessionTurn(record, persisted, kept, calls)
+        self.turn = st.SessionTurn(record, persisted, kept, calls, token_bytes, past)
         self.left: BatonError | None = None
         self._role = role
         self._news = asyncio.Event()
         self._silent_since: float | None = None
         self._retry: Timer | None = None
+        self._meter = Meter(token_bytes, record.reserve.took, role.clock.now())
+        self._slice = role.clock.call_later(self.turn.holds_for_ms / 1000, partial(self.feed, st.SliceDue()))
         self._generating = role.group.create_task(self._generate(generation))
 
     def feed(self, event: st.SessionTurnEvent) -> None:
-        commands = self.turn.on(event)
+        ran = self._meter.read(self._role.clock.now(), self.turn.tokens)
+        commands = self.turn.on(event, ran)
         record = self.turn.record
         self._role.observe(Ref(record.id, record.epoch, 0), event, commands)
         for command in commands:
             self._do(command)
         if self.turn.over:
+            self._slice.cancel()
             self._role.over(self)
 
     def progress(self, after: int) -> Progress:
@@ -61,13 +69,17 @@ class RunningTurn:
 
     def stop(self) -> None:
         """The gateway stops: nothing more happens here, and another owner goes on."""
+        self._slice.cancel()
         if self._retry is not None:
             self._retry.cancel()
 
     def _do(self, command: st.SessionTurnCommand) -> None:
         match command:
-            case st.Append() | st.Finish():
+            case st.Append() | st.Extend() | st.Finish():
                 self._role.group.create_task(self._write(command))
+            case st.HoldsUntil(milliseconds):
+                self._slice.cancel()
+                self._slice = self._role.clock.call_later(milliseconds / 1000, partial(self.feed, st.SliceDue()))
             case st.Publish():
                 self._tell()
             case st.StopGenerating():
@@ -87,23 +99,30 @@ class RunningTurn:
         except BatonError as error:
             self.feed(st.Broke(error))
 
-    async def _write(self, command: st.Append | st.Finish) -> None:
-        store, record = self._role.store, self.turn.record
+    async def _write(self, command: st.Append | st.Extend | st.Finish) -> None:
         try:
-            if isinstance(command, st.Append):
-                await store.append(record, command.event)
-            else:
-                await store.finish(record, command.ending, command.tokens, command.events)
+            written = await self._stored(command)
         except (Unavailable, ResourceExhausted):
             self._silent()
         except StaleAttempt as error:
             self.feed(st.Fenced(error))
         except BatonError as error:
-            _log.exception("the session store refused a write", extra={"turn": record.id})
+            _log.exception("the session store refused a write", extra={"turn": self.turn.record.id})
             self.feed(st.Fenced(error))
         else:
             self._silent_since = None
-            self.feed(st.Stored())
+            self.feed(written)
+
+    async def _stored(self, command: st.Append | st.Extend | st.Finish) -> st.Stored | st.Granted:
+        store, record = self._role.store, self.turn.record
+        match command:
+            case st.Append(event):
+                await store.append(record, event)
+            case st.Extend(want, took):
+                return st.Granted(await store.extend(record, want, took))
+            case st.Finish(ending, tokens, events):
+                await store.finish(record, ending, tokens, events)
+        return st.Stored()
 
     def _silent(self) -> None:
         now = self._role.clock.now()

@@ -6,16 +6,16 @@ Owns the turns that run here; whether that is still so is the store's to say, by
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from typing import Any
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
-from runtime.domain.generation import Claim, Generation
 from runtime.domain.routing import DECODE
 from runtime.domain.sessions import (
+    DEFAULT_POLICIES,
     MAIN,
     Asked,
     Context,
@@ -24,41 +24,28 @@ from runtime.domain.sessions import (
     Item,
     Key,
     OnConflict,
-    Prepared,
+    Policies,
     Progress,
     Session,
     TurnEvent,
     TurnRecord,
     TurnStatus,
 )
-from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
+from runtime.domain.spending import NO_ACCOUNT, Account
+from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
-from runtime.ports import Observe, SessionStore, unobserved
-from runtime.roles.calls import calls_of
-from runtime.roles.committing import kept_tokens
+from runtime.ports import Observe, unobserved
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
-from runtime.roles.rendering import Offload, Rendering
+from runtime.roles.rendering import Offload, Ready, Rendering
+from runtime.roles.session_settings import SessionSettings
 from runtime.roles.session_turn import RunningTurn
+from runtime.roles.starting import start
+from runtime.roles.sweeping import sweeps
+from runtime.session_store import SessionStore
 
 _log = logging.getLogger(__name__)
 _TRIES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """`lease_s`: an owner that is silent for so long has lost its turns; it beats every `beat_s`, and takes over up to
-    `adopt_at_once` turns at a time. `retry_s`: a write that the store did not answer is tried again; after
-    `store_grace_s` of that the turn is left to a later owner. `poll_s`: how often a turn that runs elsewhere is looked
-    at. Texts above `inline_chars` are rendered off the event loop."""
-
-    lease_s: float = 5.0
-    beat_s: float = 1.0
-    adopt_at_once: int = 64
-    retry_s: float = 0.2
-    store_grace_s: float = 30.0
-    poll_s: float = 0.1
-    inline_chars: int = 16_384
 
 
 class SessionRole:
@@ -91,6 +78,8 @@ class SessionRole:
             async with asyncio.TaskGroup() as self.group:
                 await self._say_alive()
                 self.group.create_task(self._beats())
+                self.group.create_task(self.store.tend())
+                self.group.create_task(sweeps(self.store, self.clock, self.settings.sweep_s))
                 while True:
                     await self._look_after()
                     await self.clock.sleep(self.settings.beat_s)
@@ -110,18 +99,21 @@ class SessionRole:
         *,
         metadata: Mapping[str, str] | None = None,
         rerender: bool = False,
+        policies: Policies = DEFAULT_POLICIES,
+        account: Account = NO_ACCOUNT,
     ) -> Session:
         """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
         served = self.gateway.served(model)
-        session = fresh_session(self._ids.session(), tenant, served, metadata or {}, rerender=rerender)
+        made = fresh_session(self._ids.session(), tenant, served, metadata or {}, rerender=rerender)
+        session = replace(made, policies=policies, account=account)
         return await self.store.create(session, key)
 
     async def open_alone(self, tenant: TenantId, model: str, asked: Asked, key: Key | None) -> TurnRecord:
         """Open a turn in a hidden session, which is made once it is known that the turn fits."""
         session = hidden_session(self._ids.session(), tenant, self.gateway.served(model))
-        prepared = await self._rendering.prepare(beginning(session), asked)
+        ready = await self._rendering.prepare(beginning(session), asked)
         made = await self.store.create(session, key)
-        return (await self.open(tenant, made.id, MAIN, asked, key, prepared))[0]
+        return (await self.open(tenant, made.id, MAIN, asked, key, ready))[0]
 
     async def add(
         self, tenant: TenantId, session: SessionId, branch: str, items: tuple[Item, ...], key: Key | None
@@ -137,21 +129,21 @@ class SessionRole:
         branch: str,
         asked: Asked,
         key: Key | None,
-        prepared: Prepared | None = None,
+        ready: Ready | None = None,
     ) -> tuple[TurnRecord, bool]:
-        """Open a turn, or find the one that was opened under this key; says whether it is new. `prepared` is of use
-        while the branch stands where it was then."""
+        """Open a turn, or find the one that was opened under this key; says whether it is new. `ready` is of use
+        while the branch stands where it was when that was prepared."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
             return known, False
         ident = self._ids.turn()
         # Until it is known here, it looks in the store like one of ours that nobody runs.
         self._opening.add(ident)
         try:
-            return await self._open(ident, tenant, session, branch, asked, key, prepared)
+            return await self._open(ident, tenant, session, branch, asked, key, ready)
         except asyncio.CancelledError:
-            if asked.cancel_unwatched:
+            if asked.cancel_unwatched is not False:
                 # It may be there all the same, and nobody will ever watch it.
-                self._cancel_later(tenant, session, ident)
+                self._cancel_later(self._cancel_unseen(tenant, session, ident))
             raise
         finally:
             self._opening.discard(ident)
@@ -164,17 +156,20 @@ class SessionRole:
         branch: str,
         asked: Asked,
         key: Key | None,
-        prepared: Prepared | None,
+        ready: Ready | None,
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
             context = await self.store.context(tenant, session, branch, asked.instructions)
-            if prepared is None or prepared.base != context.branch.place:
-                prepared = await self._rendering.prepare(context, asked)
-            model, owner = context.session.model, self.gateway.gateway
-            record = TurnRecord(ident, session, tenant, branch, model, TurnStatus.RUNNING, 0, owner, asked, prepared)
+            asked = asked.settled(context.session.policies)
+            if ready is None or ready[0].base != context.branch.place:
+                ready = await self._rendering.prepare(context, asked)
+            prepared, reserve = ready
+            model, owner, runs = context.session.model, self.gateway.gateway, TurnStatus.RUNNING
+            record = TurnRecord(ident, session, tenant, branch, model, runs, 0, owner, asked, prepared, reserve=reserve)
             opened = await self.store.open(record, key)
             if opened is not None:
                 break
+            ready = None  # calls may have been resolved meanwhile, too
         else:
             raise FailedPrecondition(f"branch {branch!r} moves on faster than a turn can be prepared", field="branch")
         turn, fresh = opened
@@ -182,7 +177,7 @@ class SessionRole:
             self._run(turn, (), context)
         elif fresh:
             self._waiting[turn.id] = turn
-            if asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
+            if turn.asked.on_conflict in (OnConflict.INTERRUPT, OnConflict.ROLLBACK):
                 await self._beat()
             self.group.create_task(self._begin_next(session, branch))
         return turn, fresh
@@ -205,7 +200,7 @@ class SessionRole:
             if not self._watchers[turn.id]:
                 del self._watchers[turn.id]
                 if turn.asked.cancel_unwatched and (turn.id in self._running or turn.id in self._waiting):
-                    self._cancel_later(turn.tenant, turn.session, turn.id)
+                    self._cancel_later(self._cancel_unwatched(turn.tenant, turn.session, turn.id))
 
     async def watch(self, record: TurnRecord, after: int) -> AsyncIterator[Progress]:
         """Its events above `after` as they become durable, whoever its owner is; the last has its ending."""
@@ -245,13 +240,20 @@ class SessionRole:
             del self._running[record.id]
             self.group.create_task(self._begin_next(record.session, record.branch))
 
-    def _cancel_later(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
+    def _cancel_later(self, cancelling: Coroutine[Any, Any, None]) -> None:
         """Not when all here stops: then the turn is its next owner's, and whoever watched it may come back for it."""
-        cancelling = self._cancel_unwatched(tenant, session, turn)
         try:
             self.group.create_task(cancelling)
         except RuntimeError:
             cancelling.close()
+
+    async def _cancel_unseen(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
+        try:
+            opened = (await self.store.progress(tenant, session, turn, 0)).turn
+        except BatonError:
+            return  # it never came to be, or will be found by who looks for what was left
+        if opened.asked.cancel_unwatched:
+            await self._cancel_unwatched(tenant, session, turn)
 
     async def _cancel_unwatched(self, tenant: TenantId, session: SessionId, turn: TurnId) -> None:
         try:
@@ -366,38 +368,20 @@ class SessionRole:
     async def _begin(self, record: TurnRecord) -> None:
         context = await self.store.context(record.tenant, record.session, record.branch, record.asked.instructions)
         try:
-            prepared = await self._rendering.prepare(context, record.asked)
-        except Unavailable:
+            prepared, reserve = await self._rendering.prepare(context, record.asked)
+            ready = replace(record, prepared=prepared, owner=self.gateway.gateway, reserve=reserve)
+            begun = await self.store.begin(ready)
+        except (Unavailable, ResourceExhausted):
             raise
         except BatonError as error:
             if await self.store.drop(record, Ending(TurnStatus.FAILED, error=error)):
                 self._waiting.pop(record.id, None)
                 self.group.create_task(self._begin_next(record.session, record.branch))
             return
-        begun = await self.store.begin(replace(record, prepared=prepared, owner=self.gateway.gateway))
         if begun is not None:
             self._waiting.pop(begun.id, None)
             self._run(begun, (), context)
 
     def _run(self, record: TurnRecord, persisted: tuple[TurnEvent, ...], context: Context) -> None:
-        prepared = record.prepared
-        assert prepared is not None, "a running turn was prepared"
         served = self._rendering.served(context.session)
-        past = context.tokens if prepared.context else ()
-        given = tuple(token for event in persisted for token in event.tokens)
-        generation = Generation(
-            record.model,
-            (*past, *prepared.prompt),
-            replace(record.asked.sampling, max_tokens=prepared.max_tokens),
-            record.tenant,
-            record.asked.deadline_s,
-            claim=Claim(record.id, record.epoch, given, context.boot, record.session),
-        )
-        sampling = generation.sampling
-        enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)
-
-        def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
-            return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
-
-        calls = partial(calls_of, served.tokenizer, record.asked.toolbox, record.id)
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, calls)
+        self._running[record.id] = start(self, served, record, persisted, context)

@@ -30,6 +30,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/ListItems": _USERS,
     "/batonmesh.v1.Sessions/Fork": _USERS,
     "/batonmesh.v1.Sessions/Rollback": _USERS,
+    "/batonmesh.v1.Sessions/UpdateSession": _USERS,
+    "/batonmesh.v1.Sessions/WatchSession": _USERS,
     "/batonmesh.v1.Sessions/DeleteBranch": _USERS,
     "/batonmesh.v1.Sessions/Erase": _USERS,
     "/batonmesh.v1.Sessions/Export": _USERS,

@@ -1,12 +1,14 @@
 """`batonmesh.v1.Sessions`: what users call by gRPC. Translates and delegates."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import grpc
 
 from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
+from runtime.domain.notices import Notice
 from runtime.domain.sessions import Asked, Halt, Progress, TurnEvent, TurnRecord
 from runtime.errors import DeadlineExceeded, InvalidArgument, TooLarge
 from runtime.ids import SessionId, TenantId
@@ -14,6 +16,7 @@ from runtime.pacing import let_others_run
 from runtime.roles.erasing import ErasingRole
 from runtime.roles.sessions import SessionRole
 from runtime.roles.submitting import submit
+from runtime.roles.watching import Watchers
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
@@ -22,6 +25,7 @@ from runtime.store.bundle import MAX_BUNDLE_BYTES
 from runtime.wire import fields
 from runtime.wire import session as wire
 from runtime.wire.erasing import pack_erasure
+from runtime.wire.keeping import pack_notice, unpack_account, unpack_change
 from runtime.wire.tools import pack_pending, unpack_results
 
 _IMPORTS = 2
@@ -45,6 +49,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         self._erasing = erasing
         self._importing = asyncio.Semaphore(_IMPORTS)
         self._settings = settings
+        self._watchers = Watchers(role.store)
 
     @property
     def _tenant(self) -> TenantId:
@@ -57,7 +62,15 @@ class SessionService(session_pb2_grpc.SessionsServicer):
     async def CreateSession(self, request: pb.CreateSessionRequest, _context: Context) -> pb.SessionState:
         model = fields.name(request.model, "model", 256)
         metadata, key = dict(request.metadata), wire.unpack_key(request)
-        created = await self._role.create(self._tenant, model, key, metadata=metadata, rerender=request.rerender)
+        created = await self._role.create(
+            self._tenant,
+            model,
+            key,
+            metadata=metadata,
+            rerender=request.rerender,
+            policies=wire.unpack_policies(request.policies),
+            account=unpack_account(request),
+        )
         return await self._state(created.id)
 
     async def GetSession(self, request: pb.GetSessionRequest, _context: Context) -> pb.SessionState:
@@ -117,6 +130,22 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         to = wire.unpack_turn_id(request.turn) if request.turn else None
         key = wire.unpack_key(request)
         return wire.pack_branch(await self._role.store.rollback(self._tenant, session, branch, to, key))
+
+    async def UpdateSession(self, request: pb.UpdateSessionRequest, _context: Context) -> pb.SessionState:
+        session, key, change = wire.unpack_session_id(request.session), wire.unpack_key(request), unpack_change(request)
+        await self._role.store.update(self._tenant, session, change, key)
+        return await self._state(session)
+
+    async def WatchSession(self, request: pb.WatchSessionRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
+        session = wire.unpack_session_id(request.session)
+        after = request.after if request.HasField("after") else None
+        async with aclosing(self._watchers.watch(self._tenant, session, after)) as happening:
+            async for each in happening:
+                if isinstance(each, Notice):
+                    await context.write(pack_notice(each))
+                else:
+                    state = wire.pack_session(*each)
+                    await context.write(pb.SessionNotice(number=state.notices, state=state))
 
     async def DeleteBranch(self, request: pb.DeleteBranchRequest, _context: Context) -> pb.DeleteBranchResponse:
         branch = wire.unpack_branch(fields.name(request.branch, "branch", 64))

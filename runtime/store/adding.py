@@ -1,10 +1,13 @@
 """Items that are said without an answer: a turn that is committed at once, without tokens. The next renders them."""
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Key, TurnRecord
 from runtime.errors import FailedPrecondition
+from runtime.store.accounting import tell
 from runtime.store.looking import branch_of, calls_of, known_turn, session_of, turn_of
-from runtime.store.opening import insert_turn, remember
+from runtime.store.opening import insert_turn
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_tokens
+from runtime.store.remembering import remember
 from runtime.store.running import chain_at
 from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
@@ -52,6 +55,7 @@ async def add_items(tx: Transaction, turn: TurnRecord, key: Key | None) -> TurnR
         turn.id,
     )
     await remember(tx, turn.session, key, turn.id)
+    await tell(tx, turn.session, Happening(What.ENDED, turn.branch, turn.id, ending.status, ending.stop))
     added = await turn_of(tx, turn.id)
     assert added is not None, "it was just written"
     return added

@@ -1,11 +1,13 @@
 """Transactions on the tree of turns: fork and rollback."""
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Branch, Key, Place
 from runtime.errors import FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import tell
 from runtime.store.calls import inherit
 from runtime.store.looking import PATH, branch_of, known_result, session_of
-from runtime.store.opening import remember
+from runtime.store.remembering import remember
 from runtime.store.transaction import Transaction
 
 
@@ -39,6 +41,7 @@ async def fork(
         tokens,
     )
     await remember(tx, session, key, fresh)
+    await tell(tx, session, Happening(What.FORKED, fresh, head))
     return await branch_of(tx, session, fresh)
 
 
@@ -66,6 +69,7 @@ async def rollback(
         tokens,
     )
     await remember(tx, session, key, name)
+    await tell(tx, session, Happening(What.ROLLED_BACK, name, head))
     return await branch_of(tx, session, name)
 
 

@@ -49,4 +49,4 @@ CALLS = Table(
     "calls", ("line", "turn", "number"), ("id", "state", "wait", "deadline"), ("payload", "result"), "itittLLbB"
 )
 TABLES = (LINES, BRANCHES, TURNS, SEGMENTS, ITEMS, EVENTS, CALLS)
-OF_A_SESSION = ("session_keys", *(table.name for table in TABLES))
+OF_A_SESSION = ("session_keys", *(table.name for table in TABLES), "accounts", "notices")

@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 
+from runtime.domain.notices import Change
 from runtime.domain.sessions import Session
 from runtime.errors import NotFound
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import update
 from runtime.store.erasing import delete
 from runtime.store.looking import session_of, shown_turn
-from runtime.store.packing import pack_about
-from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
 
 
 async def describe(tx: Transaction, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
-    found = await session_of(tx, tenant, session, lock=True)
-    seal = await seal_of(tx, session)
-    about = seal.seal(pack_about(metadata, found.vocabulary), "sessions.about")
-    await tx.run("UPDATE sessions SET about = $2 WHERE id = $1", session, about)
+    await update(tx, tenant, session, Change(metadata=metadata), None)
     return await session_of(tx, tenant, session)
 
 

@@ -5,8 +5,8 @@ from runtime.errors import NotFound
 from runtime.ids import BootId, SessionId, TenantId, WorkerId
 from runtime.store.content import OF_A_SESSION
 from runtime.store.looking import session_of
-from runtime.store.opening import of_tenant
 from runtime.store.packing import pack, unpack
+from runtime.store.remembering import of_tenant
 from runtime.store.transaction import Row, Transaction
 
 _ERASURE = "SELECT session, tenant, at, counts, scrubbed FROM erasures"

@@ -17,6 +17,7 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.spending import Account
 from runtime.domain.tools import NO_TOOLS, OPEN, CallState, Pending, Toolbox, timed_out
 from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
@@ -25,23 +26,28 @@ from runtime.store.packing import (
     UNREADABLE,
     chained,
     unpack,
+    unpack_amounts,
     unpack_asked,
     unpack_call,
     unpack_ending,
     unpack_events,
     unpack_instructions,
     unpack_item,
+    unpack_limits,
+    unpack_policies,
+    unpack_reserve,
     unpack_tokens,
     unpack_toolbox,
 )
 from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
 
-_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, s.hidden, k.wrapped
-    FROM sessions s JOIN session_keys k ON k.session = s.id"""
+_SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, s.hidden, k.wrapped, a.limits, a.used,
+    a.held, a.version, a.news, a.ttl, a.expires - now_ms()
+    FROM sessions s JOIN session_keys k ON k.session = s.id JOIN accounts a ON a.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
-    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped
+    t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped, t.held
     FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
 _ITEMS = "SELECT turn, number, payload FROM items WHERE turn = $1 ORDER BY number"
 # The lines that a place stands on, each up to the depth where the next one leaves it.
@@ -58,7 +64,7 @@ def _no_session() -> NotFound:
 
 
 async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, lock: bool = False) -> Session:
-    suffix = " FOR UPDATE" if lock else ""
+    suffix = " FOR UPDATE OF s" if lock else ""
     row = await tx.row(f"{_SESSION} WHERE s.id = $1 AND s.tenant = $2{suffix}", session, tenant)
     if row is None:
         raise _no_session()
@@ -156,7 +162,8 @@ async def context_of(
     branch = await branch_of(tx, session, name)
     seal = await seal_of(tx, session)
     rows = await tx.rows(
-        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.total FROM path p JOIN segments s ON s.session = $1"
+        f"{PATH} SELECT s.chain, s.tokens, s.turn, s.boot, s.total, s.fingerprint"
+        " FROM path p JOIN segments s ON s.session = $1"
         " AND s.line = p.line AND s.depth > p.base AND s.depth <= p.upto ORDER BY s.depth",
         session,
         branch.place.line,
@@ -176,13 +183,22 @@ async def context_of(
     if len(rows) != branch.place.depth:
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
     answered, added = [TurnId(row[2]) for row in rows[:answers]], [TurnId(row[2]) for row in rows[answers:]]
-    boot = BootId(rows[answers - 1][3]) if answers and rows[answers - 1][3] is not None else None
+    boot, fingerprint = (rows[answers - 1][3], rows[answers - 1][5]) if answers else (None, None)
     before, toolbox = await _told_of(tx, seal, answered[-1]) if answered else (None, NO_TOOLS)
     preamble = await _preamble(tx, seal, answered)
     if before is not None:
         preamble = (Item("system", before), *preamble)
-    calls = await calls_of(tx, session, branch.place.line, branch.head)
-    context = Context(found, branch, tuple(tokens), preamble, boot, (), calls, toolbox, before)
+    context = Context(
+        found,
+        branch,
+        tuple(tokens),
+        preamble,
+        boot and BootId(boot),
+        calls=await calls_of(tx, session, branch.place.line, branch.head),
+        toolbox=toolbox,
+        fingerprint=fingerprint,
+        instructions=before,
+    )
     if context.anew(instructions):
         return replace(context, items=tuple(item for *_, item in await items_at(tx, session, branch.place)))
     unrendered = [item for turn in added for item in await _items_of(tx, seal, turn)]
@@ -289,12 +305,25 @@ def item_from(seal: Seal, turn: str, number: int, payload: bytes) -> Item:
 
 
 def _session(tx: Transaction, row: Row) -> Session:
-    ident, tenant, model, created, rerender, sealed, hidden, wrapped = row
+    ident, tenant, model, created, rerender, sealed, hidden, wrapped, *account = row
     about = unpack(tx.seals.of(ident, wrapped).open(sealed, "sessions.about"))
-    metadata, vocabulary = about["metadata"], about["vocabulary"]
     return Session(
-        SessionId(ident), TenantId(tenant), model, created, bool(rerender), metadata, vocabulary, bool(hidden)
+        SessionId(ident),
+        TenantId(tenant),
+        model,
+        created,
+        bool(rerender),
+        about["metadata"],
+        about["vocabulary"],
+        unpack_policies(about),
+        account_from(account),
+        bool(hidden),
     )
+
+
+def account_from(row: Row) -> Account:
+    limits, used, held, version, notices, ttl, expires = row
+    return Account(unpack_limits(limits), unpack_amounts(used), unpack_amounts(held), version, notices, ttl, expires)
 
 
 def _branch(row: Row) -> Branch:
@@ -330,4 +359,5 @@ def _turn(row: Row, seal: Seal, items: tuple[Item, ...]) -> TurnRecord:
         prepared,
         row[15] and Halt(row[15]),
         row[16] and unpack_ending(seal.open(row[16], "turns.ending", row[0])),
+        unpack_reserve(row[18]),
     )

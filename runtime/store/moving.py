@@ -3,13 +3,15 @@
 from typing import Any
 
 from runtime.domain.sessions import UNFINISHED, Key, Session
+from runtime.domain.spending import NO_ACCOUNT
 from runtime.errors import FailedPrecondition
 from runtime.ids import SessionId, TenantId
+from runtime.store.accounting import open_account
 from runtime.store.bundle import Bundle, Rows
 from runtime.store.content import BRANCHES, EVENTS, TABLES, TURNS, Table
 from runtime.store.looking import known_result, session_of
-from runtime.store.opening import of_tenant, remember
 from runtime.store.packing import pack
+from runtime.store.remembering import of_tenant, remember
 from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
 
@@ -61,6 +63,7 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
         seal.seal(pack({"metadata": about["metadata"], "vocabulary": about["vocabulary"]}), "sessions.about"),
         int(about.get("hidden", False)),
     )
+    await open_account(tx, session, NO_ACCOUNT)
     tables = {table.name: table for table in CARRIED}
     for rows in bundle.tables:
         if rows.table == "keys":

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import (
     MAIN,
     MAX_QUEUED,
@@ -14,15 +15,16 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.spending import Reserve
 from runtime.errors import FailedPrecondition, ResourceExhausted
-from runtime.ids import SessionId, TenantId
+from runtime.ids import SessionId
+from runtime.store.accounting import hold, open_account, tell
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
-from runtime.store.packing import pack_about, pack_asked, pack_item, pack_tokens
+from runtime.store.packing import pack_about, pack_asked, pack_item, pack_reserve, pack_tokens
+from runtime.store.remembering import of_tenant, remember
 from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
-
-_REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
 
 
 async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
@@ -31,7 +33,6 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         if known is not None:
             return await session_of(tx, session.tenant, SessionId(known))
     seal = await new_seal(tx, session.id)
-    about = pack_about(session.metadata, session.vocabulary)
     await tx.run(
         "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
         " VALUES ($1, $2, $3, now_ms(), 1, $4, $5, $6)",
@@ -39,9 +40,10 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.tenant,
         session.model,
         int(session.rerender),
-        seal.seal(about, "sessions.about"),
+        seal.seal(pack_about(session), "sessions.about"),
         int(session.hidden),
     )
+    await open_account(tx, session.id, session.account)
     await tx.run("INSERT INTO lines (session, line, parent, base) VALUES ($1, 0, NULL, 0)", session.id)
     await tx.run(
         "INSERT INTO branches (session, name, line, depth, tokens, epoch) VALUES ($1, $2, 0, 0, 0, 0)",
@@ -71,7 +73,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     assert waiting is not None
     if branch.live is not None or waiting[0]:
         place = await _queue_place(tx, turn, branch, *waiting)
-        opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0)
+        opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0, reserve=Reserve())
     elif prepared is None or not await _is_ready(tx, prepared, branch, turn.session):
         return None
     else:
@@ -79,8 +81,11 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         asked = prepared.asked or asked
         opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
+        opened = replace(opened, reserve=await hold(tx, opened, What.OPENED))
     await insert_turn(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
+    if opened.status is TurnStatus.QUEUED:
+        await tell(tx, turn.session, Happening(What.OPENED, turn.branch, turn.id, opened.status))
     return opened, True
 
 
@@ -89,7 +94,7 @@ async def _queue_place(
 ) -> int:
     """Where it waits; stops the running turn where its policy says so."""
     policy = turn.asked.on_conflict
-    if policy is OnConflict.REJECT:
+    if policy in (None, OnConflict.REJECT):
         told = f"branch {branch.name!r} is busy with turn {branch.live or 'that waits'}"
         raise FailedPrecondition(told, field="on_conflict")
     if count >= MAX_QUEUED:
@@ -137,6 +142,8 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
     await _say(tx, seal, begun)
     await _occupy(tx, begun)
+    reserve = await hold(tx, begun, What.BEGUN)
+    await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(reserve))
     return await turn_of(tx, turn.id)
 
 
@@ -157,7 +164,7 @@ async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
     seal = await seal_of(tx, turn.session)
     await tx.run(
         "INSERT INTO turns (id, session, branch, status, epoch, owner, place, asked, line, depth, prompt, context,"
-        " max_tokens, drift) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        " max_tokens, drift, held) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         turn.id,
         turn.session,
         turn.branch,
@@ -172,6 +179,7 @@ async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.context,
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
+        pack_reserve(turn.reserve) if turn.status is TurnStatus.RUNNING else None,
     )
     await _say(tx, seal, turn)
 
@@ -193,20 +201,3 @@ async def _say(tx: Transaction, seal: Seal, turn: TurnRecord) -> None:
         for number, item in enumerate(turn.asked.items)
     ]
     await tx.run_many("INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)", rows)
-
-
-def of_tenant(tenant: TenantId) -> str:
-    """The scope of keys that belong to no session."""
-    return f"tenant/{tenant}"
-
-
-async def remember(tx: Transaction, scope: str, key: Key | None, result: str) -> None:
-    if key is not None:
-        await tx.run(
-            "INSERT INTO keys (scope, name, digest, result, at) VALUES ($1, $2, $3, $4, now_ms())"
-            + (_REPLACING if key.first or key.window_s is not None else ""),
-            scope,
-            key.name,
-            key.digest,
-            result,
-        )

@@ -7,15 +7,29 @@ import hashlib
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple
 from typing import Any
 
 import msgpack
 from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
-from runtime.domain.sessions import Asked, Ending, Item, OnConflict, Spent, StopReason, TurnEvent, TurnStatus
+from runtime.domain.notices import Happening, What
+from runtime.domain.reuse import Missed, Sources
+from runtime.domain.sessions import (
+    Asked,
+    Ending,
+    Item,
+    OnConflict,
+    Policies,
+    Session,
+    Spent,
+    StopReason,
+    TurnEvent,
+    TurnStatus,
+)
+from runtime.domain.spending import Amounts, Limits, Measure, Reserve
 from runtime.domain.tools import NO_TOOLS, Tool, Toolbox, ToolCall, ToolChoice
 from runtime.errors import DataCorrupt, InvalidArgument, from_code
 from runtime.ids import BootId, TurnId, WorkerId
@@ -74,9 +88,65 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
     return msgpack.unpackb(packed)
 
 
-def pack_about(metadata: Mapping[str, str], vocabulary: str) -> bytes:
-    """What else is known of a session."""
-    return pack({"metadata": dict(metadata), "vocabulary": vocabulary})
+def pack_about(session: Session) -> bytes:
+    """What is asked of a session only together with all of it."""
+    policies = session.policies
+    return pack(
+        {
+            "metadata": dict(session.metadata),
+            "vocabulary": session.vocabulary,
+            "policies": [policies.on_conflict.value, policies.cancel_unwatched],
+        }
+    )
+
+
+def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed
+    told = about.get("policies")
+    return Policies() if told is None else Policies(OnConflict(told[0]), told[1])
+
+
+def pack_amounts(amounts: Amounts) -> bytes:
+    return pack(amounts.each)
+
+
+def unpack_amounts(packed: bytes | None) -> Amounts:
+    return Amounts() if packed is None else Amounts(*unpack(packed))
+
+
+def pack_limits(limits: Limits) -> bytes:
+    return pack(limits.each)
+
+
+def unpack_limits(packed: bytes | None) -> Limits:
+    return Limits() if packed is None else Limits(*unpack(packed))
+
+
+def pack_reserve(reserve: Reserve) -> bytes:
+    return pack([reserve.held.each, reserve.took.each])
+
+
+def unpack_reserve(packed: bytes | None) -> Reserve:
+    if packed is None:
+        return Reserve()
+    held, took, *_ = unpack(packed)
+    return Reserve(Amounts(*held), Amounts(*took))
+
+
+def pack_happening(happening: Happening) -> bytes:
+    told = happening
+    return pack([told.what, told.branch, told.turn, told.status, told.stop, told.version])
+
+
+def unpack_happening(packed: bytes) -> Happening:
+    what, branch, turn, status, stop, version, *_ = unpack(packed)
+    return Happening(
+        What(what),
+        branch,
+        None if turn is None else TurnId(turn),
+        status and TurnStatus(status),
+        stop and StopReason(stop),
+        version,
+    )
 
 
 def pack_item(item: Item) -> bytes:
@@ -115,7 +185,7 @@ def pack_asked(asked: Asked) -> bytes:
             "deadline_s": asked.deadline_s,
             "expected_head": asked.expected_head,
             "head_is_expected": asked.head_is_expected,
-            "on_conflict": asked.on_conflict.value,
+            "on_conflict": asked.on_conflict and asked.on_conflict.value,
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
             "toolbox": asked.toolbox.tools and _pack_toolbox(asked.toolbox),
@@ -148,7 +218,7 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         told["deadline_s"],
         None if told["expected_head"] is None else TurnId(told["expected_head"]),
         told["head_is_expected"],
-        OnConflict(told["on_conflict"]),
+        told["on_conflict"] and OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
         unpack_toolbox(packed),
         told.get("instructions"),
@@ -176,6 +246,10 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "boot": ending.boot,
             "handoff": handoff and asdict(handoff),
             "drift": ending.drift,
+            "took": ending.took.each,
+            "limit": ending.limit and ending.limit.value,
+            "sources": ending.sources and astuple(ending.sources),
+            "fingerprint": ending.fingerprint,
             "tokens": pack_tokens(tokens),
             "text": "".join(event.text for event in events),
             "bounds": [[len(event.tokens), len(event.text)] for event in events],
@@ -186,7 +260,7 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
 
 
 def unpack_ending(packed: bytes) -> Ending:
-    told = unpack(packed)
+    told = {"took": (), "limit": None, "sources": None, "fingerprint": None} | unpack(packed)
     error, handoff, boot = told["error"], told["handoff"], told["boot"]
     if handoff and handoff["prefill_worker"] is not None:
         handoff["prefill_worker"] = WorkerId(handoff["prefill_worker"])
@@ -200,9 +274,17 @@ def unpack_ending(packed: bytes) -> Ending:
         None if boot is None else BootId(boot),
         handoff and Handoff(**handoff),
         told["drift"],
+        Amounts(*told["took"]),
+        told["limit"] and Measure(told["limit"]),
+        told["sources"] and _unpack_sources(*told["sources"]),
+        told["fingerprint"],
         tuple(ToolCall(*each) for each in told.get("calls", ())),
         told.get("said", ""),
     )
+
+
+def _unpack_sources(pool: int, handed_over: int, computed: int, missed: int, why: str | None) -> Sources:
+    return Sources(pool, handed_over, computed, missed, None if why is None else Missed(why))
 
 
 def unpack_events(packed: bytes, after: int) -> tuple[TurnEvent, ...]:

@@ -1,8 +1,10 @@
 """The transaction that drops a branch, with what no other reaches. What a rollback left goes with its branch."""
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import MAIN
 from runtime.errors import FailedPrecondition
 from runtime.ids import SessionId, TenantId
+from runtime.store.accounting import tell
 from runtime.store.looking import branch_of, session_of
 from runtime.store.transaction import Transaction
 
@@ -39,6 +41,7 @@ async def drop_branch(tx: Transaction, tenant: TenantId, session: SessionId, nam
     empty = _unused(lines, {row[0] for row in used} | set(reached))
     for table in ("calls", "lines"):
         await tx.run_many(f"DELETE FROM {table} WHERE session = $1 AND line = $2", [(session, line) for line in empty])
+    await tell(tx, session, Happening(What.DROPPED, name, branch.head))
 
 
 async def _left_without(

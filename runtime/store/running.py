@@ -5,9 +5,12 @@ Each write locks the branch and checks that its epoch is still this owner's (inv
 
 from collections.abc import Sequence
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.spending import Amounts
 from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import hold_more, settle, tell
 from runtime.store.calls import add_calls
 from runtime.store.looking import turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
@@ -37,6 +40,11 @@ async def append_event(tx: Transaction, turn: TurnRecord, event: TurnEvent) -> N
             raise Internal(f"event {event.seq} of turn {turn.id} was stored before with another content")
 
 
+async def extend_turn(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
+    await _fence(tx, turn)
+    return await hold_more(tx, turn, want, took)
+
+
 async def finish_turn(
     tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
 ) -> None:
@@ -45,9 +53,10 @@ async def finish_turn(
         return
     if ending.status is TurnStatus.COMMITTED:
         await _commit(tx, turn, ending, tokens, "".join(event.text for event in events))
+    await settle(tx, turn, ending)
     await tx.run("DELETE FROM events WHERE turn = $1", turn.id)
     await tx.run(
-        "UPDATE turns SET status = $2, ending = $3, prompt = NULL WHERE id = $1",
+        "UPDATE turns SET status = $2, ending = $3, prompt = NULL, held = NULL WHERE id = $1",
         turn.id,
         ending.status.value,
         (await seal_of(tx, turn.session)).seal(packed, "turns.ending", turn.id),
@@ -79,8 +88,8 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
     before = await chain_at(tx, turn.session, prepared.base) if prepared.context else ROOT_CHAIN
     total = prepared.context + len(segment)
     await tx.run(
-        "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO segments (session, line, depth, turn, total, chain, boot, tokens, fingerprint)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         turn.session,
         place.line,
         place.depth,
@@ -89,6 +98,7 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         chained(before, segment),
         ending.boot,
         seal.seal(pack_tokens(segment), "segments.tokens", turn.id),
+        ending.fingerprint,
     )
     number = len(turn.asked.items)
     said = Item("assistant", ending.said if ending.calls else text, ending.calls)
@@ -138,6 +148,8 @@ async def drop_turn(tx: Transaction, turn: TurnRecord, ending: Ending) -> bool:
         ending.status.value,
         packed,
     )
+    if changed:
+        await tell(tx, turn.session, Happening(What.ENDED, turn.branch, turn.id, ending.status))
     return bool(changed)
 
 

@@ -113,7 +113,20 @@ _FIFTH: tuple[Step, ...] = (
         PRIMARY KEY (session, line, turn, number))""",
     "CREATE INDEX calls_by_id ON calls (session, id)",
 )
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# What a session may spend and has spent, and what happened to it.
+_SIXTH: tuple[Step, ...] = (
+    """CREATE TABLE accounts (
+        session TEXT PRIMARY KEY, version BIGINT NOT NULL, news BIGINT NOT NULL, ttl BIGINT, expires BIGINT,
+        limits BYTEA, used BYTEA, held BYTEA)""",
+    "INSERT INTO accounts (session, version, news) SELECT id, 1, 0 FROM sessions",
+    "CREATE INDEX accounts_expiring ON accounts (expires) WHERE expires IS NOT NULL",
+    """CREATE TABLE notices (
+        session TEXT NOT NULL, number BIGINT NOT NULL, at BIGINT NOT NULL, about BYTEA NOT NULL,
+        PRIMARY KEY (session, number))""",
+    "ALTER TABLE turns ADD COLUMN held BYTEA",
+    "ALTER TABLE segments ADD COLUMN fingerprint TEXT",
+)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
 _SEALED = MIGRATIONS.index(_THIRD) + 1
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 from runtime.domain.erasure import Erasure, WorkerReceipt
+from runtime.domain.notices import Change, Notice
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -18,10 +20,12 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnRecord,
 )
+from runtime.domain.spending import Amounts
 from runtime.domain.tools import Pending, ToolResult
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.store import (
+    accounting,
     adding,
     branching,
     editing,
@@ -34,16 +38,19 @@ from runtime.store import (
     pruning,
     running,
     submitting,
+    sweeping,
 )
+from runtime.store.bells import Bell, Bells
 from runtime.store.bundle import Bundle, read_bundle, write_bundle
 from runtime.store.checking import check_bundle
 from runtime.store.transaction import Database, Transaction
 
 
 class SqlSessionStore:
-    def __init__(self, database: Database) -> None:
-        """The database has been migrated."""
+    def __init__(self, database: Database, bells: Bells | None = None) -> None:
+        """The database has been migrated. `bells` wake those who watch sessions, by default in this process only."""
         self._database = database
+        self._bells = bells or Bells()
 
     async def create(self, session: Session, key: Key | None) -> Session:
         return await self._database.write(lambda tx: opening.create(tx, session, key))
@@ -70,13 +77,17 @@ class SqlSessionStore:
         return await self._database.read(work)
 
     async def open(self, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
-        return await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
+        opened = await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
+        self._bells.ring(turn.session)
+        return opened
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
         return await self._database.read(lambda tx: looking.first_waiting(tx, session, branch))
 
     async def begin(self, turn: TurnRecord) -> TurnRecord | None:
-        return await self._database.write(lambda tx: opening.begin_turn(tx, turn))
+        begun = await self._database.write(lambda tx: opening.begin_turn(tx, turn))
+        self._bells.ring(turn.session)
+        return begun
 
     async def append(self, turn: TurnRecord, event: TurnEvent) -> None:
         await self._database.write(lambda tx: running.append_event(tx, turn, event))
@@ -85,9 +96,15 @@ class SqlSessionStore:
         self, turn: TurnRecord, ending: Ending, tokens: Sequence[int], events: Sequence[TurnEvent]
     ) -> None:
         await self._database.write(lambda tx: running.finish_turn(tx, turn, ending, tokens, events))
+        self._bells.ring(turn.session)
+
+    async def extend(self, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
+        return await self._database.write(lambda tx: running.extend_turn(tx, turn, want, took))
 
     async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
-        return await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
+        dropped = await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
+        self._bells.ring(turn.session)
+        return dropped
 
     async def halt(self, tenant: TenantId, session: SessionId, turn: TurnId, halt: Halt) -> TurnRecord:
         return await self._database.write(lambda tx: running.halt_turn(tx, tenant, session, turn, halt))
@@ -104,15 +121,20 @@ class SqlSessionStore:
     async def fork(
         self, tenant: TenantId, session: SessionId, branch: str, at: TurnId | None, name: str, key: Key | None
     ) -> Branch:
-        return await self._database.write(lambda tx: branching.fork(tx, tenant, session, branch, at, name, key))
+        made = await self._database.write(lambda tx: branching.fork(tx, tenant, session, branch, at, name, key))
+        self._bells.ring(session)
+        return made
 
     async def rollback(
         self, tenant: TenantId, session: SessionId, branch: str, to: TurnId | None, key: Key | None
     ) -> Branch:
-        return await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+        back = await self._database.write(lambda tx: branching.rollback(tx, tenant, session, branch, to, key))
+        self._bells.ring(session)
+        return back
 
     async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
         await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
+        self._bells.ring(session)
         with suppress(Unavailable):
             await self._database.scrub()
 
@@ -143,7 +165,9 @@ class SqlSessionStore:
         return await self._database.read(lambda tx: looking.shown_turn(tx, tenant, turn))
 
     async def add(self, turn: TurnRecord, key: Key | None) -> TurnRecord:
-        return await self._database.write(lambda tx: adding.add_items(tx, turn, key))
+        added = await self._database.write(lambda tx: adding.add_items(tx, turn, key))
+        self._bells.ring(turn.session)
+        return added
 
     async def page(
         self,
@@ -171,7 +195,9 @@ class SqlSessionStore:
         return await self._database.read(work)
 
     async def describe(self, tenant: TenantId, session: SessionId, metadata: Mapping[str, str]) -> Session:
-        return await self._database.write(lambda tx: editing.describe(tx, tenant, session, metadata))
+        described = await self._database.write(lambda tx: editing.describe(tx, tenant, session, metadata))
+        self._bells.ring(session)
+        return described
 
     async def forget(self, tenant: TenantId, turn: TurnId) -> None:
         if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
@@ -180,11 +206,36 @@ class SqlSessionStore:
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
+        self._bells.ring(session)
         with suppress(Unavailable):
             await self._database.scrub()
 
+    async def update(self, tenant: TenantId, session: SessionId, change: Change, key: Key | None) -> None:
+        await self._database.write(lambda tx: accounting.update(tx, tenant, session, change, key))
+        self._bells.ring(session)
+
+    async def notices(self, tenant: TenantId, session: SessionId, after: int, limit: int) -> tuple[Notice, ...]:
+        return await self._database.read(lambda tx: accounting.notices_of(tx, tenant, session, after, limit))
+
+    async def sweep(self, limit: int) -> tuple[SessionId, ...]:
+        swept = []
+        for tenant, session in await self._database.read(lambda tx: sweeping.expired(tx, limit)):
+            if await self._database.write(partial(sweeping.sweep, tenant=tenant, session=session)):
+                self._bells.ring(session)
+                swept.append(session)
+        if swept:
+            await self._database.scrub()
+        return tuple(swept)
+
+    def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
+        return self._bells.hearing(session)
+
+    async def tend(self) -> None:
+        await self._bells.tend()
+
     async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
         erased = await self._database.write(lambda tx: erasing.erase(tx, tenant, session))
+        self._bells.ring(session)
         if not erased.scrubbed:
             with suppress(Unavailable):
                 await self.scrub()  # or later, once nobody reads what was there before

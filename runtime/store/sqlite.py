@@ -228,4 +228,4 @@ def _succeed(done: "asyncio.Future[Any]", result: object) -> None:
 @functools.lru_cache(maxsize=256)
 def _translated(sql: str) -> str:
     """Out of PostgreSQL's words. The writer is alone, so it needs no locks of rows."""
-    return re.sub(r"\$(\d+)", r"?\1", sql).replace(" FOR UPDATE", "").replace("BYTEA", "BLOB")
+    return re.sub(r" FOR UPDATE( OF \w+)?", "", re.sub(r"\$(\d+)", r"?\1", sql)).replace("BYTEA", "BLOB")

@@ -9,7 +9,7 @@ from runtime.errors import BatonError, FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, session_of
-from runtime.store.opening import remember
+from runtime.store.remembering import remember
 from runtime.store.sealing import seal_of
 from runtime.store.transaction import Transaction
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
+from runtime.domain.reuse import Missed, Sources
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import (
     MAIN,
@@ -15,6 +16,7 @@ from runtime.domain.sessions import (
     Item,
     Key,
     OnConflict,
+    Policies,
     Progress,
     Session,
     StopReason,
@@ -29,6 +31,7 @@ from runtime.ids import SessionId, TurnId
 from runtime.wire import fields
 from runtime.wire.errors import pack_error
 from runtime.wire.handoff import pack_handoff
+from runtime.wire.limits import pack_amounts, pack_limits
 from runtime.wire.sequence import unpack_sampling
 from runtime.wire.tools import pack_call, unpack_item, unpack_tools
 from runtime.wire.tools import pack_item as pack_message
@@ -42,31 +45,36 @@ _MAX_PAGE = 1000
 _PAGE = 100
 # More than any model's context, so that an answer without a bound of its own is bounded by that.
 _UNBOUNDED = 2**31 - 1
-_STATUS = {
+STATUS = {
     TurnStatus.QUEUED: pb.TURN_STATUS_QUEUED,
     TurnStatus.RUNNING: pb.TURN_STATUS_RUNNING,
     TurnStatus.COMMITTED: pb.TURN_STATUS_COMMITTED,
     TurnStatus.CANCELLED: pb.TURN_STATUS_CANCELLED,
     TurnStatus.FAILED: pb.TURN_STATUS_FAILED,
 }
-_STOP = {
+STOP = {
     StopReason.END_TURN: pb.STOP_REASON_END_TURN,
     StopReason.LENGTH: pb.STOP_REASON_LENGTH,
     StopReason.INTERRUPTED: pb.STOP_REASON_INTERRUPTED,
     StopReason.TOOL_CALLS: pb.STOP_REASON_TOOL_CALLS,
+    StopReason.BUDGET: pb.STOP_REASON_BUDGET,
 }
-_ON_CONFLICT = {
-    pb.ON_CONFLICT_UNSPECIFIED: OnConflict.REJECT,
-    pb.ON_CONFLICT_REJECT: OnConflict.REJECT,
-    pb.ON_CONFLICT_ENQUEUE: OnConflict.ENQUEUE,
-    pb.ON_CONFLICT_INTERRUPT: OnConflict.INTERRUPT,
-    pb.ON_CONFLICT_ROLLBACK: OnConflict.ROLLBACK,
+_MISSED = {
+    Missed.NEVER_STORED: pb.MISS_REASON_NEVER_STORED,
+    Missed.DRIFT: pb.MISS_REASON_DRIFT,
+    Missed.MODEL_CHANGED: pb.MISS_REASON_MODEL_CHANGED,
+    Missed.BRANCH_COLD: pb.MISS_REASON_BRANCH_COLD,
+    Missed.EVICTED: pb.MISS_REASON_EVICTED,
 }
-_ON_DISCONNECT = {
-    pb.ON_DISCONNECT_UNSPECIFIED: False,
-    pb.ON_DISCONNECT_CONTINUE: False,
-    pb.ON_DISCONNECT_CANCEL: True,
+ON_CONFLICT = {
+    OnConflict.REJECT: pb.ON_CONFLICT_REJECT,
+    OnConflict.ENQUEUE: pb.ON_CONFLICT_ENQUEUE,
+    OnConflict.INTERRUPT: pb.ON_CONFLICT_INTERRUPT,
+    OnConflict.ROLLBACK: pb.ON_CONFLICT_ROLLBACK,
 }
+_CONFLICTS = {pb.ON_CONFLICT_UNSPECIFIED: None} | {number: policy for policy, number in ON_CONFLICT.items()}
+ON_DISCONNECT = {False: pb.ON_DISCONNECT_CONTINUE, True: pb.ON_DISCONNECT_CANCEL}
+_DISCONNECTS = {pb.ON_DISCONNECT_UNSPECIFIED: None} | {number: cancel for cancel, number in ON_DISCONNECT.items()}
 
 
 def unpack_session_id(text: str) -> SessionId:
@@ -100,7 +108,8 @@ def unpack_key(
     | pb.RunTurnRequest
     | pb.ForkRequest
     | pb.RollbackRequest
-    | pb.SubmitToolResultsRequest,
+    | pb.SubmitToolResultsRequest
+    | pb.UpdateSessionRequest,
 ) -> Key | None:
     """The request's idempotency key, with the digest of everything else that it says."""
     name = fields.text(request.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -130,10 +139,6 @@ def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) ->
         raise NotSupported("logprobs are not served for turns of a session", field="logprobs")
     if sampling.prompt_logprobs is not None:
         raise NotSupported("prompt_logprobs are not served for turns of a session", field="prompt_logprobs")
-    if request.on_conflict not in _ON_CONFLICT:
-        raise InvalidArgument(f"on_conflict has the unknown value {request.on_conflict}", field="on_conflict")
-    if request.on_disconnect not in _ON_DISCONNECT:
-        raise InvalidArgument(f"on_disconnect has the unknown value {request.on_disconnect}", field="on_disconnect")
     if request.HasField("deadline_ms"):
         deadline_s = min(deadline_s, fields.at_least(1, request.deadline_ms, "deadline_ms") / 1000)
     return Asked(
@@ -143,13 +148,44 @@ def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) ->
         deadline_s,
         TurnId(request.expected_head) if request.expected_head else None,
         request.HasField("expected_head"),
-        _ON_CONFLICT[request.on_conflict],
-        _ON_DISCONNECT[request.on_disconnect],
+        unpack_on_conflict(request.on_conflict, "on_conflict"),
+        unpack_on_disconnect(request.on_disconnect, "on_disconnect"),
         unpack_tools(request.tools),
     )
 
 
+def unpack_on_conflict(number: "pb.OnConflict.ValueType", field: str) -> OnConflict | None:
+    """None where it is not said. Raises `InvalidArgument`."""
+    if number not in _CONFLICTS:
+        raise InvalidArgument(f"{field} has the unknown value {number}", field=field)
+    return _CONFLICTS[number]
+
+
+def unpack_on_disconnect(number: "pb.OnDisconnect.ValueType", field: str) -> bool | None:
+    """Whether to cancel; None where it is not said. Raises `InvalidArgument`."""
+    if number not in _DISCONNECTS:
+        raise InvalidArgument(f"{field} has the unknown value {number}", field=field)
+    return _DISCONNECTS[number]
+
+
+def unpack_policies(message: pb.TurnPolicies) -> Policies:
+    defaults = Policies()
+    conflict = unpack_on_conflict(message.on_conflict, "policies.on_conflict")
+    cancel = unpack_on_disconnect(message.on_disconnect, "policies.on_disconnect")
+    return Policies(
+        defaults.on_conflict if conflict is None else conflict,
+        defaults.cancel_unwatched if cancel is None else cancel,
+    )
+
+
+def pack_policies(policies: Policies) -> pb.TurnPolicies:
+    return pb.TurnPolicies(
+        on_conflict=ON_CONFLICT[policies.on_conflict], on_disconnect=ON_DISCONNECT[policies.cancel_unwatched]
+    )
+
+
 def pack_session(session: Session, branches: tuple[Branch, ...] = ()) -> pb.SessionState:
+    account = session.account
     return pb.SessionState(
         id=session.id,
         model=session.model,
@@ -157,6 +193,14 @@ def pack_session(session: Session, branches: tuple[Branch, ...] = ()) -> pb.Sess
         metadata=dict(session.metadata),
         branches=[pack_branch(branch) for branch in branches],
         rerender=session.rerender,
+        version=account.version,
+        ttl_ms=account.ttl_ms,
+        expires_in_ms=None if account.expires_in_ms is None else max(account.expires_in_ms, 0),
+        policies=pack_policies(session.policies),
+        notices=account.notices,
+        limits=pack_limits(account.limits),
+        used=pack_amounts(account.used),
+        reserved=pack_amounts(account.held),
     )
 
 
@@ -179,7 +223,7 @@ def unpack_stop(reason: int) -> FinishReason:
     match reason:
         case pb.STOP_REASON_END_TURN | pb.STOP_REASON_TOOL_CALLS:
             return FinishReason.STOP
-        case pb.STOP_REASON_LENGTH:
+        case pb.STOP_REASON_LENGTH | pb.STOP_REASON_BUDGET:
             return FinishReason.LENGTH
         case _:
             return FinishReason.CANCELLED
@@ -190,7 +234,7 @@ def pack_turn(record: TurnRecord) -> pb.Turn:
         id=record.id,
         session=record.session,
         branch=record.branch,
-        status=_STATUS[record.status if record.ending is None else record.ending.status],
+        status=STATUS[record.status if record.ending is None else record.ending.status],
         epoch=record.epoch,
     )
     if record.ending is not None:
@@ -225,7 +269,7 @@ def _pack_event(event: TurnEvent, calls: Sequence[ToolCall]) -> pb.TurnMessage:
 def _pack_ending(ending: Ending) -> pb.Turn:
     spent = ending.spent
     return pb.Turn(
-        stop_reason=pb.STOP_REASON_UNSPECIFIED if ending.stop is None else _STOP[ending.stop],
+        stop_reason=pb.STOP_REASON_UNSPECIFIED if ending.stop is None else STOP[ending.stop],
         error=None if ending.error is None else pack_error(ending.error),
         usage=inference_pb2.Usage(
             prompt_tokens=spent.prompt, cached_tokens=spent.cached, completion_tokens=spent.completion
@@ -234,4 +278,17 @@ def _pack_ending(ending: Ending) -> pb.Turn:
         attempts=ending.attempts,
         drift_tokens=ending.drift,
         tool_calls=[pack_call(call) for call in ending.calls],
+        limit=ending.limit or "",
+        sources=None if ending.sources is None else _pack_sources(ending.sources),
+        spent=pack_amounts(ending.took),
+    )
+
+
+def _pack_sources(sources: Sources) -> pb.PromptSources:
+    return pb.PromptSources(
+        pool=sources.pool,
+        handed_over=sources.handed_over,
+        computed=sources.computed,
+        missed=sources.missed,
+        reason=pb.MISS_REASON_UNSPECIFIED if sources.why is None else _MISSED[sources.why],
     )

@@ -29,11 +29,16 @@ def baton(target: str, *words: str, ends: int = 0) -> str:
 
 def test_sessions_are_listed_with_what_is_known_of_them(target: str, session: str) -> None:
     listed = baton(target, "list")
-    assert re.search(rf"{session} +simulated +\d{{4}}-\d\d-\d\d .* UTC +who=tester", listed)
+    assert re.search(rf"{session} +simulated +\d{{4}}-\d\d-\d\d .* UTC +who=tester +3 +\d+ +never", listed)
 
 
 def test_a_session_shows_its_branches_and_what_was_said(target: str, session: str) -> None:
+    with Client(target) as client:
+        client.sessions.update(session, limits={"turns": 9}, ttl=7300)
     shown = baton(target, "show", session)
+    assert re.search(r"version 2, expires in 2:0\d:\d\d; on_conflict reject, on_disconnect continue", shown)
+    assert re.search(r"turns +3 +0 +9 *\n", shown)
+    assert re.search(r"completion_tokens +9 +0 *\n", shown)
     assert re.search(r"main +3 +\d+ +turn-\w+", shown)
     assert [line for line in shown.splitlines() if line.startswith("user")] == [
         "user  One.", "user  Two.", "user  Three.",
@@ -80,7 +85,8 @@ def test_a_session_goes_out_into_a_file_and_comes_back_unless_it_was_erased(
     shown = baton(target, "show", session)
     baton(target, "delete", session, "--yes")
     assert baton(target, "import", str(file)) == f"{session} is here: main with 3 turns.\n"
-    assert baton(target, "show", session) == shown
+    # What was spent does not go along.
+    assert _from_its_branches(baton(target, "show", session)) == _from_its_branches(shown)
     with Client(target) as client:
         assert client.sessions.complete(session, "Four.", max_tokens=3, temperature=0.0).text
     assert "is here already" in baton(target, "import", str(file), ends=1)
@@ -105,3 +111,7 @@ def test_a_tampered_file_is_refused_and_half_a_file_is_not_left_behind(
     nothing = tmp_path / "nothing.baton"
     assert "no such session" in baton(target, "export", session, str(nothing), ends=1)
     assert not nothing.exists()
+
+
+def _from_its_branches(shown: str) -> str:
+    return shown[shown.index("main ") :]

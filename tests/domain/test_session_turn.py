@@ -1,6 +1,7 @@
 """A session turn's table at its owner: nothing is published before it is stored, and it ends once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -21,13 +22,16 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.spending import Amounts, Measure, Reserve
 from runtime.domain.tools import ToolCall
 from runtime.errors import EngineFailed, IllegalTransition, StaleAttempt, Unavailable
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 
+HELD = Amounts(12, 12, 9, 1, 60_000, 1 << 40)
 RECORD = TurnRecord(
     TurnId("turn"), SessionId("sess"), TenantId("tenant"), MAIN, "model", TurnStatus.RUNNING, 3, GatewayId("gw"),
     Asked((Item("user", "Hi."),), Sampling(9), True, 60.0), Prepared(Place(0, 1), (4, 5), 10, 9, 2),
+    reserve=Reserve(HELD),
 )  # fmt: skip
 FENCED = st.Fenced(StaleAttempt("older"))
 
@@ -48,8 +52,12 @@ def event(seq: int, index: int, count: int = 1) -> TurnEvent:
     return TurnEvent(seq, index, tokens, "".join(f"<{token}>" for token in tokens))
 
 
-def turn(*events: st.SessionTurnEvent, persisted: Sequence[TurnEvent] = ()) -> st.SessionTurn:
-    machine = st.SessionTurn(RECORD, persisted, keep_all_but_one)
+def turn(
+    *events: st.SessionTurnEvent, persisted: Sequence[TurnEvent] = (), held: Amounts = HELD, token_bytes: int = 0
+) -> st.SessionTurn:
+    machine = st.SessionTurn(
+        replace(RECORD, reserve=Reserve(held)), persisted, keep_all_but_one, token_bytes=token_bytes
+    )
     for each in events:
         machine.on(each)
     return machine
@@ -173,6 +181,95 @@ def test_an_end_that_is_decided_stays(late: st.SessionTurnEvent) -> None:
 def test_an_acknowledgement_that_nothing_waits_for_is_a_bug() -> None:
     with pytest.raises(IllegalTransition):
         turn().on(st.Stored())
+
+
+TWO = replace(HELD, completion_tokens=2)
+
+
+def extend(commands: list[st.SessionTurnCommand]) -> st.Extend:
+    (command,) = [each for each in commands if isinstance(each, st.Extend)]
+    return command
+
+
+def test_more_is_asked_for_before_more_is_given_out_than_is_held() -> None:
+    """Invariant 12: what the store has not granted is neither stored nor published."""
+    machine = turn(held=TWO)
+    asked = extend(machine.on(came(0, 3)))
+    assert asked.want.completion_tokens == 9
+    assert machine.on(came(3)) == []
+    until, append = machine.on(st.Granted(asked.want))
+    assert (type(until), append) == (st.HoldsUntil, st.Append(event(1, 0, 4)))
+
+
+def test_where_no_more_is_granted_the_turn_ends_with_what_fits_and_names_the_limit() -> None:
+    one = replace(HELD, completion_tokens=1)
+    machine = turn(came(0), st.Granted(one), held=one)
+    assert machine.on(came(1)) == []
+    asked = extend(machine.on(st.Stored()))
+    assert asked.want.completion_tokens == 9
+    stop, *rest = machine.on(st.Granted(one))
+    end = finish(rest)
+    assert (stop, end.tokens) == (st.StopGenerating(), (0,))
+    assert (end.ending.status, end.ending.stop, end.ending.limit) == (
+        TurnStatus.COMMITTED, StopReason.BUDGET, Measure.COMPLETION,
+    )  # fmt: skip
+    assert end.ending.took == Amounts(4, 8, 1, 1)
+
+
+def test_an_answer_that_ends_by_itself_beyond_what_is_held_ends_for_its_budget() -> None:
+    machine = turn(held=TWO)
+    machine.on(came(0, 2))
+    machine.on(came(2, finish=FinishReason.STOP))
+    end = finish(machine.on(st.Granted(TWO)))
+    assert (end.tokens, end.ending.stop, end.ending.limit) == ((0, 1), StopReason.BUDGET, Measure.COMPLETION)
+
+
+def test_of_tokens_that_came_together_those_that_fit_are_given_out() -> None:
+    machine = turn(held=TWO)
+    tokens = tuple(Sampled(token) for token in range(3))
+    machine.on(st.Came(Delta(0, tokens, "<0><1><2>", FinishReason.STOP, ends=(3, 6))))
+    end = finish(machine.on(st.Granted(TWO)))
+    assert (end.tokens, end.events) == ((0, 1), (event(1, 0, 2),))
+    assert (end.ending.stop, end.ending.took.completion_tokens) == (StopReason.BUDGET, 2)
+
+
+def test_a_halt_stays_a_halt_where_the_last_tokens_do_not_fit() -> None:
+    machine = turn(came(0), held=replace(HELD, completion_tokens=0))
+    machine.on(st.Halted(Halt.DISCARD))
+    end = finish(machine.on(st.Granted(replace(HELD, completion_tokens=0))))
+    assert (end.tokens, end.ending.status, end.ending.limit) == ((), TurnStatus.CANCELLED, None)
+
+
+@pytest.mark.parametrize(("measure", "token_bytes"), [(Measure.WALL, 0), (Measure.KV, 1000)])
+def test_a_turn_whose_time_or_kv_is_over_ends_and_has_spent_it_all(measure: Measure, token_bytes: int) -> None:
+    held = replace(HELD, wall_ms=500, kv_byte_seconds=1 << 40 if measure is Measure.WALL else 5000)
+    machine = turn(came(0), st.Stored(), held=held, token_bytes=token_bytes)
+    over = Amounts(wall_ms=499 if measure is Measure.KV else 620, kv_byte_seconds=4999)
+    asked = extend(machine.on(st.SliceDue(), over))
+    assert (asked.took, asked.want.wall_ms > 30_000) == (over, True)
+    end = finish(machine.on(st.Granted(held), over)).ending
+    assert (end.status, end.stop, end.limit) == (TurnStatus.COMMITTED, StopReason.BUDGET, measure)
+    assert getattr(end.took, measure) == getattr(held, measure)
+
+
+def test_time_is_asked_for_after_the_write_that_is_under_way() -> None:
+    machine = turn(came(0))
+    assert machine.on(st.SliceDue()) == []
+    publish, asked = machine.on(st.Stored())
+    assert (publish, type(asked)) == (st.Publish(), st.Extend)
+    assert machine.on(st.StoreSilent()) == [st.RetryLater()]
+    assert machine.on(st.RetryDue()) == [asked]
+    assert [type(each) for each in machine.on(st.Granted(HELD))] == [st.HoldsUntil]
+
+
+def test_a_turn_that_no_worker_began_has_cost_its_session_nothing() -> None:
+    end = finish(turn().on(st.Broke(Unavailable("nobody")), Amounts(wall_ms=5))).ending
+    assert end.took == Amounts(wall_ms=5)
+
+
+def test_no_more_time_is_spent_than_was_held_however_late_its_owner_wakes() -> None:
+    end = finish(turn().on(came(0, finish=FinishReason.STOP), Amounts(wall_ms=1 << 50, kv_byte_seconds=1 << 50))).ending
+    assert (end.took.wall_ms, end.took.kv_byte_seconds) == (HELD.wall_ms, HELD.kv_byte_seconds)
 
 
 CALL = ToolCall("call-1", "weather", "{}")

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from runtime.config import Config
 from runtime.mesh import gateway, sessions
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store import opening, running
 
 

@@ -11,7 +11,7 @@ from runtime.store.transaction import Transaction
 async def judge(config: Config) -> int:
     """Raise the first `InvariantViolation` of a mesh's store, that nobody writes to now. Gives how many turns it
     holds."""
-    database = _database(config)
+    database, _ = _database(config)
     violations: list[InvariantViolation] = []
 
     async def read(tx: Transaction) -> int:

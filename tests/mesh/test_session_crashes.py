@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from batonmesh import Client, Unavailable
+from batonmesh.v1 import limits_pb2
 from batonmesh.v1 import session_pb2 as pb
 from runtime.config import SessionsConfig
 from runtime.mesh.listening import free_ports
@@ -49,8 +50,8 @@ def converse(client: Client, session: str, text: str) -> tuple[list[int], pb.Tur
 async def test_a_gateway_killed_at_any_step_costs_no_token_and_repeats_no_turn(
     tmp_path: Path, kept: str, request: pytest.FixtureRequest
 ) -> None:
-    """Invariants 1 to 8, as the simulation judges them. Each gateway dies at its own point and the next one goes on,
-    until one does not die."""
+    """Invariants 1 to 8, as the simulation judges them, and 12. Each gateway dies at its own point and the next one
+    goes on, until one does not die."""
     few = POINTS[:2] if kept == "sqlite" else POINTS[2:4]
     points = POINTS[: scaled(0, len(POINTS))] or few
     store = kept if kept == "sqlite" else request.getfixturevalue("server")
@@ -77,10 +78,14 @@ def _talk(mesh: LocalMesh, port: int, points: tuple[str, ...], client: Client) -
                 assert dying.wait(60) == -signal.SIGKILL, point
             with gateway(mesh, port, ""):
                 tokens, ended = answer.result(60)
-                (branch,) = client.sessions.get(session).branches
+                state = client.sessions.get(session)
+                (branch,) = state.branches
         assert tokens == expected(*told[: place + 1], tokens=TOKENS)[-1], point
         assert ended.status == pb.TURN_STATUS_COMMITTED, point
         assert (branch.turns, branch.head) == (place + 1, ended.id), point
+        # What the dead one held came back, and what was replayed was spent once.
+        assert state.reserved == limits_pb2.Spending(), point
+        assert (state.used.turns, state.used.completion_tokens) == (place + 1, TOKENS * (place + 1)), point
 
 
 def _created(client: Client) -> str:

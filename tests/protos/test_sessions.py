@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from batonmesh import AsyncClient, AsyncSessions, BatonError, Client, InvalidArgument, NotFound, Sessions, Unavailable
+from batonmesh import (
+    AsyncClient,
+    AsyncSessions,
+    BatonError,
+    BudgetSpent,
+    Client,
+    InvalidArgument,
+    NotFound,
+    Sessions,
+    Unavailable,
+)
 from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
 from runtime.mesh.listening import free_ports
@@ -53,6 +63,31 @@ async def test_a_conversation(mesh: LocalMesh) -> None:
         with pytest.raises(NotFound) as gone:
             await sessions.get(made.id)
         assert gone.value.field == "session"
+
+
+async def test_a_session_is_kept_as_asked_watched_and_stopped_at_its_limits(mesh: LocalMesh) -> None:
+    async with AsyncClient(mesh.grpc) as client:
+        sessions = client.sessions
+        made = await sessions.create("simulated", ttl=60, limits={"turns": 1}, policies={"on_conflict": "enqueue"})
+        assert (made.ttl_ms, made.limits.turns) == (60_000, 1)
+        assert made.policies.on_conflict == pb.ON_CONFLICT_ENQUEUE
+        async with sessions.watch(made.id) as watched:
+            assert (await anext(watched)).state.id == made.id
+            answer = await sessions.complete(made.id, "One.", **SAID)  # type: ignore[arg-type]
+            assert [(await anext(watched)).number for _ in range(2)] == [1, 2]
+            port = int(mesh.grpc.rpartition(":")[2])
+            await mesh.stop_gateway()
+            await mesh.start_gateway(port)
+            with pytest.raises(BudgetSpent) as spent:
+                await sessions.complete(made.id, "Two.", **SAID)  # type: ignore[arg-type]
+            assert spent.value.field == "limits.turns"
+            changed = await sessions.update(made.id, version=1, metadata={"a": "b"}, ttl=0)
+            assert (changed.version, dict(changed.metadata), changed.HasField("ttl_ms")) == (2, {"a": "b"}, False)
+            assert (await anext(watched)).updated == 2
+        assert answer.turn.spent.turns == 1
+        with pytest.raises(InvalidArgument) as refused:
+            await sessions.update(made.id, limits={"turns": -1})
+        assert refused.value.field == "limits"
 
 
 async def test_calls_are_resolved_and_the_conversation_goes_on(mesh: LocalMesh) -> None:

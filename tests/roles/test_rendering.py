@@ -48,5 +48,5 @@ async def test_what_is_long_is_rendered_beside_the_event_loop(
         )
         await rendering.prepare(*short)
         assert beside == []
-        prepared = await rendering.prepare(*lengthen(*short))
+        prepared, _ = await rendering.prepare(*lengthen(*short))
         assert beside == [prepared]

@@ -16,8 +16,9 @@ from runtime.domain.sequence import FinishReason, Ref, Sampling
 from runtime.domain.sessions import Asked, Ending, Halt, Item, OnConflict, Progress, Session, TurnRecord, TurnStatus
 from runtime.errors import NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
-from runtime.ports import SessionStore
-from runtime.roles.sessions import SessionRole, SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.roles.sessions import SessionRole
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.roles.one_gateway import Held, gateway, member, out

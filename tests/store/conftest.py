@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.content import OF_A_SESSION
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase

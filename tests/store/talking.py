@@ -20,7 +20,7 @@ from runtime.domain.sessions import (
     TurnStatus,
 )
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.sealing import KEY_BYTES, MasterKey
 
 MASTER = MasterKey(bytes(range(KEY_BYTES)))

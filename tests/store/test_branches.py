@@ -9,7 +9,7 @@ from runtime.domain.sessions import (
 )
 from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from tests.store.conftest import Execute, Rows
 from tests.store.talking import (
     EVENTS,
@@ -21,7 +21,7 @@ from tests.store.talking import (
     talked,
 )
 
-FORKED = {"lines": 1, "branches": 1}
+FORKED = {"lines": 1, "branches": 1, "notices": 1}
 
 
 def said(*numbers: int) -> tuple[int, ...]:

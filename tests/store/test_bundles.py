@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import pytest
 
 from runtime.domain.messages import Handoff
 from runtime.domain.sessions import MAIN, Item, OnConflict, Session, TurnEvent
+from runtime.domain.spending import NO_ACCOUNT
 from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound, TooLarge
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store import bundle as bundle_module
 from runtime.store.bundle import MAGIC, Bundle, Kind, Rows, read_bundle, write_bundle
 from runtime.store.packing import chained, pack, pack_item, pack_tokens, unpack
@@ -60,10 +61,13 @@ async def grown(store: SessionStore) -> SessionId:
 
 
 async def said(store: SessionStore, sess: SessionId) -> list[object]:
+    """All but the account, which does not go along."""
     found, branches = await store.get(TENANT, sess)
+    found = replace(found, account=NO_ACCOUNT)
     told: list[object] = [found, branches]
     for branch in branches:
-        told += [await store.context(TENANT, sess, branch.name), await store.items(TENANT, sess, branch.name, 0, 100)]
+        context = replace(await store.context(TENANT, sess, branch.name), session=found)
+        told += [context, await store.items(TENANT, sess, branch.name, 0, 100)]
     return told
 
 

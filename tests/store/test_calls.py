@@ -18,7 +18,7 @@ from runtime.domain.tools import (
 )
 from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.bundle import read_bundle, write_bundle
 from runtime.store.transaction import Database
 from tests.store.conftest import Execute, Rows

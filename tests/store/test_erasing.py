@@ -9,7 +9,7 @@ from runtime.domain.erasure import WorkerReceipt
 from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, Session, TurnEvent, TurnStatus
 from runtime.errors import NotFound, StaleAttempt, Unavailable
 from runtime.ids import BootId, SessionId, WorkerId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.transaction import Database
 from tests.store.conftest import Rows

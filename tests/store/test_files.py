@@ -7,7 +7,7 @@ import pytest
 
 from runtime.domain.sessions import MAIN, Item, TurnEvent
 from runtime.errors import StartError
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store import schema
 from runtime.store.schema import MIGRATIONS
 from runtime.store.sessions import SqlSessionStore

@@ -11,8 +11,8 @@ from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import MAIN, Asked, Ending, Item, Key, Place, Session, StopReason, TurnRecord, TurnStatus
 from runtime.errors import BatonError, FailedPrecondition, Internal, NotFound
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
-from runtime.store.packing import pack_about
+from runtime.session_store import SessionStore
+from runtime.store.packing import pack
 from runtime.store.schema import MIGRATIONS
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
@@ -153,6 +153,7 @@ async def test_a_hidden_session_is_not_listed_and_goes_with_the_last_of_its_resp
         "lines": 1,
         "branches": 1,
         "session_keys": 1,
+        "accounts": 1,
     }
 
 
@@ -166,7 +167,9 @@ async def test_a_response_of_a_session_that_is_seen_leaves_it_there(store: Sessi
 async def test_metadata_is_replaced_and_nothing_else(store: SessionStore) -> None:
     sess = await session(store)
     before, _ = await store.get(TENANT, sess)
-    assert await store.describe(TENANT, sess, {"new": "x"}) == replace(before, metadata={"new": "x"})
+    after = await store.describe(TENANT, sess, {"new": "x"})
+    assert after == replace(before, metadata={"new": "x"}, account=after.account)
+    assert after.account == replace(before.account, version=2, notices=1)
     with pytest.raises(NotFound):
         await store.describe(OTHER, sess, {})
 
@@ -194,7 +197,7 @@ async def test_a_store_of_an_older_baton_is_brought_up(tmp_path: Path) -> None:
                 older.execute(statement.replace("BYTEA", "BLOB"))
         older.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
         older.execute("INSERT INTO schema_version VALUES (2)")
-        row = ("sess-old", TENANT, "model", 1, 1, 0, pack_about({}, ""))
+        row = ("sess-old", TENANT, "model", 1, 1, 0, pack({"metadata": {}, "vocabulary": ""}))
         older.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         older.commit()
     database = SqliteDatabase(file, MASTER)
@@ -215,7 +218,8 @@ async def test_all_of_it_goes_along_to_another_store(store: SessionStore, tmp_pa
     elsewhere = SqlSessionStore(database)
     await elsewhere.take_in(TENANT, await store.read_out(TENANT, sess), None)
     context = await store.context(TENANT, sess, MAIN)
-    assert await elsewhere.context(TENANT, sess, MAIN) == context
+    there = await elsewhere.context(TENANT, sess, MAIN)
+    assert replace(there, session=replace(there.session, account=context.session.account)) == context
     assert (context.tokens, [item.content for item in context.unrendered]) == ((5, 6, 7, 8), ["Two."])
     assert (await elsewhere.turn(TENANT, TurnId("turn-1"))).asked.memo == b"mine"
     with pytest.raises(NotFound):

@@ -8,7 +8,7 @@ import pytest
 from runtime.domain.sessions import MAIN, Item, TurnEvent
 from runtime.errors import DataCorrupt, NotFound, StartError
 from runtime.ids import SessionId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store import schema
 from runtime.store.content import TABLES
 from runtime.store.packing import ROOT_CHAIN, chained, pack, pack_asked, pack_ending, pack_item, pack_tokens

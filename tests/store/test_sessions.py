@@ -20,7 +20,7 @@ from runtime.domain.sessions import (
 )
 from runtime.errors import FailedPrecondition, NotFound, ResourceExhausted, StaleAttempt, Unavailable
 from runtime.ids import SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from tests.store.conftest import Execute
 from tests.store.talking import (
     COMMITTED,

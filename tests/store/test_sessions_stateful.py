@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from runtime.domain.sessions import MAIN, Ending, Halt, Item, OnConflict, StopReason, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.spending import NOTHING, Amounts, Reserve
 from runtime.errors import FailedPrecondition, NotFound, StaleAttempt
 from runtime.ids import GatewayId, SessionId, TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.scale import scaled
@@ -27,6 +28,7 @@ T = TypeVar("T")
 OWNERS = (GatewayId("gw-0"), GatewayId("gw-1"))
 WHICH = st.integers(0, 5)
 POLICIES = st.sampled_from(OnConflict)
+SLICE = Amounts(1, 1, 4, 1, 10, 10)
 
 
 @dataclass
@@ -63,6 +65,8 @@ class Store(RuleBasedStateMachine):
         self.said_on: dict[TurnId, str] = {}
         self.stale: list[Live] = []
         self.keys: dict[str, TurnId] = {}
+        self.used = NOTHING
+        self.happened = 0
         self.numbers = iter(range(10_000))
         for owner in OWNERS:
             self.do(self.store.beat(owner, 600.0))
@@ -89,10 +93,11 @@ class Store(RuleBasedStateMachine):
     def prepared(self, name: str, branch: str, owner: GatewayId) -> TurnRecord:
         context = self.do(self.store.context(TENANT, self.session, branch))
         prompt = (1000 + next(self.numbers),)
-        return record(
+        turn = record(
             self.session, name, context.branch.place, prompt=prompt, branch=branch, owner=owner,
             context=len(context.tokens),
         )  # fmt: skip
+        return replace(turn, reserve=Reserve(SLICE))
 
     @rule(which=WHICH, owner=WHICH, policy=POLICIES, keyed=st.booleans())
     def open(self, which: int, owner: int, policy: OnConflict, keyed: bool) -> None:
@@ -109,6 +114,7 @@ class Store(RuleBasedStateMachine):
         opened, new = found
         assert (new, opened.status) == (True, TurnStatus.QUEUED if busy else TurnStatus.RUNNING)
         live = Live(opened, branch)
+        self.happened += 1
         if keyed:
             self.keys[f"key-{name}"] = opened.id
         if not busy:
@@ -143,6 +149,7 @@ class Store(RuleBasedStateMachine):
         fresh = self.prepared(first.record.id, branch, first.record.owner)
         begun = self.do(self.store.begin(replace(first.record, prepared=fresh.prepared)))
         assert begun is not None
+        self.happened += 1
         self.running[branch] = Live(begun, branch)
         del self.queued[branch][0]
 
@@ -163,7 +170,11 @@ class Store(RuleBasedStateMachine):
         branch = [*self.running][which % len(self.running)]
         live = self.running.pop(branch)
         tokens = tuple(token for event in live.events for token in event.tokens)
-        ending = Ending(status, StopReason.LENGTH if status is TurnStatus.COMMITTED else None, kept=len(tokens))
+        stop = StopReason.LENGTH if status is TurnStatus.COMMITTED else None
+        took = Amounts(1, 0, len(tokens), 1, 5, 6)
+        ending = Ending(status, stop, kept=len(tokens), attempts=1, took=took)
+        self.used += took
+        self.happened += 1
         for _ in range(1 + twice):
             self.do(self.store.finish(live.record, ending, tokens, live.events))
         self.ended[live.record.id] = status, tuple(live.events)
@@ -173,6 +184,16 @@ class Store(RuleBasedStateMachine):
             items = (*live.record.asked.items, Item("assistant", "".join(event.text for event in live.events)))
             self.history[branch].append(Said(live.record.id, (*live.record.prepared.prompt, *tokens), items))
         self.stale.append(live)
+
+    @precondition(lambda self: self.running)
+    @rule(which=WHICH, more=st.integers(0, 20), twice=st.booleans())
+    def extend(self, which: int, more: int, twice: bool) -> None:
+        live = [*self.running.values()][which % len(self.running)]
+        held = live.record.reserve.held
+        want = replace(held, completion_tokens=held.completion_tokens + more)
+        for _ in range(1 + twice):
+            assert self.do(self.store.extend(live.record, want, Amounts(wall_ms=1))) == want
+        live.record = replace(live.record, reserve=Reserve(want, Amounts(wall_ms=1)))
 
     @precondition(lambda self: self.stale)
     @rule(which=WHICH)
@@ -194,6 +215,7 @@ class Store(RuleBasedStateMachine):
         assert {turn.id for turn in taken} == set(theirs)
         for turn in taken:
             live = theirs[turn.id]
+            assert turn.reserve == live.record.reserve
             if turn.status is TurnStatus.RUNNING:
                 assert turn.epoch > live.record.epoch
                 self.stale.append(Live(live.record, live.branch, [*live.events]))
@@ -207,6 +229,7 @@ class Store(RuleBasedStateMachine):
         name = f"branch-{next(self.numbers)}"
         made = self.do(self.store.fork(TENANT, self.session, branch, said[-1].turn if said else None, name, None))
         assert made.place.depth == len(said)
+        self.happened += 1
         self.history[name], self.queued[name] = [*said], []
 
     @rule(which=WHICH, to=WHICH)
@@ -219,6 +242,7 @@ class Store(RuleBasedStateMachine):
                 self.do(asked)
             return
         self.do(asked)
+        self.happened += 1
         self.history[branch] = said
 
     @rule(which=WHICH)
@@ -230,6 +254,7 @@ class Store(RuleBasedStateMachine):
                 self.do(asked)
             return
         self.do(asked)
+        self.happened += 1
         del self.history[branch], self.queued[branch]
         reached = {said.turn for history in self.history.values() for said in history}
         gone = {turn for turn, on in self.said_on.items() if on not in self.history and turn not in reached}
@@ -281,6 +306,13 @@ class Store(RuleBasedStateMachine):
             assert branch.tokens == len(context.tokens)
             items = self.do(self.store.items(TENANT, self.session, branch.name, 0, 10_000))
             assert [item for *_, item in items] == [item for each in said for item in each.items]
+
+    @invariant()
+    def has_the_same_account(self) -> None:
+        """Invariant 12: what is held is what running turns hold, and what is spent is what those took that ended."""
+        account = self.do(self.store.get(TENANT, self.session))[0].account
+        held = sum((live.record.reserve.held for live in self.running.values()), NOTHING)
+        assert (account.held, account.used, account.notices) == (held, self.used, self.happened)
 
     @invariant()
     def has_the_same_turns(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.errors import DataCorrupt, Internal
 from runtime.ids import TurnId
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.store.conftest import Execute
 from tests.store.talking import HERE, MASTER, TENANT, THERE, opened, record, session

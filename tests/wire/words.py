@@ -243,7 +243,7 @@ VIEWS = st.builds(
 
 CODES = (
     "invalid context too_large unsupported not_found precondition incompatible stale exhausted unavailable deadline "
-    "unauthenticated denied cancelled corrupt internal engine poison"
+    "budget unauthenticated denied cancelled corrupt internal engine poison"
 ).split()
 FIELDS = st.from_regex(r"[a-z_.]{1,256}", fullmatch=True)
 ERRORS = st.builds(

@@ -73,6 +73,7 @@ class Error(_message.Message):
       denied        PERMISSION_DENIED    no      a credential that does not allow this call
       not_found     NOT_FOUND            no      no such model, attempt or worker
       precondition  FAILED_PRECONDITION  no      not in this state
+      budget        FAILED_PRECONDITION  no      a session has spent what it may; `field` says which of its limits
       incompatible  FAILED_PRECONDITION  no      of another model, tokenizer, page size or data type
       stale         FAILED_PRECONDITION  no      of an older attempt, an older epoch or a closed transfer
       exhausted     RESOURCE_EXHAUSTED   yes     over a limit that passes, after `retry_after_ms`

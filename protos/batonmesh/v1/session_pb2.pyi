@@ -5,6 +5,7 @@ Conversations that the mesh keeps."""
 
 from batonmesh.v1 import common_pb2 as _common_pb2
 from batonmesh.v1 import inference_pb2 as _inference_pb2
+from batonmesh.v1 import limits_pb2 as _limits_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -28,7 +29,7 @@ class _OnConflict:
 class _OnConflictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnConflict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ON_CONFLICT_UNSPECIFIED: _OnConflict.ValueType  # 0
-    """As ON_CONFLICT_REJECT."""
+    """As the session's policies say; in these as ON_CONFLICT_REJECT."""
     ON_CONFLICT_REJECT: _OnConflict.ValueType  # 1
     """It is refused with FAILED_PRECONDITION."""
     ON_CONFLICT_ENQUEUE: _OnConflict.ValueType  # 2
@@ -42,7 +43,7 @@ class OnConflict(_OnConflict, metaclass=_OnConflictEnumTypeWrapper):
     """What becomes of a turn whose branch is busy with another."""
 
 ON_CONFLICT_UNSPECIFIED: OnConflict.ValueType  # 0
-"""As ON_CONFLICT_REJECT."""
+"""As the session's policies say; in these as ON_CONFLICT_REJECT."""
 ON_CONFLICT_REJECT: OnConflict.ValueType  # 1
 """It is refused with FAILED_PRECONDITION."""
 ON_CONFLICT_ENQUEUE: OnConflict.ValueType  # 2
@@ -60,7 +61,7 @@ class _OnDisconnect:
 class _OnDisconnectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnDisconnect.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ON_DISCONNECT_UNSPECIFIED: _OnDisconnect.ValueType  # 0
-    """As ON_DISCONNECT_CONTINUE."""
+    """As the session's policies say; in these as ON_DISCONNECT_CONTINUE."""
     ON_DISCONNECT_CONTINUE: _OnDisconnect.ValueType  # 1
     """It goes on to its end."""
     ON_DISCONNECT_CANCEL: _OnDisconnect.ValueType  # 2
@@ -70,7 +71,7 @@ class OnDisconnect(_OnDisconnect, metaclass=_OnDisconnectEnumTypeWrapper):
     """What becomes of a turn when the last call that streams it goes away."""
 
 ON_DISCONNECT_UNSPECIFIED: OnDisconnect.ValueType  # 0
-"""As ON_DISCONNECT_CONTINUE."""
+"""As the session's policies say; in these as ON_DISCONNECT_CONTINUE."""
 ON_DISCONNECT_CONTINUE: OnDisconnect.ValueType  # 1
 """It goes on to its end."""
 ON_DISCONNECT_CANCEL: OnDisconnect.ValueType  # 2
@@ -128,6 +129,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """Somebody interrupted it."""
     STOP_REASON_TOOL_CALLS: _StopReason.ValueType  # 4
     """It called tools: the branch waits until they are resolved."""
+    STOP_REASON_BUDGET: _StopReason.ValueType  # 8
+    """The session's budget was spent; `limit` of the turn says which. What there was is part of the conversation."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Why a committed turn ended."""
@@ -142,7 +145,45 @@ STOP_REASON_INTERRUPTED: StopReason.ValueType  # 3
 """Somebody interrupted it."""
 STOP_REASON_TOOL_CALLS: StopReason.ValueType  # 4
 """It called tools: the branch waits until they are resolved."""
+STOP_REASON_BUDGET: StopReason.ValueType  # 8
+"""The session's budget was spent; `limit` of the turn says which. What there was is part of the conversation."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
+
+class _MissReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MISS_REASON_UNSPECIFIED: _MissReason.ValueType  # 0
+    """Nothing was missed."""
+    MISS_REASON_NEVER_STORED: _MissReason.ValueType  # 1
+    """The last token of an answer, and a page that is not full, are never cached."""
+    MISS_REASON_DRIFT: _MissReason.ValueType  # 2
+    """Rendered anew, the conversation reads otherwise."""
+    MISS_REASON_MODEL_CHANGED: _MissReason.ValueType  # 3
+    """The model's weights are others than with the branch's last turn."""
+    MISS_REASON_BRANCH_COLD: _MissReason.ValueType  # 4
+    """Another worker than that of the branch's last turn ran this one, or that one was restarted."""
+    MISS_REASON_EVICTED: _MissReason.ValueType  # 5
+    """The worker that had it needed the room."""
+
+class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
+    """Why KV that a branch had before was not there again."""
+
+MISS_REASON_UNSPECIFIED: MissReason.ValueType  # 0
+"""Nothing was missed."""
+MISS_REASON_NEVER_STORED: MissReason.ValueType  # 1
+"""The last token of an answer, and a page that is not full, are never cached."""
+MISS_REASON_DRIFT: MissReason.ValueType  # 2
+"""Rendered anew, the conversation reads otherwise."""
+MISS_REASON_MODEL_CHANGED: MissReason.ValueType  # 3
+"""The model's weights are others than with the branch's last turn."""
+MISS_REASON_BRANCH_COLD: MissReason.ValueType  # 4
+"""Another worker than that of the branch's last turn ran this one, or that one was restarted."""
+MISS_REASON_EVICTED: MissReason.ValueType  # 5
+"""The worker that had it needed the room."""
+Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 class _ToolCallState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -212,6 +253,14 @@ class SessionState(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     BRANCHES_FIELD_NUMBER: _builtins.int
     RERENDER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_MS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the session; at most 64 characters."""
     model: _builtins.str
@@ -220,13 +269,39 @@ class SessionState(_message.Message):
     """When it was created by the store's clock, in milliseconds since 1970 (UTC)."""
     rerender: _builtins.bool
     """Every turn renders the whole conversation anew."""
+    version: _builtins.int
+    """From 1, and one more with every UpdateSession."""
+    ttl_ms: _builtins.int
+    """Milliseconds without any turn, fork, rollback or change after which the session is deleted; absent: never. A
+    session of which a turn runs or waits is left alone.
+    """
+    expires_in_ms: _builtins.int
+    """Milliseconds until that is, if nothing happens meanwhile."""
+    notices: _builtins.int
+    """The number of the last of WatchSession's notices."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As given when it was created."""
+        """As given when it was created, or last changed."""
 
     @_builtins.property
     def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Branch]:
         """In the order of their names. Empty in ListSessions."""
+
+    @_builtins.property
+    def policies(self) -> Global___TurnPolicies:
+        """What a turn does that does not say itself."""
+
+    @_builtins.property
+    def limits(self) -> _limits_pb2.Limits:
+        """What it may spend."""
+
+    @_builtins.property
+    def used(self) -> _limits_pb2.Spending:
+        """What turns that ended have spent, on all its branches, also those that were deleted or rolled back."""
+
+    @_builtins.property
+    def reserved(self) -> _limits_pb2.Spending:
+        """What turns that run hold in reserve; the most of it comes back when they end."""
 
     def __init__(
         self,
@@ -237,12 +312,27 @@ class SessionState(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         branches: _abc.Iterable[Global___Branch] | None = ...,
         rerender: _builtins.bool = ...,
+        version: _builtins.int = ...,
+        ttl_ms: _builtins.int | None = ...,
+        expires_in_ms: _builtins.int | None = ...,
+        policies: Global___TurnPolicies | None = ...,
+        notices: _builtins.int = ...,
+        limits: _limits_pb2.Limits | None = ...,
+        used: _limits_pb2.Spending | None = ...,
+        reserved: _limits_pb2.Spending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_in_ms", b"_expires_in_ms", "_ttl_ms", b"_ttl_ms", "expires_in_ms", b"expires_in_ms", "limits", b"limits", "policies", b"policies", "reserved", b"reserved", "ttl_ms", b"ttl_ms", "used", b"used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "created_ms", b"created_ms", "id", b"id", "metadata", b"metadata", "model", b"model", "rerender", b"rerender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_in_ms", b"_expires_in_ms", "_ttl_ms", b"_ttl_ms", "branches", b"branches", "created_ms", b"created_ms", "expires_in_ms", b"expires_in_ms", "id", b"id", "limits", b"limits", "metadata", b"metadata", "model", b"model", "notices", b"notices", "policies", b"policies", "rerender", b"rerender", "reserved", b"reserved", "ttl_ms", b"ttl_ms", "used", b"used", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expires_in_ms: _TypeAlias = _typing.Literal["expires_in_ms"]  # noqa: Y015
+    _WhichOneofArgType__expires_in_ms: _TypeAlias = _typing.Literal["_expires_in_ms", b"_expires_in_ms"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_ms: _TypeAlias = _typing.Literal["ttl_ms"]  # noqa: Y015
+    _WhichOneofArgType__ttl_ms: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_in_ms) -> _WhichOneofReturnType__expires_in_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_ms) -> _WhichOneofReturnType__ttl_ms | None: ...
 
 Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
@@ -319,6 +409,9 @@ class CreateSessionRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     RERENDER_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, from ListModels; 1 to 256 characters."""
     rerender: _builtins.bool
@@ -327,9 +420,19 @@ class CreateSessionRequest(_message.Message):
     """
     idempotency_key: _builtins.str
     """At most 128 characters; empty for none. Of the caller's tenant."""
+    ttl_ms: _builtins.int
+    """As in UpdateSessionRequest; absent or 0: never."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 16 pairs; keys of 1 to 64 characters, values of at most 512."""
+
+    @_builtins.property
+    def policies(self) -> Global___TurnPolicies:
+        """As in UpdateSessionRequest; absent: the defaults of its fields."""
+
+    @_builtins.property
+    def limits(self) -> _limits_pb2.Limits:
+        """What it may spend; absent: anything."""
 
     def __init__(
         self,
@@ -338,10 +441,13 @@ class CreateSessionRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         rerender: _builtins.bool = ...,
         idempotency_key: _builtins.str = ...,
+        ttl_ms: _builtins.int = ...,
+        policies: Global___TurnPolicies | None = ...,
+        limits: _limits_pb2.Limits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "policies", b"policies"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "metadata", b"metadata", "model", b"model", "rerender", b"rerender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "limits", b"limits", "metadata", b"metadata", "model", b"model", "policies", b"policies", "rerender", b"rerender", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,6 +787,9 @@ class Turn(_message.Message):
     DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     REST_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the turn; at most 64 characters."""
     session: _builtins.str
@@ -699,6 +808,8 @@ class Turn(_message.Message):
     """Committed tokens that a rendering anew did not repeat; with `rerender` only."""
     rest: _builtins.str
     """Text that was held back until the end, because it might have been a call; usually empty."""
+    limit: _builtins.str
+    """With STOP_REASON_BUDGET: the field of Limits that ended it."""
     @_builtins.property
     def error(self) -> _common_pb2.Error:
         """Why it failed."""
@@ -714,6 +825,14 @@ class Turn(_message.Message):
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.ToolCall]:
         """What it called, once it is committed. An interrupted or a cut turn may have calls, too."""
+
+    @_builtins.property
+    def spent(self) -> _limits_pb2.Spending:
+        """What it took of the session's budget, once it has ended."""
+
+    @_builtins.property
+    def sources(self) -> Global___PromptSources:
+        """Where the KV of its prompt came from, as its first attempt found it; absent when no worker began it."""
 
     def __init__(
         self,
@@ -731,10 +850,13 @@ class Turn(_message.Message):
         drift_tokens: _builtins.int = ...,
         tool_calls: _abc.Iterable[_inference_pb2.ToolCall] | None = ...,
         rest: _builtins.str = ...,
+        limit: _builtins.str = ...,
+        spent: _limits_pb2.Spending | None = ...,
+        sources: Global___PromptSources | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "sources", b"sources", "spent", b"spent", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "rest", b"rest", "session", b"session", "status", b"status", "stop_reason", b"stop_reason", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "limit", b"limit", "rest", b"rest", "session", b"session", "sources", b"sources", "spent", b"spent", "status", b"status", "stop_reason", b"stop_reason", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,6 +1015,335 @@ class RollbackRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
+class TurnPolicies(_message.Message):
+    """What a turn does that does not say itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    on_conflict: Global___OnConflict.ValueType
+    """When its branch is busy."""
+    on_disconnect: Global___OnDisconnect.ValueType
+    """When nobody streams it any more."""
+    def __init__(
+        self,
+        *,
+        on_conflict: Global___OnConflict.ValueType = ...,
+        on_disconnect: Global___OnDisconnect.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnPolicies: _TypeAlias = TurnPolicies  # noqa: Y015
+
+@_typing.final
+class Metadata(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PairsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """At most 16 pairs; keys of 1 to 64 characters, values of at most 512."""
+
+    def __init__(
+        self,
+        *,
+        pairs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Metadata: _TypeAlias = Metadata  # noqa: Y015
+
+@_typing.final
+class UpdateSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session's id."""
+    expected_version: _builtins.int
+    """The version that it must have when it is changed. Absent: any."""
+    ttl_ms: _builtins.int
+    """Milliseconds without any turn, fork, rollback or change after which it is deleted, at most ten years of them; 0:
+    never.
+    """
+    idempotency_key: _builtins.str
+    """At most 128 characters; empty for none. Of the session."""
+    @_builtins.property
+    def metadata(self) -> Global___Metadata:
+        """Replaces the metadata, all of it."""
+
+    @_builtins.property
+    def policies(self) -> Global___TurnPolicies:
+        """Replaces the policies, both."""
+
+    @_builtins.property
+    def limits(self) -> _limits_pb2.Limits:
+        """Replaces the limits, all of them. What was spent stays spent; a turn that runs meets them with its next slice."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        expected_version: _builtins.int | None = ...,
+        metadata: Global___Metadata | None = ...,
+        ttl_ms: _builtins.int | None = ...,
+        policies: Global___TurnPolicies | None = ...,
+        limits: _limits_pb2.Limits | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_ttl_ms", b"_ttl_ms", "expected_version", b"expected_version", "limits", b"limits", "metadata", b"metadata", "policies", b"policies", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_ttl_ms", b"_ttl_ms", "expected_version", b"expected_version", "idempotency_key", b"idempotency_key", "limits", b"limits", "metadata", b"metadata", "policies", b"policies", "session", b"session", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_ms: _TypeAlias = _typing.Literal["ttl_ms"]  # noqa: Y015
+    _WhichOneofArgType__ttl_ms: _TypeAlias = _typing.Literal["_ttl_ms", b"_ttl_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_ms) -> _WhichOneofReturnType__ttl_ms | None: ...
+
+Global___UpdateSessionRequest: _TypeAlias = UpdateSessionRequest  # noqa: Y015
+
+@_typing.final
+class WatchSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session's id."""
+    after: _builtins.int
+    """The number of the last notice that the caller has; absent: begin with the session as it is. The newest 1024 notices
+    of a session are kept: who comes back after more is refused with FAILED_PRECONDITION, and begins anew.
+    """
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        after: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "after", b"after", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+
+Global___WatchSessionRequest: _TypeAlias = WatchSessionRequest  # noqa: Y015
+
+@_typing.final
+class SessionNotice(_message.Message):
+    """Something that happened to a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    FORKED_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts the session's notices from 1, without gap; of `state` the last one before it, 0 for none."""
+    at_ms: _builtins.int
+    """When, by the store's clock, in milliseconds since 1970 (UTC); 0 with `state`."""
+    updated: _builtins.int
+    """The session was changed, and has this version."""
+    @_builtins.property
+    def state(self) -> Global___SessionState:
+        """The session as it is: the first message, unless `after` was given."""
+
+    @_builtins.property
+    def opened(self) -> Global___TurnNotice:
+        """A turn was opened, and runs or waits."""
+
+    @_builtins.property
+    def begun(self) -> Global___TurnNotice:
+        """A turn that waited runs."""
+
+    @_builtins.property
+    def ended(self) -> Global___TurnNotice:
+        """A turn ended."""
+
+    @_builtins.property
+    def forked(self) -> Global___BranchNotice:
+        """A branch was made."""
+
+    @_builtins.property
+    def rolled_back(self) -> Global___BranchNotice:
+        """A branch was moved back."""
+
+    @_builtins.property
+    def dropped(self) -> Global___BranchNotice:
+        """A branch was deleted; its head is the one that it had."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        at_ms: _builtins.int = ...,
+        state: Global___SessionState | None = ...,
+        opened: Global___TurnNotice | None = ...,
+        begun: Global___TurnNotice | None = ...,
+        ended: Global___TurnNotice | None = ...,
+        forked: Global___BranchNotice | None = ...,
+        rolled_back: Global___BranchNotice | None = ...,
+        updated: _builtins.int = ...,
+        dropped: Global___BranchNotice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "number", b"number", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "opened", "begun", "ended", "forked", "rolled_back", "updated", "dropped"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___SessionNotice: _TypeAlias = SessionNotice  # noqa: Y015
+
+@_typing.final
+class TurnNotice(_message.Message):
+    """A turn, in a notice; ResumeTurn gives all of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
+    turn: _builtins.str
+    """The turn's id."""
+    branch: _builtins.str
+    """Its branch."""
+    status: Global___TurnStatus.ValueType
+    """How far it was."""
+    stop_reason: Global___StopReason.ValueType
+    """Why it ended, when committed."""
+    def __init__(
+        self,
+        *,
+        turn: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        status: Global___TurnStatus.ValueType = ...,
+        stop_reason: Global___StopReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "status", b"status", "stop_reason", b"stop_reason", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnNotice: _TypeAlias = TurnNotice  # noqa: Y015
+
+@_typing.final
+class BranchNotice(_message.Message):
+    """A branch, in a notice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRANCH_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    branch: _builtins.str
+    """Its name."""
+    head: _builtins.str
+    """Its head; absent at the beginning."""
+    def __init__(
+        self,
+        *,
+        branch: _builtins.str = ...,
+        head: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "branch", b"branch", "head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__head: _TypeAlias = _typing.Literal["head"]  # noqa: Y015
+    _WhichOneofArgType__head: _TypeAlias = _typing.Literal["_head", b"_head"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__head) -> _WhichOneofReturnType__head | None: ...
+
+Global___BranchNotice: _TypeAlias = BranchNotice  # noqa: Y015
+
+@_typing.final
+class PromptSources(_message.Message):
+    """Where the KV of a prompt came from. `pool`, `handed_over` and `computed` add up to the prompt's tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
+    COMPUTED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pool: _builtins.int
+    """Tokens in the decode worker's own pool."""
+    handed_over: _builtins.int
+    """Tokens that a prefill worker had, and handed over."""
+    computed: _builtins.int
+    """Tokens that a worker computed."""
+    missed: _builtins.int
+    """Of the computed ones, those of the branch's committed context."""
+    reason: Global___MissReason.ValueType
+    """Why the first of these was missed."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.int = ...,
+        handed_over: _builtins.int = ...,
+        computed: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        reason: Global___MissReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed", b"computed", "handed_over", b"handed_over", "missed", b"missed", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptSources: _TypeAlias = PromptSources  # noqa: Y015
 
 @_typing.final
 class EraseRequest(_message.Message):

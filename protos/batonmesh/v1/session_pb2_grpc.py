@@ -89,6 +89,16 @@ class SessionsStub:
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_session__pb2.Branch.FromString,
                 _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/batonmesh.v1.Sessions/UpdateSession',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
+                _registered_method=True)
+        self.WatchSession = channel.unary_stream(
+                '/batonmesh.v1.Sessions/WatchSession',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.SessionNotice.FromString,
+                _registered_method=True)
         self.DeleteBranch = channel.unary_unary(
                 '/batonmesh.v1.Sessions/DeleteBranch',
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.DeleteBranchRequest.SerializeToString,
@@ -202,6 +212,23 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSession(self, request, context):
+        """Changes what a session is to be; what is absent stays as it is. Refused with FAILED_PRECONDITION by the name
+        `expected_version` when somebody else changed it before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSession(self, request, context):
+        """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
+        there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
+        is at most as late as the gateway's interval of looking, and mostly at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteBranch(self, request, context):
         """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
         has not ended.
@@ -229,7 +256,8 @@ class SessionsServicer:
 
     def Import(self, request_iterator, context):
         """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
-        checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
+        checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+        FAILED_PRECONDITION: the session is here, or was erased here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -304,6 +332,16 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=batonmesh_dot_v1_dot_session__pb2.RollbackRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_session__pb2.Branch.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.SessionState.SerializeToString,
+            ),
+            'WatchSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSession,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.SessionNotice.SerializeToString,
             ),
             'DeleteBranch': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteBranch,
@@ -611,6 +649,60 @@ class Sessions:
             '/batonmesh.v1.Sessions/Rollback',
             batonmesh_dot_v1_dot_session__pb2.RollbackRequest.SerializeToString,
             batonmesh_dot_v1_dot_session__pb2.Branch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/UpdateSession',
+            batonmesh_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/WatchSession',
+            batonmesh_dot_v1_dot_session__pb2.WatchSessionRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.SessionNotice.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,15 @@ class SessionsStub:
     """A new branch that begins after a turn. Takes the same time whatever was said before."""
     Rollback: _aio.UnaryUnaryMultiCallable[_session_pb2.RollbackRequest, _session_pb2.Branch]
     """Moves a branch back to an earlier turn of its history."""
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.SessionState]
+    """Changes what a session is to be; what is absent stays as it is. Refused with FAILED_PRECONDITION by the name
+    `expected_version` when somebody else changed it before.
+    """
+    WatchSession: _aio.UnaryStreamMultiCallable[_session_pb2.WatchSessionRequest, _session_pb2.SessionNotice]
+    """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
+    there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
+    is at most as late as the gateway's interval of looking, and mostly at once.
+    """
     DeleteBranch: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteBranchRequest, _session_pb2.DeleteBranchResponse]
     """Forgets a branch other than `main`, and what was said on it and on no other. FAILED_PRECONDITION while a turn of it
     has not ended.
@@ -61,7 +70,8 @@ class SessionsStub:
     """
     Import: _aio.StreamUnaryMultiCallable[_session_pb2.ImportRequest, _session_pb2.SessionState]
     """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
-    checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
+    checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+    FAILED_PRECONDITION: the session is here, or was erased here.
     """
     SubmitToolResults: _aio.UnaryUnaryMultiCallable[_session_pb2.SubmitToolResultsRequest, _session_pb2.SubmitToolResultsResponse]
     """Resolves calls of a branch's head, each exactly once, in any order and in parallel; all of the request or nothing.
@@ -166,6 +176,27 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """Moves a branch back to an earlier turn of its history."""
 
     @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _session_pb2.UpdateSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.UpdateSessionRequest, _abc.Awaitable[_session_pb2.SessionState]],
+    ) -> _abc.Awaitable[_session_pb2.SessionState]:
+        """Changes what a session is to be; what is absent stays as it is. Refused with FAILED_PRECONDITION by the name
+        `expected_version` when somebody else changed it before.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSession(
+        self,
+        request: _session_pb2.WatchSessionRequest,
+        context: _aio.ServicerContext[_session_pb2.WatchSessionRequest, _abc.AsyncIterator[_session_pb2.SessionNotice]],
+    ) -> _abc.AsyncIterator[_session_pb2.SessionNotice]:
+        """Streams what happens to a session, on whatever gateway, until the call is cancelled; it ends with NOT_FOUND once
+        there is no such session any more. The session as it is comes first, unless `after` says where to go on. What comes
+        is at most as late as the gateway's interval of looking, and mostly at once.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteBranch(
         self,
         request: _session_pb2.DeleteBranchRequest,
@@ -203,7 +234,8 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_session_pb2.ImportRequest], _abc.Awaitable[_session_pb2.SessionState]],
     ) -> _abc.Awaitable[_session_pb2.SessionState]:
         """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
-        checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
+        checked whole before anything is kept of it. Its limits, policies and what was spent do not go along.
+        FAILED_PRECONDITION: the session is here, or was erased here.
         """
 
     @_abc_1.abstractmethod

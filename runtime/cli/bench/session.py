@@ -15,7 +15,7 @@ from runtime.cli.bench import storing
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.config import Config, MeshConfig, SessionsConfig
 from runtime.mesh.sessions import session_store
-from runtime.ports import SessionStore
+from runtime.session_store import SessionStore
 
 _CONCURRENT = (1, 16, 64, 256)
 _STREAMS, _EVERY_S = 64, 0.02

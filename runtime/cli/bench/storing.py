@@ -32,9 +32,10 @@ from runtime.domain.sessions import (
 )
 from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.ids import GatewayId, Ids, SessionId, TenantId, TurnId
-from runtime.ports import SessionStore
 from runtime.roles.gateway import GatewayRole, ServedModel
-from runtime.roles.sessions import SessionRole, SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.roles.sessions import SessionRole
+from runtime.session_store import SessionStore
 
 _TENANT, _OWNER = TenantId("bench"), GatewayId("gw-bench")
 _ASKED = Asked((Item("user", "What is my dog called?"),), Sampling(64), True, 60.0)

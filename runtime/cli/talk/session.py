@@ -15,13 +15,16 @@ from rich.text import Text
 from batonmesh import Client
 from runtime.cli.talk.asking import follow
 from runtime.cli.talk.connecting import DEFAULT_TARGET, Target, connected
+from runtime.cli.talk.keeping import expiry_in_words, policies_in_words, spending_table, tokens_spent
 from runtime.cli.talk.wording import kv_in_words, speed_in_words
+from runtime.wire.keeping import unpack_state
 
 app = typer.Typer(no_args_is_help=True)
 
 _Session = Annotated[str, typer.Argument(metavar="ID", help="The session's id, as `baton session list` shows it.")]
 _Branch = Annotated[str, typer.Option(help="Which branch of it.")]
 _PAGE = 1000
+_LINE = 160
 _PIECE = 1 << 20
 
 
@@ -32,11 +35,13 @@ def list_sessions(
 ) -> None:
     """The sessions that the mesh keeps, the newest first."""
     with connected(target) as (client, _):
-        table = Table("session", "model", "created", "metadata", box=None)
+        table = Table("session", "model", "created", "metadata", "turns", "tokens", "expires", box=None)
         for session in client.sessions.newest(limit=limit):
             about = ", ".join(f"{key}={value}" for key, value in sorted(session.metadata.items()))
-            table.add_row(session.id, session.model, _when(session.created_ms), about)
-    Console(soft_wrap=True, highlight=False).print(table)
+            account, _ = unpack_state(session)
+            spent = f"{account.used.turns:,}", f"{tokens_spent(account.used):,}", expiry_in_words(account)
+            table.add_row(session.id, session.model, _when(session.created_ms), about, *spent)
+    Console(soft_wrap=True, highlight=False, width=max(Console().width, _LINE)).print(table)
 
 
 @app.command()
@@ -46,6 +51,10 @@ def show(session: _Session, target: Target = DEFAULT_TARGET, branch: _Branch = "
     with connected(target) as (client, _):
         state = client.sessions.get(session)
         console.print(Text(f"{state.id}, {state.model}, {_when(state.created_ms)}"))
+        account, policies = unpack_state(state)
+        kept = f"version {account.version}, expires {expiry_in_words(account)}; {policies_in_words(policies)}"
+        console.print(Text(kept))
+        console.print(spending_table(account))
         table = Table("branch", "turns", "tokens", "head", "running", box=None)
         for each in state.branches:
             table.add_row(each.name, f"{each.turns:,}", f"{each.tokens:,}", each.head, each.running)

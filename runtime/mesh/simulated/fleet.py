@@ -30,7 +30,8 @@ from runtime.roles.belonging import Belonging, Drained
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
 from runtime.roles.prefill import PrefillRole
-from runtime.roles.sessions import SessionRole, SessionSettings
+from runtime.roles.session_settings import SessionSettings
+from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
 
 TENANT = TenantId("default")

@@ -139,7 +139,7 @@ async def _deltas(sessions: SessionRole, turn: TurnRecord, tally: SessionTally) 
 
 def _called(field: str) -> str:
     """What a request here calls a field of a turn."""
-    if field in ("session", "on_conflict", "rerender"):
+    if field in ("session", "on_conflict", "rerender") or field.startswith("limits."):
         return SESSION_HEADER
     return KEY_HEADER if field == "idempotency_key" else field.replace("items", "messages", 1)
 
@@ -150,4 +150,5 @@ def _finish(ending: Ending) -> FinishReason:
         raise ending.error
     if ending.stop is None:
         raise Cancelled("the turn was cancelled")
-    return FinishReason.LENGTH if ending.stop is StopReason.LENGTH else FinishReason.STOP
+    cut = ending.stop in (StopReason.LENGTH, StopReason.BUDGET)
+    return FinishReason.LENGTH if cut else FinishReason.STOP

@@ -148,7 +148,7 @@ def _error(error: BatonError) -> Json:
 
 
 def _incomplete(ending: Ending | None) -> Json:
-    cut = ending is not None and ending.stop is StopReason.LENGTH
+    cut = ending is not None and ending.stop in (StopReason.LENGTH, StopReason.BUDGET)
     return {"reason": "max_output_tokens" if cut else None}
 
 

@@ -179,7 +179,7 @@ class ResponseRequest(GenerationRequest):
                 return "max_output_tokens"
             case "prompt" | "messages":
                 return "input"
-            case "session" | "on_conflict":
+            case _ if field in ("session", "on_conflict") or field.startswith("limits."):
                 return "conversation"
             case "idempotency_key":
                 return "idempotency-key"

@@ -1,0 +1,32 @@
+"""How a session is kept, what it may spend and what it has spent, in words."""
+
+from datetime import timedelta
+
+from rich.table import Table
+
+from runtime.domain.sessions import Policies
+from runtime.domain.spending import Account, Amounts, Measure
+
+
+def tokens_spent(used: Amounts) -> int:
+    return used.prompt_tokens + used.cached_tokens + used.completion_tokens
+
+
+def expiry_in_words(account: Account) -> str:
+    if account.expires_in_ms is None:
+        return "never"
+    return f"in {timedelta(seconds=account.expires_in_ms // 1000)}"
+
+
+def policies_in_words(policies: Policies) -> str:
+    """What its turns do that do not say themselves."""
+    return f"on_conflict {policies.on_conflict}, on_disconnect {'cancel' if policies.cancel_unwatched else 'continue'}"
+
+
+def spending_table(account: Account) -> Table:
+    """A row for each measure: spent, held by turns that run, and the limit, if there is one."""
+    table = Table("", "spent", "reserved", "limit", box=None)
+    each = zip(Measure, account.used.each, account.held.each, account.limits.each, strict=True)
+    for measure, used, held, limit in each:
+        table.add_row(measure, f"{used:,}", f"{held:,}", "" if limit is None else f"{limit:,}")
+    return table
