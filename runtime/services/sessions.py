@@ -10,7 +10,7 @@ from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
 from runtime.domain.notices import Notice
 from runtime.domain.sessions import Asked, Halt, Progress, TurnEvent, TurnRecord
-from runtime.errors import DeadlineExceeded, InvalidArgument, TooLarge
+from runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, TooLarge
 from runtime.ids import SessionId, TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.erasing import ErasingRole
@@ -161,7 +161,9 @@ class SessionService(session_pb2_grpc.SessionsServicer):
             await context.write(pb.ExportResponse(data=data[start : start + _PIECE]))
 
     async def Import(self, _requests: object, context: Context) -> pb.SessionState:
-        # Each is in memory whole until it is checked.
+        # Each is in memory whole until it is checked, and comes as slowly as its client likes: nobody waits behind it.
+        if self._importing.locked():
+            raise ResourceExhausted(f"{_IMPORTS} sessions are being imported already", retry_after_ms=1000)
         async with self._importing:
             name, bundle = await _uploaded(context)
             session = await self._role.store.take_in(self._tenant, bundle, wire.import_key(name, bundle))

@@ -188,3 +188,19 @@ async def test_what_a_gateway_had_no_time_to_tell_is_told_by_the_next_that_looks
 
 async def receipts(user: User, session: str) -> list[pb.ErasureReceipt]:
     return [*(await user.stub.Erase(pb.EraseRequest(session=session), timeout=20)).receipts]
+
+
+async def test_who_sends_no_bundle_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with session_mesh(tmp_path / "state") as (_, user):
+        session = await user.create()
+        pieces = [
+            pb.ImportRequest(data=each.data) async for each in user.stub.Export(pb.ExportRequest(session=session))
+        ]
+        silent = [user.stub.Import(None) for _ in range(2)]
+        for call in silent:
+            await call.write(pb.ImportRequest(data=b"BATON"))
+        assert await refused(user.stub.Import(iter(pieces), timeout=5)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in silent:
+            await call.done_writing()
+            assert await refused(call) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await refused(user.stub.Import(iter(pieces), timeout=5)) is grpc.StatusCode.FAILED_PRECONDITION
