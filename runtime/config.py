@@ -51,12 +51,14 @@ class SimulatedConfig(_Section):
 class ModelConfig(_Section):
     """`path` is a Hugging Face directory or `shipped`; `simulated` takes its place. `name` is what requests call it,
     by default the folder's name. `dtype` of the computation and of the KV, `auto` being that of the checkpoint.
-    `quantization` int8 keeps the weights of linear layers in 8 bits, rounded when the model is loaded."""
+    `quantization` int8 keeps the weights of linear layers in 8 bits, rounded when the model is loaded. `tool_calls` is
+    the form in which it calls tools (`runtime/domain/call_forms.py`), by default what its chat template writes."""
 
     path: str = Field(default=SHIPPED, min_length=1)
     name: str | None = Field(default=None, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["int8"] | None = None
+    tool_calls: Literal["auto", "none", "hermes", "llama", "mistral"] = "auto"
     simulated: SimulatedConfig | None = None
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from runtime.domain.call_forms import CallForm
 from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.holdings import Changes
 from runtime.domain.landing import LandingEvent
@@ -38,6 +39,7 @@ from runtime.domain.sessions import (
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Forgotten, Frame, Load, StepOutput
 from runtime.domain.tiers import Tier, TierReport
+from runtime.domain.tools import Pending, ToolResult
 from runtime.ids import BootId, GatewayId, PageId, SessionId, TenantId, TransferId, TurnId, WorkerId
 
 Observe = Callable[[Ref, object, Sequence[object]], None]
@@ -93,8 +95,9 @@ class Tokenizer(Protocol):
     def encode_within(self, text: str) -> list[int]:
         """Token ids of a text inside an answer: without special tokens around it."""
 
-    def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
-        """Token ids of a conversation through the chat template, ending where the assistant begins.
+    def render_chat(self, messages: Sequence[dict[str, object]], tools: Sequence[dict[str, object]] = ()) -> list[int]:
+        """Token ids of a conversation for which there are `tools`, through the chat template, ending where the
+        assistant begins.
 
         Raises `InvalidArgument` naming `messages` when there is no template or it refuses them.
         """
@@ -102,12 +105,30 @@ class Tokenizer(Protocol):
     def no_deltas(self) -> str | None:
         """Why the chat template cannot render what is new in a conversation alone; None when it can."""
 
-    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+    def render_delta(
+        self,
+        preamble: Sequence[dict[str, object]],
+        messages: Sequence[dict[str, object]],
+        tools: Sequence[dict[str, object]] = (),
+    ) -> list[int]:
         """Token ids of what follows an assistant's answer when `messages` come next: the answer's end, the messages,
         and where the assistant begins again. `preamble` are the system messages that the conversation began with.
 
         Raises `InvalidArgument` naming `messages` when the template refuses them.
         """
+
+    def no_tools(self) -> str | None:
+        """Why the model is given no tools; None when it is, and then there is a `call_form`."""
+
+    def no_results(self) -> str | None:
+        """Why what tools brought cannot be rendered alone; None when it can."""
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """The form in which the model calls tools."""
+
+    def special(self, text: str) -> int | None:
+        """The token that is spelled so and has no text of its own; None when there is none."""
 
     def decoder(self) -> TextDecoder: ...
 
@@ -312,6 +333,15 @@ class SessionStore(Protocol):
     async def drop_branch(self, tenant: TenantId, session: SessionId, branch: str) -> None:
         """Forget a branch, and what was said on it and on no other. Raises `FailedPrecondition` naming `branch` for
         `main`, and while a turn of it has not ended."""
+
+    async def submit(
+        self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
+    ) -> tuple[TurnId, tuple[Pending, ...]]:
+        """Resolve calls of a branch's head, all of `results` or nothing; gives the head, and all of its calls as they
+        are then. Raises `FailedPrecondition` naming the result that comes too late or a second time, and `NotFound`."""
+
+    async def calls(self, tenant: TenantId, session: SessionId, branch: str) -> tuple[Pending, ...]:
+        """Those of a branch's head, in the order in which they were made."""
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int

@@ -16,10 +16,12 @@ from batonmesh.turns import (
     RETRY_S,
     Items,
     Place,
+    Results,
     TurnAnswer,
     TurnOptions,
     fresh_key,
     import_requests,
+    results_request,
     run_request,
     whole_turn,
 )
@@ -139,6 +141,18 @@ class AsyncSessions:
         """What was said on a branch, the oldest first."""
         request = pb.ListItemsRequest(session=session, branch=branch, after=after, limit=limit)
         return [*(await told(self._stub.ListItems(request))).items]
+
+    async def calls(self, session: str, *, branch: str = "") -> list[pb.PendingCall]:
+        """The calls of a branch's head, and how far each is."""
+        request = pb.ListToolCallsRequest(session=session, branch=branch)
+        return [*(await told(self._stub.ListToolCalls(request))).calls]
+
+    async def resolve(
+        self, session: str, results: Results, *, branch: str = "", key: str | None = None
+    ) -> list[pb.PendingCall]:
+        """Say what calls brought; gives all calls of the head. When none is open any more, `run` goes on."""
+        request = results_request(session, branch, results, key or fresh_key())
+        return [*(await told(self._stub.SubmitToolResults(request))).calls]
 
     async def fork(
         self, session: str, name: str, *, branch: str = "", turn: str | None = None, key: str | None = None

@@ -15,10 +15,12 @@ from batonmesh.turns import (
     RETRY_S,
     Items,
     Place,
+    Results,
     TurnAnswer,
     TurnOptions,
     fresh_key,
     import_requests,
+    results_request,
     run_request,
     whole_turn,
 )
@@ -146,6 +148,20 @@ class Sessions:
         request = pb.ListItemsRequest(session=session, branch=branch, after=after, limit=limit)
         response: pb.ListItemsResponse = told(lambda: self._stub.ListItems(request))
         return [*response.items]
+
+    def calls(self, session: str, *, branch: str = "") -> list[pb.PendingCall]:
+        """The calls of a branch's head, and how far each is."""
+        request = pb.ListToolCallsRequest(session=session, branch=branch)
+        response: pb.ListToolCallsResponse = told(lambda: self._stub.ListToolCalls(request))
+        return [*response.calls]
+
+    def resolve(
+        self, session: str, results: Results, *, branch: str = "", key: str | None = None
+    ) -> list[pb.PendingCall]:
+        """Say what calls brought; gives all calls of the head. When none is open any more, `run` goes on."""
+        request = results_request(session, branch, results, key or fresh_key())
+        response: pb.SubmitToolResultsResponse = told(lambda: self._stub.SubmitToolResults(request))
+        return [*response.calls]
 
     def fork(
         self, session: str, name: str, *, branch: str = "", turn: str | None = None, key: str | None = None

@@ -9,8 +9,9 @@ from batonmesh.errors import InvalidArgument
 from batonmesh.messages import Options, sampling_of
 from batonmesh.v1 import inference_pb2, session_pb2
 
-Items = str | Sequence[Mapping[str, str]]
-"""What is said: one text of the user, or messages of {"role": ..., "content": ...}."""
+Items = str | Sequence[Mapping[str, Any]]
+"""What is said: one text of the user, or messages of {"role": ..., "content": ...}; nothing once all calls of the turn
+before are resolved."""
 
 TurnMessage = session_pb2.TurnMessage
 """One message of a turn's stream: `opened`, `tokens`, or `ended`."""
@@ -22,8 +23,8 @@ _PIECE = 256 << 10
 
 class TurnOptions(TypedDict, total=False):
     """How a turn is run. `expected_head` is the turn that must be the branch's head, "" its beginning; `deadline`
-    seconds bound its generating. `key` makes the same request under it the same turn; by default every call is a turn
-    of its own, and only its own retries are not."""
+    seconds bound its generating; `tools` are what it may call. `key` makes the same request under it the same turn; by
+    default every call is a turn of its own, and only its own retries are not."""
 
     branch: str
     expected_head: str
@@ -31,6 +32,24 @@ class TurnOptions(TypedDict, total=False):
     on_disconnect: Literal["continue", "cancel"]
     deadline: float
     key: str
+    tools: inference_pb2.Tools
+
+
+Results = Mapping[str, str] | Iterable[session_pb2.ToolResult]
+"""What calls brought, by their ids; or more than that: that somebody allows them, or does not."""
+
+
+def results_request(session: str, branch: str, results: Results, key: str) -> session_pb2.SubmitToolResultsRequest:
+    """Raises `InvalidArgument` for what no request can hold."""
+    try:
+        said = (
+            [session_pb2.ToolResult(call=call, output=output) for call, output in results.items()]
+            if isinstance(results, Mapping)
+            else results
+        )
+        return session_pb2.SubmitToolResultsRequest(session=session, branch=branch, results=said, idempotency_key=key)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"results cannot be sent: {error}", code="invalid", field="results") from error
 
 
 def run_request(session: str, items: Items, options: Options, turn: TurnOptions) -> session_pb2.RunTurnRequest:
@@ -43,6 +62,7 @@ def run_request(session: str, items: Items, options: Options, turn: TurnOptions)
             items=[inference_pb2.ChatMessage(**message) for message in said],
             sampling=sampling_of(options),
             idempotency_key=turn.get("key") or fresh_key(),
+            tools=turn.get("tools"),
         )
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"items cannot be sent: {error}", code="invalid", field="items") from error
@@ -107,6 +127,7 @@ def whole_turn(messages: Iterable[session_pb2.TurnMessage]) -> TurnAnswer:
         text.append(message.tokens.text)
         tokens.extend(message.tokens.ids)
     assert message.HasField("ended"), "a turn's stream that ends well ends with its ending"
+    text.append(message.ended.rest)
     return TurnAnswer("".join(text), tuple(tokens), message.ended)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.tools import ToolCall
 from runtime.errors import BatonError, IllegalTransition, Unavailable
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ OVER = frozenset({_S.ENDED, _S.FENCED, _S.ABANDONED})
 
 Kept = Callable[[Sequence[int], str, bool], int]
 """Given all output tokens, the text shown for them and whether it was stopped: how many of them stay in the context."""
+
+Calls = Callable[[Sequence[int], str], tuple[str, tuple[ToolCall, ...]]]
+"""Given the same: the text beside the calls that are in it, and these."""
+
+
+def no_calls(_tokens: Sequence[int], text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    return text, ()
 
 
 # Events
@@ -145,12 +153,13 @@ SessionTurnCommand = Append | Finish | Publish | StopGenerating | RetryLater | G
 class SessionTurn:
     """`persisted` are the events of an earlier owner."""
 
-    def __init__(self, record: TurnRecord, persisted: Sequence[TurnEvent], kept: Kept) -> None:
+    def __init__(self, record: TurnRecord, persisted: Sequence[TurnEvent], kept: Kept, calls: Calls = no_calls) -> None:
         self.record = record
         self.state = SessionTurnState.RUNNING
         self.published: list[TurnEvent] = [*persisted]
         self.ending: Ending | None = None
         self._kept = kept
+        self._calls = calls
         self._tokens = [token for event in persisted for token in event.tokens]
         self._pending: list[Delta] = []
         self._writing: Append | Finish | None = None
@@ -247,7 +256,10 @@ class SessionTurn:
         )
         if status is TurnStatus.COMMITTED:
             text = "".join(each.text for each in events)
-            ending = replace(ending, kept=self._kept(tokens, text, stop is not StopReason.LENGTH))
+            said, calls = self._calls(tokens, text)
+            stop = StopReason.TOOL_CALLS if calls and stop is StopReason.END_TURN else stop
+            kept = self._kept(tokens, text, stop is not StopReason.LENGTH)
+            ending = replace(ending, stop=stop, kept=kept, calls=calls, said=said if calls else "")
         return Finish(ending, tokens, events)
 
     def _stored(self) -> list[SessionTurnCommand]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from runtime.domain.messages import Handoff
 from runtime.domain.sequence import Sampling
+from runtime.domain.tools import MAX_CALL_ID, NAME, NO_TOOLS, Pending, Toolbox, ToolCall, arguments_of
 from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 
@@ -38,11 +39,13 @@ UNFINISHED = frozenset({TurnStatus.QUEUED, TurnStatus.RUNNING})
 
 
 class StopReason(enum.StrEnum):
-    """Why a committed turn ended. `interrupted`: somebody stopped it and kept what there was."""
+    """Why a committed turn ended. `interrupted`: somebody stopped it and kept what there was; `tool_calls`: it called
+    tools, and the branch waits until they are resolved."""
 
     END_TURN = "end_turn"
     LENGTH = "length"
     INTERRUPTED = "interrupted"
+    TOOL_CALLS = "tool_calls"
 
 
 class OnConflict(enum.StrEnum):
@@ -64,14 +67,23 @@ class Halt(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One message of a conversation, as the chat template takes it."""
+    """One message of a conversation, as the chat template takes it: with the `calls` that it makes, or the `call` whose
+    result it is, of the tool `name`."""
 
     role: str
     content: str = field(repr=False)
+    calls: tuple[ToolCall, ...] = ()
+    call: str = ""
+    name: str = ""
 
     @property
     def message(self) -> dict[str, object]:
-        return {"role": self.role, "content": self.content}
+        message: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.calls:
+            message["tool_calls"] = [call.for_template for call in self.calls]
+        if self.call:
+            message |= {"tool_call_id": self.call, "name": self.name}
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,7 @@ class Asked:
     head_is_expected: bool = False
     on_conflict: OnConflict = OnConflict.REJECT
     cancel_unwatched: bool = False
+    toolbox: Toolbox = NO_TOOLS
     instructions: str | None = field(default=None, repr=False)
     memo: bytes = field(default=b"", repr=False)
 
@@ -134,13 +147,16 @@ class Asked:
 class Prepared:
     """A turn ready to run after `base`: `prompt` are the token ids that it adds to the `context` tokens before it.
     Where everything is rendered anew that is none, and `drift` how many committed tokens the new rendering did not
-    repeat."""
+    repeat. `resolved`: so many calls of the head had their results; it is only ready as long as it is these. `asked` is
+    what was asked with what is told of these calls and what was left to the turn before; None once it is stored."""
 
     base: Place
     prompt: tuple[int, ...] = field(repr=False)
     context: int = 0
     max_tokens: int = 0
     drift: int = 0
+    resolved: int = 0
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,8 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta."""
+    """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta. Of
+    one that made `calls`, `said` is the text beside them."""
 
     status: TurnStatus
     stop: StopReason | None = None
@@ -176,6 +193,8 @@ class Ending:
     boot: BootId | None = None
     handoff: Handoff | None = None
     drift: int = 0
+    calls: tuple[ToolCall, ...] = ()
+    said: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +227,9 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a branch has said so far. `preamble` are the system messages that it begins with, the `instructions` of its
-    last answer before all others; `boot` the decode worker that ran that. `items` is all of it, only where the next
-    turn renders anew; else `unrendered` are the items that were added after the last answer."""
+    last answer before all others; `boot` the decode worker that ran that, `toolbox` what it was told of tools. `items`
+    is all of it, only where the next turn renders anew; else `unrendered` are the items that were added after the last
+    answer. `calls` are those of the head."""
 
     session: Session
     branch: Branch
@@ -217,6 +237,8 @@ class Context:
     preamble: tuple[Item, ...] = ()
     boot: BootId | None = None
     items: tuple[Item, ...] = field(default=(), repr=False)
+    calls: tuple[Pending, ...] = ()
+    toolbox: Toolbox = NO_TOOLS
     instructions: str | None = field(default=None, repr=False)
     unrendered: tuple[Item, ...] = field(default=(), repr=False)
 
@@ -247,9 +269,7 @@ class Key:
 
 
 def check_items(items: Sequence[Item]) -> None:
-    """Raise `InvalidArgument` or `TooLarge` naming the field at fault."""
-    if not items:
-        raise InvalidArgument("items must not be empty", field="items")
+    """Raise `InvalidArgument` or `TooLarge` naming the field at fault. Whether there may be none, a branch decides."""
     if len(items) > MAX_ITEMS:
         raise InvalidArgument(f"items has {len(items)} entries, at most {MAX_ITEMS} are allowed", field="items")
     for number, item in enumerate(items):
@@ -259,6 +279,20 @@ def check_items(items: Sequence[Item]) -> None:
         check_text(item.content, f"{field_name}.content")
         if "\0" in item.role:
             raise InvalidArgument(f"{field_name}.role holds a NUL character", field=f"{field_name}.role")
+        check_calls(item, field_name)
+
+
+def check_calls(item: Item, field_name: str) -> None:
+    """Raise `InvalidArgument` naming the field at fault in what an item says of calls."""
+    if len(item.call) > MAX_CALL_ID or "\0" in item.call:
+        where = f"{field_name}.tool_call_id"
+        raise InvalidArgument(f"{where} must have at most {MAX_CALL_ID} characters and no NUL", field=where)
+    for call in item.calls:
+        where = f"{field_name}.tool_calls"
+        if not 1 <= len(call.id) <= MAX_CALL_ID or "\0" in call.id or not NAME.fullmatch(call.name):
+            raise InvalidArgument(f"{where} must have ids and names of 1 to 64 characters", field=where)
+        if arguments_of(call.arguments) is None or len(call.arguments) > MAX_ITEM_BYTES:
+            raise InvalidArgument(f"{where} must have the JSON of an object as arguments", field=where)
 
 
 def check_text(text: str, field: str) -> None:

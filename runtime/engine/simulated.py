@@ -8,6 +8,7 @@ and an unharmed run is repeated exactly.
 import asyncio
 import codecs
 import hashlib
+import json
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -18,6 +19,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from runtime.clock import Clock
 from runtime.domain.batching import Limits
+from runtime.domain.call_forms import FORMS
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import Sampled, Sampling
 from runtime.domain.spec import ModelSpec
@@ -62,6 +64,7 @@ class SimulatedTokenizer:
 
     eos_ids = frozenset({EOS})
     vocabulary = "simulated"
+    call_form = FORMS["hermes"]
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -70,20 +73,40 @@ class SimulatedTokenizer:
         """A known word after a space is a token of its own, as the engine says it."""
         return [_FIRST_WORD + WORDS.index(text)] if text in WORDS else self.encode(text)
 
-    def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
+    def render_chat(self, messages: Sequence[dict[str, object]], tools: Sequence[dict[str, object]] = ()) -> list[int]:
         if not messages:
             raise InvalidArgument("messages must not be empty", field="messages")
-        lines = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        return self.encode(f"{lines}assistant:")
+        head = f"tools: {json.dumps([*tools])}\n" if tools else ""
+        return self.encode(f"{head}{''.join(map(_line, messages))}assistant:")
 
     def no_deltas(self) -> str | None:
         return None
 
-    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
+    def render_delta(
+        self,
+        preamble: Sequence[dict[str, object]],
+        messages: Sequence[dict[str, object]],
+        tools: Sequence[dict[str, object]] = (),
+    ) -> list[int]:
+        """Tools are told at the beginning."""
         return self.encode("\n") + self.render_chat(messages)
+
+    def no_tools(self) -> str | None:
+        return None
+
+    def no_results(self) -> str | None:
+        return None
+
+    def special(self, text: str) -> int | None:
+        return None
 
     def decoder(self) -> "SimulatedDecoder":
         return SimulatedDecoder()
+
+
+def _line(message: dict[str, object]) -> str:
+    calls = message.get("tool_calls")
+    return f"{message['role']}: {message['content']}{json.dumps(calls) if calls else ''}\n"
 
 
 class SimulatedDecoder:

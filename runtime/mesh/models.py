@@ -96,4 +96,4 @@ def served_model(config: Config) -> ServedModel:
         page_tokens=config.engine.page_tokens,
         quantized=model.quantization is not None,
     )
-    return ServedModel(spec, Tokenizer(path), created)
+    return ServedModel(spec, Tokenizer(path, model.tool_calls), created)

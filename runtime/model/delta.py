@@ -9,13 +9,13 @@ where it is not, `why_not` says so.
 from collections.abc import Callable, Sequence
 
 from runtime.errors import InvalidArgument
+from runtime.model.probed import ASKED, CALL, RESULT, TOOL, Message, Tools, assistant, called, result, user
 
-Message = dict[str, object]
-Render = Callable[[Sequence[Message]], str]
-"""A conversation as text, ending where the assistant begins; raises `InvalidArgument` when the template refuses it."""
+Render = Callable[[Sequence[Message], Tools], str]
+"""A conversation as text, ending where the assistant begins, for which there are `tools`; raises `InvalidArgument` when
+the template refuses it."""
 
 _MARKER = "Qx7MarkedAnswer"
-_ASKED = "Qx7WhatIsAskedNext"
 
 
 class DeltaRenderer:
@@ -23,39 +23,45 @@ class DeltaRenderer:
         self._render = render
         self.why_not = self._probe()
 
-    def render(self, preamble: Sequence[Message], messages: Sequence[Message]) -> str:
+    def render(self, preamble: Sequence[Message], messages: Sequence[Message], tools: Tools) -> str:
         """What follows an answer when `messages` come next; `preamble` is what the conversation began with."""
-        said = [str(message.get("content")) for message in (*preamble, *messages)]
+        said = [str(message) for message in (*preamble, *messages)]
         marker = _MARKER
         while any(marker in text for text in said):
             marker += "x"
-        return self._after([*preamble, _user("A"), _assistant(marker), *messages], marker)
+        return self._after([*preamble, user("A"), assistant(marker), *messages], marker, tools)
 
-    def _after(self, messages: Sequence[Message], marker: str) -> str:
-        before, found, rest = self._render(messages).partition(marker)
+    def why_no_results(self) -> str | None:
+        """Why what tools brought cannot be told alone; None when it can."""
+        try:
+            short = self._after([user("A"), assistant(_MARKER), result()], _MARKER, (TOOL,))
+            before = [user("A"), called(CALL), result(), assistant("B"), user("C"), assistant(_MARKER), result()]
+            longer = self._after(before, _MARKER, (TOOL,))
+        except InvalidArgument as error:
+            return error.message.removeprefix("messages: ")
+        if short != longer:
+            return "what its chat template writes of a tool's result depends on the turns before it"
+        if short.count(RESULT) != 1:
+            return "its chat template does not render a tool's result as it is"
+        return None
+
+    def _after(self, messages: Sequence[Message], marker: str, tools: Tools = ()) -> str:
+        before, found, rest = self._render(messages, tools).partition(marker)
         if not found or marker in rest or not before:
             raise InvalidArgument("messages: the chat template does not render what was answered", field="messages")
         return rest
 
     def _probe(self) -> str | None:
         """Whether what follows an answer depends on nothing but what is said next; else why it is of no use."""
-        asked = [_user(_ASKED)]
+        asked = [user(ASKED)]
         try:
-            short = self._after([_user("A"), _assistant(_MARKER), *asked], _MARKER)
-            before = [_user("A"), _assistant("B"), _user("C"), _assistant(_MARKER)]
+            short = self._after([user("A"), assistant(_MARKER), *asked], _MARKER)
+            before = [user("A"), assistant("B"), user("C"), assistant(_MARKER)]
             longer = self._after([*before, *asked], _MARKER)
         except InvalidArgument as error:
             return error.message.removeprefix("messages: ")
         if short != longer:
             return "what its chat template writes after an answer depends on the turns before it"
-        if short.count(_ASKED) != 1:
+        if short.count(ASKED) != 1:
             return "its chat template does not render what is said next as it was said"
         return None
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}

@@ -10,9 +10,12 @@ from typing import cast
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from runtime.domain.call_forms import CallForm
 from runtime.errors import InvalidArgument, ModelError
 from runtime.model.delta import DeltaRenderer
 from runtime.model.detokenizer import Detokenizer
+from runtime.model.probed import Tools
+from runtime.model.tooling import Tooling
 from runtime.ports import TextDecoder
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -23,8 +26,10 @@ _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, Ar
 class Tokenizer:
     """The tokenizer of a Hugging Face directory. `decode` and `decoder` leave special tokens out."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `ModelError` when there is no tokenizer.json, or it or its chat template cannot be used."""
+    def __init__(self, path: Path, tool_calls: str = "auto") -> None:
+        """`tool_calls` names the form in which the model calls tools, `auto` being what its template shows. Raises
+        `ModelError` when there is no tokenizer.json, or it or its chat template cannot be used."""
+        self._tool_calls = tool_calls
         self._fast = _open(path)
         self._backend = self._fast.backend_tokenizer
         # A length baked into the file would silently shorten prompts.
@@ -51,7 +56,9 @@ class Tokenizer:
         """Token ids of a text inside an answer: without special tokens around it."""
         return self._encode(text, special=False, field="text")
 
-    def render_chat(self, messages: Sequence[dict[str, object]], *, add_generation_prompt: bool = True) -> list[int]:
+    def render_chat(
+        self, messages: Sequence[dict[str, object]], tools: Tools = (), *, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a conversation through the chat template, ending where the assistant begins.
 
         Raises `InvalidArgument` naming `messages` when there is no template or it refuses them.
@@ -60,13 +67,30 @@ class Tokenizer:
             raise InvalidArgument("messages: this model has no chat template, send a prompt instead", field="messages")
         if not messages:
             raise InvalidArgument("messages must not be empty", field="messages")
-        return self._encode(self._render(messages, add_generation_prompt), special=False, field="messages")
+        text = self._render(messages, tools, add_generation_prompt=add_generation_prompt)
+        return self._encode(text, special=False, field="messages")
 
     def no_deltas(self) -> str | None:
         return self._deltas.why_not if self.has_chat_template else "it has no chat template"
 
-    def render_delta(self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]]) -> list[int]:
-        return self._encode(self._deltas.render(preamble, messages), special=False, field="messages")
+    def render_delta(
+        self, preamble: Sequence[dict[str, object]], messages: Sequence[dict[str, object]], tools: Tools = ()
+    ) -> list[int]:
+        return self._encode(self._deltas.render(preamble, messages, tools), special=False, field="messages")
+
+    def no_tools(self) -> str | None:
+        return self._tooling.why_not if self.has_chat_template else "it has no chat template"
+
+    def no_results(self) -> str | None:
+        return self._deltas.why_no_results()
+
+    @property
+    def call_form(self) -> CallForm | None:
+        return self._tooling.form if self.has_chat_template else None
+
+    def special(self, text: str) -> int | None:
+        ids = self.encode_within(text)
+        return ids[0] if len(ids) == 1 and not self.decode(ids) else None
 
     def to_json(self) -> str:
         """The whole tokenizer, as tokenizer.json has it."""
@@ -82,12 +106,18 @@ class Tokenizer:
     def _deltas(self) -> DeltaRenderer:
         return DeltaRenderer(self._render)
 
-    def _render(self, messages: Sequence[dict[str, object]], add_generation_prompt: bool = True) -> str:
+    @cached_property
+    def _tooling(self) -> Tooling:
+        return Tooling(self._render, self._tool_calls)
+
+    def _render(
+        self, messages: Sequence[dict[str, object]], tools: Tools = (), *, add_generation_prompt: bool = True
+    ) -> str:
         # Content may be more than text (tool calls, parts): what a message may hold is the template's to say.
         conversation = cast("list[dict[str, str]]", list(messages))
         try:
             text = self._fast.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=add_generation_prompt
+                conversation, [*tools] or None, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except _TEMPLATE_ERRORS as error:
             raise InvalidArgument(f"messages: the chat template refused them: {error}", field="messages") from error

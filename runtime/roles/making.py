@@ -17,7 +17,7 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_metadata,
 )
-from runtime.errors import FailedPrecondition
+from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.roles.gateway import ServedModel
 
@@ -49,7 +49,9 @@ def beginning(session: Session) -> Context:
 def unanswered(
     ident: TurnId, tenant: TenantId, session: SessionId, branch: str, items: tuple[Item, ...], owner: GatewayId
 ) -> TurnRecord:
-    """A turn that only says something."""
+    """A turn that only says something. Raises `InvalidArgument` naming `items` when it says nothing."""
+    if not items:
+        raise InvalidArgument("items must not be empty", field="items")
     ended = Ending(TurnStatus.COMMITTED, StopReason.END_TURN)
     asked = Asked(items, Sampling(1), False, 0.0)
     return TurnRecord(ident, session, tenant, branch, "", TurnStatus.COMMITTED, 0, owner, asked, ending=ended)

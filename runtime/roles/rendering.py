@@ -8,8 +8,14 @@ from functools import partial
 
 from runtime.domain.generation import Generation
 from runtime.domain.sessions import Asked, Context, Item, Prepared, Session
+from runtime.domain.settling import settled
+from runtime.domain.tools import check_toolbox
 from runtime.errors import FailedPrecondition, InvalidArgument
+from runtime.ports import Tokenizer
+from runtime.roles.calls import equipped
 from runtime.roles.gateway import GatewayRole, ServedModel
+
+Message = dict[str, object]
 
 Offload = Callable[[Callable[[], Prepared]], Awaitable[Prepared]]
 
@@ -36,6 +42,7 @@ class Rendering:
         size = sum(len(item.content) for item in (*asked.items, *context.items, *context.unrendered))
         prepared = work() if size <= self._inline_chars else await self._offload(work)
         past = context.tokens if prepared.context else ()
+        asked = prepared.asked or asked
         sampling = replace(asked.sampling, max_tokens=prepared.max_tokens)
         tokens = (*past, *prepared.prompt)
         self._gateway.check(
@@ -45,20 +52,50 @@ class Rendering:
 
     def _render(self, context: Context, asked: Asked) -> Prepared:
         served = self.served(context.session)
+        asked = completed(context, asked, served.tokenizer)
         messages = [item.message for item in (*context.items, *context.unrendered, *asked.items)]
-        if not messages:
+        if not messages or (not asked.items and context.items and context.items[-1].role == "assistant"):
             raise InvalidArgument("items must not be empty: there is nothing to answer", field="items")
+        tools = [tool.for_template for tool in asked.toolbox.tools]
         past, drift = len(context.tokens), 0
         if past and not context.anew(asked.instructions):
-            prompt = served.tokenizer.render_delta([item.message for item in context.preamble], messages)
+            prompt = _delta(context, messages, tools, served.tokenizer)
         else:
             first = () if asked.instructions is None else (Item("system", asked.instructions).message,)
-            prompt = served.tokenizer.render_chat([*first, *messages])
+            prompt = served.tokenizer.render_chat([*first, *messages], tools)
             past, drift = 0, past - _common(context.tokens, prompt)
         room = served.spec.max_tokens - past - len(prompt)
         # At least 1, so that a conversation that fills the context is refused as that.
         max_tokens = asked.sampling.max_tokens if asked.max_tokens_given else max(room, 1)
-        return Prepared(context.branch.place, tuple(prompt), past, max_tokens, drift)
+        known = sum(not pending.open for pending in context.calls)
+        return Prepared(context.branch.place, tuple(prompt), past, max_tokens, drift, known, asked)
+
+
+def completed(context: Context, asked: Asked, tokenizer: Tokenizer) -> Asked:
+    """With what became of the calls of the turn before, its tools if none are named, and what makes the answer call as
+    asked. Raises `FailedPrecondition` naming `items` while a call is open, and what tools are refused with."""
+    toolbox, before = asked.toolbox, context.toolbox
+    if before.tools and not toolbox.tools:
+        wait_ms, approval_ms = toolbox.wait_ms or before.wait_ms, toolbox.approval_ms or before.approval_ms
+        toolbox = replace(toolbox, tools=before.tools, wait_ms=wait_ms, approval_ms=approval_ms)
+    check_toolbox(toolbox)
+    sampling = equipped(asked.sampling, toolbox, tokenizer)
+    if toolbox.tools and not context.session.rerender and (why := tokenizer.no_results()) is not None:
+        told = f"model {context.session.model!r} has no rendering of what tools bring alone: {why}; ask with rerender"
+        raise FailedPrecondition(told, field="tools")
+    items = settled(context.calls, asked.items)
+    return replace(asked, items=items, toolbox=toolbox, sampling=sampling)
+
+
+def _delta(context: Context, messages: list[Message], tools: list[Message], tokenizer: Tokenizer) -> list[int]:
+    """Raises `FailedPrecondition` naming `tools` when the model would not be told of them."""
+    preamble = [item.message for item in context.preamble]
+    prompt = tokenizer.render_delta(preamble, messages, tools)
+    before = [tool.for_template for tool in context.toolbox.tools]
+    if tools != before and prompt == tokenizer.render_delta(preamble, messages, before):
+        told = "tools differ from those before, and the chat template tells them at a conversation's beginning only"
+        raise FailedPrecondition(f"{told}: begin another session, or one with rerender", field="tools")
+    return prompt
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

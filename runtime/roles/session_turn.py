@@ -31,8 +31,9 @@ class RunningTurn:
         persisted: "Sequence[TurnEvent]",
         generation: Generation,
         kept: st.Kept,
+        calls: st.Calls,
     ) -> None:
-        self.turn = st.SessionTurn(record, persisted, kept)
+        self.turn = st.SessionTurn(record, persisted, kept, calls)
         self.left: BatonError | None = None
         self._role = role
         self._news = asyncio.Event()

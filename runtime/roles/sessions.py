@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.clock import Clock
 from runtime.domain import session_turn as st
@@ -33,6 +34,7 @@ from runtime.domain.sessions import (
 from runtime.errors import BatonError, FailedPrecondition, NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, SessionStore, unobserved
+from runtime.roles.calls import calls_of
 from runtime.roles.committing import kept_tokens
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
@@ -397,4 +399,5 @@ class SessionRole:
         def kept(tokens: Sequence[int], text: str, stopped: bool) -> int:
             return kept_tokens(tokens, text, enders, served.tokenizer.decoder) if stopped else len(tokens)
 
-        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept)
+        calls = partial(calls_of, served.tokenizer, record.asked.toolbox, record.id)
+        self._running[record.id] = RunningTurn(self, record, persisted, generation, kept, calls)

@@ -34,6 +34,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/Erase": _USERS,
     "/batonmesh.v1.Sessions/Export": _USERS,
     "/batonmesh.v1.Sessions/Import": _USERS,
+    "/batonmesh.v1.Sessions/SubmitToolResults": _USERS,
+    "/batonmesh.v1.Sessions/ListToolCalls": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
     # It tells what caches hold of a tenant's prompt.
     "/batonmesh.v1.Mesh/ExplainRoute": _OPERATORS,

@@ -1,12 +1,15 @@
 """The tokens of prompts as gRPC has them. Never computes anything of them."""
 
 from batonmesh.v1 import inference_pb2 as pb
+from runtime.domain.tools import Toolbox
+from runtime.errors import InvalidArgument
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.openai.tokenizing import TokenizingPool
 from runtime.wire import fields
 from runtime.wire.inference import unpack_prompt
 
 INLINE_BYTES = 16 << 10
+_NO_TOOLS = Toolbox()
 
 
 class Prompts:
@@ -21,15 +24,19 @@ class Prompts:
         """Raises `NotFound`."""
         return self._role.served(fields.name(name, "model", 256))
 
-    async def tokens(self, model: ServedModel, message: pb.Prompt) -> tuple[int, ...]:
-        """Raises as `unpack_prompt`."""
+    async def tokens(self, model: ServedModel, message: pb.Prompt, toolbox: Toolbox = _NO_TOOLS) -> tuple[int, ...]:
+        """With what the model is told of tools. Raises as `unpack_prompt`."""
         prompt, tokenizer = unpack_prompt(message), model.tokenizer
+        tools = [tool.for_template for tool in toolbox.tools] if toolbox.callable else []
+        if tools and not isinstance(prompt, list):
+            raise InvalidArgument("tools need prompt.chat, which tells the model of them", field="tools")
         if isinstance(prompt, tuple):
             return prompt
 
         def tokenize() -> list[int]:
-            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.render_chat(prompt)
+            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.render_chat(prompt, tools)
 
-        if message.ByteSize() <= self._inline_bytes:
+        told = sum(len(tool.parameters) + len(tool.description) for tool in toolbox.tools)
+        if message.ByteSize() + told <= self._inline_bytes:
             return tuple(tokenize())
         return tuple(await self._pool.run(tokenize))

@@ -7,19 +7,22 @@ import grpc
 
 from batonmesh.v1 import session_pb2 as pb
 from batonmesh.v1 import session_pb2_grpc
-from runtime.domain.sessions import Asked, Halt, TurnRecord
+from runtime.domain.sessions import Asked, Halt, Progress, TurnEvent, TurnRecord
 from runtime.errors import DeadlineExceeded, InvalidArgument, TooLarge
 from runtime.ids import SessionId, TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.erasing import ErasingRole
 from runtime.roles.sessions import SessionRole
+from runtime.roles.submitting import submit
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
 from runtime.services.guard import Context
+from runtime.services.shown import ShownTurn
 from runtime.store.bundle import MAX_BUNDLE_BYTES
 from runtime.wire import fields
 from runtime.wire import session as wire
 from runtime.wire.erasing import pack_erasure
+from runtime.wire.tools import pack_pending, unpack_results
 
 _IMPORTS = 2
 _PIECE = 256 << 10
@@ -73,7 +76,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
     async def RunTurn(self, request: pb.RunTurnRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
         session = wire.unpack_session_id(request.session)
         branch, key = wire.unpack_branch(request.branch), wire.unpack_key(request)
-        asked = wire.unpack_asked(request, seed=self._role.gateway.fresh_seed(), deadline_s=self._settings.deadline_s)
+        asked = self._asked(request)
         if request.sampling.bad_words:
             asked = await self._banning(session, asked, request)
         turn, _ = await self._role.open(self._tenant, session, branch, asked, key)
@@ -88,7 +91,8 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         if after is not None and after > last:
             raise InvalidArgument(f"after_seq is {after}, the last message so far has {last}", field="after_seq")
         if not ended or after != last:
-            await self._stream(progress.turn, after, context)
+            seen = tuple(event for event in progress.events if event.seq <= (after or 0))
+            await self._stream(progress.turn, after, context, seen)
 
     async def CancelTurn(self, request: pb.CancelTurnRequest, _context: Context) -> pb.Turn:
         session, turn = wire.unpack_session_id(request.session), wire.unpack_turn_id(request.turn)
@@ -143,14 +147,48 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         banned = asked.sampling.banned_tokens + banned_spellings(request.sampling.bad_words, tokenizer)
         return replace(asked, sampling=replace(asked.sampling, banned_tokens=banned))
 
-    async def _stream(self, turn: TurnRecord, after: int | None, context: Context) -> None:
-        """The rest of a turn after the message `after`, from its opening when that is None."""
+    async def SubmitToolResults(
+        self, request: pb.SubmitToolResultsRequest, _context: Context
+    ) -> pb.SubmitToolResultsResponse:
+        session, branch = wire.unpack_session_id(request.session), wire.unpack_branch(request.branch)
+        results, key = unpack_results(request.results), wire.unpack_key(request)
+        go_on = self._going_on(request.go_on) if request.HasField("go_on") else None
+        if go_on is not None and request.go_on.sampling.bad_words:
+            go_on = await self._banning(session, go_on, request.go_on)
+        calls, turn = await submit(self._role, self._tenant, session, branch, results, key, go_on)
+        told = [pack_pending(pending) for pending in calls]
+        return pb.SubmitToolResultsResponse(calls=told, turn=None if turn is None else wire.pack_turn(turn))
+
+    async def ListToolCalls(self, request: pb.ListToolCallsRequest, _context: Context) -> pb.ListToolCallsResponse:
+        session, branch = wire.unpack_session_id(request.session), wire.unpack_branch(request.branch)
+        calls = await self._role.store.calls(self._tenant, session, branch)
+        return pb.ListToolCallsResponse(calls=[pack_pending(pending) for pending in calls])
+
+    def _asked(self, request: pb.RunTurnRequest) -> Asked:
+        seed = self._role.gateway.fresh_seed()
+        return wire.unpack_asked(request, seed=seed, deadline_s=self._settings.deadline_s)
+
+    def _going_on(self, request: pb.RunTurnRequest) -> Asked:
+        """The turn after the results, of which the request says the rest."""
+        for field in ("items", "session", "branch", "idempotency_key", "expected_head"):
+            if getattr(request, field):
+                raise InvalidArgument(f"go_on.{field} must be empty", field=f"go_on.{field}")
+        return self._asked(request)
+
+    async def _stream(
+        self, turn: TurnRecord, after: int | None, context: Context, seen: tuple[TurnEvent, ...] = ()
+    ) -> None:
+        """The rest of a turn after the message `after`, from its opening when that is None; `seen` are the events up to
+        there."""
         seq = after or 0
+        shown = ShownTurn(lambda: self._role.gateway.served(turn.model).tokenizer)
+        if seen:
+            shown.take(Progress(replace(turn, ending=None), seen))
         with self._role.watching(turn):
             if after is None:
                 await context.write(wire.opening(turn))
             async for progress in self._role.watch(turn, seq):
-                for message in wire.pack_progress(progress, seq):
+                for message in wire.pack_progress(*shown.take(progress), after=seq):
                     await context.write(message)
                     seq = message.seq
                 await let_others_run()

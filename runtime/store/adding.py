@@ -2,7 +2,7 @@
 
 from runtime.domain.sessions import Key, TurnRecord
 from runtime.errors import FailedPrecondition
-from runtime.store.looking import branch_of, known_turn, session_of, turn_of
+from runtime.store.looking import branch_of, calls_of, known_turn, session_of, turn_of
 from runtime.store.opening import insert_turn, remember
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_tokens
 from runtime.store.running import chain_at
@@ -23,6 +23,9 @@ async def add_items(tx: Transaction, turn: TurnRecord, key: Key | None) -> TurnR
     if branch.live is not None or waits is not None:
         told = f"branch {branch.name!r} is busy with turn {branch.live or 'that waits'}"
         raise FailedPrecondition(told, field="on_conflict")
+    if await calls_of(tx, turn.session, branch.place.line, branch.head):
+        told = f"branch {branch.name!r} called tools: the next turn has to say first what became of that"
+        raise FailedPrecondition(told, field="items")
     ending = turn.ending
     assert ending is not None, "it has ended when it begins"
     await insert_turn(tx, turn, 0)

@@ -3,6 +3,7 @@
 from runtime.domain.sessions import Branch, Key, Place
 from runtime.errors import FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.calls import inherit
 from runtime.store.looking import PATH, branch_of, known_result, session_of
 from runtime.store.opening import remember
 from runtime.store.transaction import Transaction
@@ -17,7 +18,7 @@ async def fork(
     fresh: str,
     key: Key | None,
 ) -> Branch:
-    """Two rows, whatever the history (invariant 10)."""
+    """Two rows and those of the calls at its head, whatever the history (invariant 10)."""
     await session_of(tx, tenant, session, lock=True)
     if key is not None and (known := await known_result(tx, session, key)) is not None:
         return await branch_of(tx, session, known)
@@ -27,6 +28,7 @@ async def fork(
         raise FailedPrecondition(f"the session has a branch {fresh!r} already", field="name")
     place, head, tokens = await _turn_at(tx, session, branch, branch.head if at is None else at)
     line = await _new_line(tx, session, place)
+    await inherit(tx, session, branch, head, line)
     await tx.run(
         "INSERT INTO branches (session, name, line, depth, head, tokens, epoch) VALUES ($1, $2, $3, $4, $5, $6, 0)",
         session,
@@ -52,6 +54,7 @@ async def rollback(
         raise FailedPrecondition(f"branch {name!r} is busy with turn {branch.live}", field="branch")
     place, head, tokens = await _turn_at(tx, session, branch, to)
     line = await _new_line(tx, session, place)
+    await inherit(tx, session, branch, head, line)
     await tx.run(
         "UPDATE branches SET line = $3, depth = $4, head = $5, tokens = $6, epoch = epoch + 1"
         " WHERE session = $1 AND name = $2",

@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.domain.sessions import UNFINISHED, Item, TurnStatus, check_items, check_metadata
+from runtime.domain.sessions import UNFINISHED, Item, TurnStatus, check_calls, check_items, check_metadata
+from runtime.domain.tools import OPEN, CallState
 from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.store.bundle import Bundle, Rows, damaged
-from runtime.store.content import BRANCHES, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
 from runtime.store.moving import CARRIED, KEYS
 from runtime.store.packing import (
     ROOT_CHAIN,
     UNREADABLE,
     chained,
     unpack_asked,
+    unpack_call,
     unpack_ending,
     unpack_events,
     unpack_item,
@@ -51,6 +53,7 @@ def check_bundle(bundle: Bundle) -> None:
             raise damaged("it has not each table once")
         turns = _check_turns(tables[TURNS.name], tables[ITEMS.name])
         _Tree(bundle.session, tables, turns).check()
+        _check_calls(tables[CALLS.name], turns)
         for _, _, result, _ in tables["keys"]:
             if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
                 raise damaged(f"a key stands for {result}, which it does not hold")
@@ -103,8 +106,8 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         if turn in ended or status in UNFINISHED or ending.status is not status:
             raise damaged(f"turn {turn} is there twice, or has not ended")
         asked = unpack_asked(values["asked"], tuple(spoken))
-        # What was only said has no attempt, and no answer.
-        answered = status is TurnStatus.COMMITTED and ending.attempts > 0
+        # What was only said was never prepared, and has no answer.
+        answered = status is TurnStatus.COMMITTED and values["context"] is not None
         _check_spoken(turn, asked.items, len(spoken) - answered)
         unpack_events(values["ending"], 0)
         if values["prompt"] is not None:
@@ -118,8 +121,25 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
 def _check_spoken(turn: str, items: tuple[Item, ...], count: int) -> None:
     if len(items) != count:
         raise damaged(f"turn {turn} lacks an item")
-    if items:
-        check_items(items)
+    check_items(items)
+
+
+def _check_calls(calls: list[tuple[Any, ...]], turns: Mapping[str, TurnStatus]) -> None:
+    """Each is of a committed turn, and has a result if it was resolved by somebody."""
+    known: dict[tuple[int, str], int] = {}
+    for row in calls:
+        values = dict(zip(CALLS.columns, row, strict=True))
+        state, place = CallState(values["state"]), (values["line"], values["turn"])
+        call = unpack_call(values["payload"])
+        check_calls(Item("assistant", "", (call,)), "calls")
+        answered = state not in OPEN and state is not CallState.TIMED_OUT
+        if turns.get(values["turn"]) is not TurnStatus.COMMITTED or call.id != values["id"]:
+            raise damaged(f"call {values['id']} is of no turn")
+        if values["number"] != known.get(place, 0) or answered != (values["result"] is not None):
+            raise damaged(f"call {values['id']} lacks its place, or its result")
+        if answered:
+            values["result"].decode()
+        known[place] = values["number"] + 1
 
 
 class _Tree:

@@ -45,5 +45,8 @@ TURNS = Table(
 SEGMENTS = Table("segments", ("turn",), ("line", "depth", "total", "chain", "boot"), ("tokens",), "tiiibTb")
 ITEMS = Table("items", ("turn", "number"), (), ("payload",), "tib")
 EVENTS = Table("events", ("turn", "seq"), ("first",), ("tokens", "text"), "tiibb")
-TABLES = (LINES, BRANCHES, TURNS, SEGMENTS, ITEMS, EVENTS)
+CALLS = Table(
+    "calls", ("line", "turn", "number"), ("id", "state", "wait", "deadline"), ("payload", "result"), "itittLLbB"
+)
+TABLES = (LINES, BRANCHES, TURNS, SEGMENTS, ITEMS, EVENTS, CALLS)
 OF_A_SESSION = ("session_keys", *(table.name for table in TABLES))

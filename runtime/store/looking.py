@@ -17,6 +17,7 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.tools import NO_TOOLS, OPEN, CallState, Pending, Toolbox, timed_out
 from runtime.errors import DataCorrupt, FailedPrecondition, NotFound
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 from runtime.store.packing import (
@@ -25,11 +26,13 @@ from runtime.store.packing import (
     chained,
     unpack,
     unpack_asked,
+    unpack_call,
     unpack_ending,
     unpack_events,
     unpack_instructions,
     unpack_item,
     unpack_tokens,
+    unpack_toolbox,
 )
 from runtime.store.sealing import Seal, seal_of
 from runtime.store.transaction import Row, Transaction
@@ -174,15 +177,45 @@ async def context_of(
         raise DataCorrupt(f"the branch has {branch.place.depth} turns, {len(rows)} of them are here")
     answered, added = [TurnId(row[2]) for row in rows[:answers]], [TurnId(row[2]) for row in rows[answers:]]
     boot = BootId(rows[answers - 1][3]) if answers and rows[answers - 1][3] is not None else None
-    before = await _instructions_of(tx, seal, answered[-1]) if answered else None
+    before, toolbox = await _told_of(tx, seal, answered[-1]) if answered else (None, NO_TOOLS)
     preamble = await _preamble(tx, seal, answered)
     if before is not None:
         preamble = (Item("system", before), *preamble)
-    context = Context(found, branch, tuple(tokens), preamble, boot, instructions=before)
+    calls = await calls_of(tx, session, branch.place.line, branch.head)
+    context = Context(found, branch, tuple(tokens), preamble, boot, (), calls, toolbox, before)
     if context.anew(instructions):
         return replace(context, items=tuple(item for *_, item in await items_at(tx, session, branch.place)))
     unrendered = [item for turn in added for item in await _items_of(tx, seal, turn)]
     return replace(context, unrendered=tuple(unrendered))
+
+
+async def calls_of(tx: Transaction, session: SessionId, line: int, turn: TurnId | None) -> tuple[Pending, ...]:
+    """The calls of a line's head, in their order. One that was waited for too long is resolved, though nobody has
+    written that down."""
+    if turn is None:
+        return ()
+    rows = await tx.rows(
+        "SELECT state, payload, result, deadline - now_ms() FROM calls WHERE session = $1 AND line = $2 AND turn = $3"
+        " ORDER BY number",
+        session,
+        line,
+        turn,
+    )
+    if not rows:
+        return ()
+    seal = await seal_of(tx, session)
+    return tuple(_pending(seal, (line, turn, number), *row) for number, row in enumerate(rows))
+
+
+def _pending(
+    seal: Seal, place: tuple[object, ...], told: str, payload: bytes, result: bytes | None, left: int | None
+) -> Pending:
+    state, call = CallState(told), unpack_call(seal.open(payload, "calls.payload", *place))
+    if result is not None:
+        return Pending(call, state, seal.open(result, "calls.result", *place).decode())
+    if state not in OPEN or (left is not None and left <= 0):
+        return Pending(call, CallState.TIMED_OUT, timed_out())
+    return Pending(call, state, left_ms=left)
 
 
 async def items_at(
@@ -242,9 +275,13 @@ async def _items_of(tx: Transaction, seal: Seal, turn: TurnId) -> list[Item]:
     return [item_from(seal, *row) for row in await tx.rows(_ITEMS, turn)]
 
 
-async def _instructions_of(tx: Transaction, seal: Seal, turn: TurnId) -> str | None:
+async def _told_of(tx: Transaction, seal: Seal, turn: TurnId) -> tuple[str | None, Toolbox]:
+    """What a turn was told beside its items: its instructions, and what it may call."""
     row = await tx.row("SELECT asked FROM turns WHERE id = $1", turn)
-    return None if row is None else unpack_instructions(seal.open(row[0], "turns.asked", turn))
+    if row is None:
+        return None, NO_TOOLS
+    packed = seal.open(row[0], "turns.asked", turn)
+    return unpack_instructions(packed), unpack_toolbox(packed)
 
 
 def item_from(seal: Seal, turn: str, number: int, payload: bytes) -> Item:

@@ -2,12 +2,24 @@
 
 from dataclasses import replace
 
-from runtime.domain.sessions import MAIN, MAX_QUEUED, Branch, Halt, Key, OnConflict, Session, TurnRecord, TurnStatus
+from runtime.domain.sessions import (
+    MAIN,
+    MAX_QUEUED,
+    Branch,
+    Halt,
+    Key,
+    OnConflict,
+    Prepared,
+    Session,
+    TurnRecord,
+    TurnStatus,
+)
 from runtime.errors import FailedPrecondition, ResourceExhausted
 from runtime.ids import SessionId, TenantId
-from runtime.store.looking import branch_of, known_result, known_turn, session_of, turn_of
+from runtime.store.calls import expire
+from runtime.store.looking import branch_of, calls_of, known_result, known_turn, session_of, turn_of
 from runtime.store.packing import pack_about, pack_asked, pack_item, pack_tokens
-from runtime.store.sealing import new_seal, seal_of
+from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
 
 _REPLACING = " ON CONFLICT (scope, name) DO UPDATE SET digest = $3, result = $4, at = now_ms()"
@@ -60,11 +72,12 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     if branch.live is not None or waiting[0]:
         place = await _queue_place(tx, turn, branch, *waiting)
         opened = replace(turn, status=TurnStatus.QUEUED, prepared=None, epoch=0)
-    elif prepared is None or prepared.base != branch.place:
+    elif prepared is None or not await _is_ready(tx, prepared, branch, turn.session):
         return None
     else:
         place = 0
-        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+        asked = prepared.asked or asked
+        opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
     await insert_turn(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
@@ -97,13 +110,16 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     )
     prepared = turn.prepared
     assert prepared is not None, "a turn is prepared before it begins"
-    if branch.live is not None or first is None or first[0] != turn.id or prepared.base != branch.place:
+    if branch.live is not None or first is None or first[0] != turn.id:
         return None
-    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
+    if not await _is_ready(tx, prepared, branch, turn.session):
+        return None
+    asked = prepared.asked or turn.asked
+    begun = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
     seal = await seal_of(tx, turn.session)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9 WHERE id = $1 AND status = 'queued'",
+        " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued'",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -113,9 +129,13 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         prepared.context,
         prepared.max_tokens,
         prepared.drift,
+        seal.seal(pack_asked(asked), "turns.asked", turn.id),
     )
     if not changed:
         return None  # dropped meanwhile
+    # With what it says of the calls before it.
+    await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
+    await _say(tx, seal, begun)
     await _occupy(tx, begun)
     return await turn_of(tx, turn.id)
 
@@ -153,6 +173,21 @@ async def insert_turn(tx: Transaction, turn: TurnRecord, place: int) -> None:
         prepared and prepared.max_tokens,
         prepared and prepared.drift,
     )
+    await _say(tx, seal, turn)
+
+
+async def _is_ready(tx: Transaction, prepared: Prepared, branch: Branch, session: SessionId) -> bool:
+    """Whether it was prepared on what the branch is now. Calls are resolved once, so it is enough to count them."""
+    if prepared.base != branch.place:
+        return False
+    line, head = branch.place.line, branch.head
+    if not await calls_of(tx, session, line, head):
+        return True
+    await expire(tx, session, branch)
+    return prepared.resolved == sum(not pending.open for pending in await calls_of(tx, session, line, head))
+
+
+async def _say(tx: Transaction, seal: Seal, turn: TurnRecord) -> None:
     rows: list[tuple[object, ...]] = [
         (turn.id, number, turn.session, seal.seal(pack_item(item), "items.payload", turn.id, number))
         for number, item in enumerate(turn.asked.items)

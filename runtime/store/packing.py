@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
 from runtime.domain.sessions import Asked, Ending, Item, OnConflict, Spent, StopReason, TurnEvent, TurnStatus
+from runtime.domain.tools import NO_TOOLS, Tool, Toolbox, ToolCall, ToolChoice
 from runtime.errors import DataCorrupt, InvalidArgument, from_code
 from runtime.ids import BootId, TurnId, WorkerId
 from runtime.wire.sequence import sampling_bytes, sampling_from
@@ -79,12 +80,30 @@ def pack_about(metadata: Mapping[str, str], vocabulary: str) -> bytes:
 
 
 def pack_item(item: Item) -> bytes:
-    return pack([item.role, item.content])
+    told: list[object] = [item.role, item.content]
+    if item.calls or item.call:
+        told += [[_call(call) for call in item.calls], item.call, item.name]
+    return pack(told)
 
 
 def unpack_item(packed: bytes) -> Item:
-    role, content, *_ = unpack(packed)
-    return Item(role, content)
+    role, content, *more = unpack(packed)
+    if not more:
+        return Item(role, content)
+    calls, call, name = more
+    return Item(role, content, tuple(ToolCall(*each) for each in calls), call, name)
+
+
+def pack_call(call: ToolCall) -> bytes:
+    return pack(_call(call))
+
+
+def unpack_call(packed: bytes) -> ToolCall:
+    return ToolCall(*unpack(packed))
+
+
+def _call(call: ToolCall) -> list[str]:
+    return [call.id, call.name, call.arguments]
 
 
 def pack_asked(asked: Asked) -> bytes:
@@ -99,10 +118,25 @@ def pack_asked(asked: Asked) -> bytes:
             "on_conflict": asked.on_conflict.value,
             "cancel_unwatched": asked.cancel_unwatched,
             "items": len(asked.items),
+            "toolbox": asked.toolbox.tools and _pack_toolbox(asked.toolbox),
             "instructions": asked.instructions,
             "memo": asked.memo,
         }
     )
+
+
+def _pack_toolbox(toolbox: Toolbox) -> dict[str, object]:
+    tools = [[tool.name, tool.description, tool.parameters, tool.approval] for tool in toolbox.tools]
+    return asdict(toolbox) | {"tools": tools, "choice": toolbox.choice.value}
+
+
+def unpack_toolbox(packed: bytes) -> Toolbox:
+    """Of what was asked."""
+    told = unpack(packed).get("toolbox")
+    if not told:
+        return NO_TOOLS
+    tools = tuple(Tool(*each) for each in told["tools"])
+    return Toolbox(**(told | {"tools": tools, "choice": ToolChoice(told["choice"])}))
 
 
 def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
@@ -116,6 +150,7 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         told["head_is_expected"],
         OnConflict(told["on_conflict"]),
         told["cancel_unwatched"],
+        unpack_toolbox(packed),
         told.get("instructions"),
         told.get("memo", b""),
     )
@@ -144,6 +179,8 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "tokens": pack_tokens(tokens),
             "text": "".join(event.text for event in events),
             "bounds": [[len(event.tokens), len(event.text)] for event in events],
+            "calls": [_call(call) for call in ending.calls],
+            "said": ending.said,
         }
     )
 
@@ -163,6 +200,8 @@ def unpack_ending(packed: bytes) -> Ending:
         None if boot is None else BootId(boot),
         handoff and Handoff(**handoff),
         told["drift"],
+        tuple(ToolCall(*each) for each in told.get("calls", ())),
+        told.get("said", ""),
     )
 
 

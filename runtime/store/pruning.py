@@ -6,7 +6,7 @@ from runtime.ids import SessionId, TenantId
 from runtime.store.looking import branch_of, session_of
 from runtime.store.transaction import Transaction
 
-_OF_A_TURN = ("segments", "items", "events")
+_OF_A_TURN = ("segments", "items", "events", "calls")
 
 
 async def drop_branch(tx: Transaction, tenant: TenantId, session: SessionId, name: str) -> None:

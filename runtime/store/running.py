@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from runtime.domain.sessions import Ending, Halt, Item, Place, TurnEvent, TurnRecord, TurnStatus
 from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.calls import add_calls
 from runtime.store.looking import turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.sealing import Seal, seal_of
@@ -90,13 +91,16 @@ async def _commit(tx: Transaction, turn: TurnRecord, ending: Ending, tokens: Seq
         seal.seal(pack_tokens(segment), "segments.tokens", turn.id),
     )
     number = len(turn.asked.items)
+    said = Item("assistant", ending.said if ending.calls else text, ending.calls)
     await tx.run(
         "INSERT INTO items (turn, number, session, payload) VALUES ($1, $2, $3, $4)",
         turn.id,
         number,
         turn.session,
-        seal.seal(pack_item(Item("assistant", text)), "items.payload", turn.id, number),
+        seal.seal(pack_item(said), "items.payload", turn.id, number),
     )
+    if ending.calls:
+        await add_calls(tx, turn, place.line, ending.calls)
     await tx.run(
         "UPDATE branches SET depth = $3, head = $4, tokens = $5 WHERE session = $1 AND name = $2",
         turn.session,

@@ -99,13 +99,21 @@ _THIRD: tuple[Step, ...] = (
     _seal_what_is_there,
 )
 # What is there without being listed: sessions that were made for a response, turns that are no response (any more).
-_FOURTH = (
+_FOURTH: tuple[Step, ...] = (
     "ALTER TABLE sessions ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE turns ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0",
     "CREATE INDEX sessions_shown ON sessions (tenant, created, id) WHERE hidden = 0",
     "DROP INDEX sessions_listed",
 )
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
+# The calls of turns, on each line whose head such a turn was.
+_FIFTH: tuple[Step, ...] = (
+    """CREATE TABLE calls (
+        session TEXT NOT NULL, line INTEGER NOT NULL, turn TEXT NOT NULL, number INTEGER NOT NULL, id TEXT NOT NULL,
+        state TEXT NOT NULL, wait BIGINT, deadline BIGINT, payload BYTEA NOT NULL, result BYTEA,
+        PRIMARY KEY (session, line, turn, number))""",
+    "CREATE INDEX calls_by_id ON calls (session, id)",
+)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 _SEALED = MIGRATIONS.index(_THIRD) + 1
 
 

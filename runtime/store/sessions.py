@@ -18,6 +18,7 @@ from runtime.domain.sessions import (
     TurnEvent,
     TurnRecord,
 )
+from runtime.domain.tools import Pending, ToolResult
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.store import (
@@ -32,6 +33,7 @@ from runtime.store import (
     paging,
     pruning,
     running,
+    submitting,
 )
 from runtime.store.bundle import Bundle, read_bundle, write_bundle
 from runtime.store.checking import check_bundle
@@ -113,6 +115,19 @@ class SqlSessionStore:
         await self._database.write(lambda tx: pruning.drop_branch(tx, tenant, session, branch))
         with suppress(Unavailable):
             await self._database.scrub()
+
+    async def submit(
+        self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
+    ) -> tuple[TurnId, tuple[Pending, ...]]:
+        return await self._database.write(lambda tx: submitting.submit(tx, tenant, session, branch, results, key))
+
+    async def calls(self, tenant: TenantId, session: SessionId, branch: str) -> tuple[Pending, ...]:
+        async def work(tx: Transaction) -> tuple[Pending, ...]:
+            await looking.session_of(tx, tenant, session)
+            found = await looking.branch_of(tx, session, branch)
+            return await looking.calls_of(tx, session, found.place.line, found.head)
+
+        return await self._database.read(work)
 
     async def items(
         self, tenant: TenantId, session: SessionId, branch: str, after: int, limit: int

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 
-from batonmesh.v1 import common_pb2 as common
+from batonmesh.v1 import common_pb2
 from batonmesh.v1 import inference_pb2 as pb
 from runtime.domain.generation import Delta, Handoffs
-from runtime.domain.sequence import Sampled
+from runtime.domain.sequence import FinishReason, Sampled
+from runtime.domain.sessions import Item, check_calls
+from runtime.domain.settling import conversation
 from runtime.domain.spec import ModelSpec
+from runtime.domain.tools import ToolCall
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
 from runtime.wire.routing import pack_cost
 from runtime.wire.sequence import TO_FINISH, pack_scores, pack_top
+from runtime.wire.tools import pack_call, unpack_item
 
 MAX_TEXT_BYTES = 4 << 20
 _MAX_MESSAGES = 16_384
@@ -40,7 +44,14 @@ def unpack_prompt(message: pb.Prompt) -> str | ChatMessages | tuple[int, ...]:
 def _unpack_chat(message: pb.Chat) -> ChatMessages:
     fields.at_least(1, len(message.messages), "messages")
     fields.at_most(_MAX_MESSAGES, len(message.messages), "messages")
-    return [{"role": fields.name(each.role, "role", 64), "content": each.content} for each in message.messages]
+    return conversation([_unpack_message(each, number) for number, each in enumerate(message.messages)])
+
+
+def _unpack_message(message: pb.ChatMessage, number: int) -> Item:
+    fields.name(message.role, "role", 64)
+    item = unpack_item(message)
+    check_calls(item, f"messages[{number}]")
+    return item
 
 
 def pack_model(spec: ModelSpec, created: int) -> pb.Model:
@@ -65,18 +76,25 @@ class Answer:
         self._completion_tokens = 0
         self._handoffs = Handoffs()
         self._attempts = 1
-        self._route: common.RouteCost | None = None
+        self._route: common_pb2.RouteCost | None = None
         self._ends: list[pb.Choice | None] = [None] * choices
+        self._called: set[int] = set()
 
     @property
     def complete(self) -> bool:
         """Whether the final was told."""
         return None not in self._ends
 
-    def pack(self, arrivals: Iterable[tuple[int, Delta]], withheld: int = 0) -> pb.GenerateResponse:
+    def pack(
+        self,
+        arrivals: Iterable[tuple[int, Delta]],
+        withheld: int = 0,
+        calls: Sequence[tuple[int, ToolCall]] = (),
+    ) -> pb.GenerateResponse:
         """One message with all of `arrivals`, which follow those of the message before; `withheld` are tokens that were
-        made and are not given."""
-        message = pb.GenerateResponse()
+        made and are not given, `calls` what became whole with them, and by which choice."""
+        message = pb.GenerateResponse(tool_calls=[pb.MadeCall(choice=n, call=pack_call(call)) for n, call in calls])
+        self._called.update(choice for choice, _ in calls)
         for choice, delta in arrivals:
             if choice == 0:
                 self._handoffs.add(delta)
@@ -89,13 +107,18 @@ class Answer:
                 message.prompt_logprobs.CopyFrom(pack_scores(delta.scores))
             if delta.finish is not None:
                 text = "" if delta.tokens else delta.text
-                self._ends[choice] = pb.Choice(finish_reason=TO_FINISH[delta.finish], text=text)
+                self._ends[choice] = pb.Choice(finish_reason=self._reason(choice, delta.finish), text=text)
             else:
                 assert delta.tokens or not delta.text, "only the end has text without a token"
         if self.complete:
             self._completion_tokens += withheld
             message.final.CopyFrom(self._final([end for end in self._ends if end is not None]))
         return message
+
+    def _reason(self, choice: int, finish: FinishReason) -> common_pb2.FinishReason.ValueType:
+        """One that ended by itself, with calls, ended because of them."""
+        called = choice in self._called and finish is FinishReason.STOP
+        return common_pb2.FINISH_REASON_TOOL_CALLS if called else TO_FINISH[finish]
 
     def _events(self, choice: int, delta: Delta) -> list[pb.TokenEvent]:
         events = [self._event(choice, delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]

@@ -1,6 +1,7 @@
 """Sessions, branches and turns as messages, and what a request for a turn asks."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2
@@ -22,12 +23,15 @@ from runtime.domain.sessions import (
     TurnStatus,
     check_items,
 )
+from runtime.domain.tools import ToolCall
 from runtime.errors import InvalidArgument, NotSupported
 from runtime.ids import SessionId, TurnId
 from runtime.wire import fields
 from runtime.wire.errors import pack_error
 from runtime.wire.handoff import pack_handoff
 from runtime.wire.sequence import unpack_sampling
+from runtime.wire.tools import pack_call, unpack_item, unpack_tools
+from runtime.wire.tools import pack_item as pack_message
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -49,6 +53,7 @@ _STOP = {
     StopReason.END_TURN: pb.STOP_REASON_END_TURN,
     StopReason.LENGTH: pb.STOP_REASON_LENGTH,
     StopReason.INTERRUPTED: pb.STOP_REASON_INTERRUPTED,
+    StopReason.TOOL_CALLS: pb.STOP_REASON_TOOL_CALLS,
 }
 _ON_CONFLICT = {
     pb.ON_CONFLICT_UNSPECIFIED: OnConflict.REJECT,
@@ -91,7 +96,11 @@ def unpack_limit(limit: int) -> int:
 
 
 def unpack_key(
-    request: pb.CreateSessionRequest | pb.RunTurnRequest | pb.ForkRequest | pb.RollbackRequest,
+    request: pb.CreateSessionRequest
+    | pb.RunTurnRequest
+    | pb.ForkRequest
+    | pb.RollbackRequest
+    | pb.SubmitToolResultsRequest,
 ) -> Key | None:
     """The request's idempotency key, with the digest of everything else that it says."""
     name = fields.text(request.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -114,7 +123,7 @@ def import_key(name: str, bundle: bytes) -> Key | None:
 
 def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) -> Asked:
     """Raises `InvalidArgument` naming the first field at fault. `bad_words` stay in the message."""
-    items = tuple(Item(each.role, each.content) for each in request.items)
+    items = tuple(unpack_item(each) for each in request.items)
     check_items(items)
     sampling = unpack_sampling(request.sampling, max_tokens=_UNBOUNDED, seed=seed)
     if sampling.logprobs is not None:
@@ -136,6 +145,7 @@ def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) ->
         request.HasField("expected_head"),
         _ON_CONFLICT[request.on_conflict],
         _ON_DISCONNECT[request.on_disconnect],
+        unpack_tools(request.tools),
     )
 
 
@@ -161,14 +171,13 @@ def pack_branch(branch: Branch) -> pb.Branch:
 
 
 def pack_item(number: int, turn: TurnId, item: Item) -> pb.SessionItem:
-    message = inference_pb2.ChatMessage(role=item.role, content=item.content)
-    return pb.SessionItem(number=number, turn=turn, message=message)
+    return pb.SessionItem(number=number, turn=turn, message=pack_message(item))
 
 
 def unpack_stop(reason: int) -> FinishReason:
     """How an answer ended, for those who know no turns; one that was not committed was cancelled."""
     match reason:
-        case pb.STOP_REASON_END_TURN:
+        case pb.STOP_REASON_END_TURN | pb.STOP_REASON_TOOL_CALLS:
             return FinishReason.STOP
         case pb.STOP_REASON_LENGTH:
             return FinishReason.LENGTH
@@ -193,17 +202,24 @@ def opening(record: TurnRecord) -> pb.TurnMessage:
     return pb.TurnMessage(seq=0, opened=pack_turn(record))
 
 
-def pack_progress(progress: Progress, after: int) -> list[pb.TurnMessage]:
-    """The messages after the one with `seq` `after`; `progress` has no events before that."""
-    messages = [_pack_event(event) for event in progress.events]
+def pack_progress(
+    progress: Progress, calls: Mapping[int, Sequence[ToolCall]], rest: str, *, after: int
+) -> list[pb.TurnMessage]:
+    """The messages after the one with `seq` `after`; `progress` has no events before that. `calls` are those that
+    became whole with an event, by its `seq`; `rest` is text that comes with the end."""
+    messages = [_pack_event(event, calls.get(event.seq, ())) for event in progress.events]
     last = progress.events[-1].seq if progress.events else after
     if progress.turn.ending is not None:
-        messages.append(pb.TurnMessage(seq=last + 1, ended=pack_turn(progress.turn)))
+        ended = pack_turn(progress.turn)
+        ended.rest = rest
+        messages.append(pb.TurnMessage(seq=last + 1, ended=ended))
     return messages
 
 
-def _pack_event(event: TurnEvent) -> pb.TurnMessage:
-    return pb.TurnMessage(seq=event.seq, tokens=pb.TurnTokens(index=event.index, ids=event.tokens, text=event.text))
+def _pack_event(event: TurnEvent, calls: Sequence[ToolCall]) -> pb.TurnMessage:
+    called = [pack_call(call) for call in calls]
+    tokens = pb.TurnTokens(index=event.index, ids=event.tokens, text=event.text, tool_calls=called)
+    return pb.TurnMessage(seq=event.seq, tokens=tokens)
 
 
 def _pack_ending(ending: Ending) -> pb.Turn:
@@ -217,4 +233,5 @@ def _pack_ending(ending: Ending) -> pb.Turn:
         handoff=None if ending.handoff is None else pack_handoff(ending.handoff),
         attempts=ending.attempts,
         drift_tokens=ending.drift,
+        tool_calls=[pack_call(call) for call in ending.calls],
     )

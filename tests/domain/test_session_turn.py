@@ -21,6 +21,7 @@ from runtime.domain.sessions import (
     TurnRecord,
     TurnStatus,
 )
+from runtime.domain.tools import ToolCall
 from runtime.errors import EngineFailed, IllegalTransition, StaleAttempt, Unavailable
 from runtime.ids import BootId, GatewayId, SessionId, TenantId, TurnId
 
@@ -172,3 +173,29 @@ def test_an_end_that_is_decided_stays(late: st.SessionTurnEvent) -> None:
 def test_an_acknowledgement_that_nothing_waits_for_is_a_bug() -> None:
     with pytest.raises(IllegalTransition):
         turn().on(st.Stored())
+
+
+CALL = ToolCall("call-1", "weather", "{}")
+
+
+def calling(tokens: Sequence[int], text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    """A pure function of all tokens and all of their text, whoever brought them."""
+    assert text == "".join(f"<{token}>" for token in tokens)
+    return "<0>", (CALL,) if len(tokens) > 2 else ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop"),
+    [(FinishReason.STOP, StopReason.TOOL_CALLS), (FinishReason.LENGTH, StopReason.LENGTH)],
+)
+def test_a_turn_ends_with_the_calls_of_all_of_its_tokens(reason: FinishReason, stop: StopReason) -> None:
+    machine = st.SessionTurn(RECORD, [event(1, 0, 2)], keep_all_but_one, calling)
+    ending = finish(machine.on(came(2, finish=reason))).ending
+    assert (ending.stop, ending.calls, ending.said) == (stop, (CALL,), "<0>")
+    halted = st.SessionTurn(RECORD, [event(1, 0, 3)], keep_all_but_one, calling)
+    assert finish(halted.on(st.Halted(Halt.INTERRUPT))).ending.calls == (CALL,)
+    gone = st.SessionTurn(RECORD, [event(1, 0, 3)], keep_all_but_one, calling)
+    assert finish(gone.on(st.Halted(Halt.DISCARD))).ending.calls == ()
+    none = st.SessionTurn(RECORD, [], keep_all_but_one, calling)
+    ending = finish(none.on(came(0, finish=reason))).ending
+    assert (ending.stop is StopReason.TOOL_CALLS, ending.calls, ending.said) == (False, (), "")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batonmesh import AsyncClient, AsyncSessions, Client, InvalidArgument, NotFound, Sessions, Unavailable
+from batonmesh import AsyncClient, AsyncSessions, BatonError, Client, InvalidArgument, NotFound, Sessions, Unavailable
+from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
 from runtime.mesh.listening import free_ports
 from runtime.mesh.local import LocalMesh, local_mesh
@@ -54,6 +55,24 @@ async def test_a_conversation(mesh: LocalMesh) -> None:
         assert gone.value.field == "session"
 
 
+async def test_calls_are_resolved_and_the_conversation_goes_on(mesh: LocalMesh) -> None:
+    tools = inference_pb2.Tools(tools=[inference_pb2.Tool(name="weather")])
+    said = '<tool_call>{"name": "weather", "arguments": {}}</tool_call> <tool_call'
+    async with AsyncClient(mesh.grpc) as client:
+        sessions = client.sessions
+        made = (await sessions.create("simulated")).id
+        answer = await sessions.complete(made, "How is it?", turn={"tools": tools}, choice=[said], max_tokens=100)
+        assert answer.text == " <tool_call"
+        (pending,) = await sessions.calls(made)
+        assert [pending.call] == [*answer.turn.tool_calls]
+        (resolved,) = await sessions.resolve(made, {pending.call.id: "Sunny."})
+        assert (resolved.state, resolved.result) == (pb.TOOL_CALL_STATE_ANSWERED, "Sunny.")
+        with pytest.raises(BatonError) as late:
+            await sessions.resolve(made, [pb.ToolResult(call=pending.call.id, deny="No.")])
+        assert late.value.field == "results[0].call"
+        assert (await sessions.complete(made, [], **SAID)).turn.status == pb.TURN_STATUS_COMMITTED  # type: ignore[arg-type]
+
+
 async def test_a_session_as_a_file_and_erased(mesh: LocalMesh) -> None:
     async with AsyncClient(mesh.grpc) as client:
         sessions = client.sessions
@@ -86,6 +105,33 @@ async def test_a_stream_goes_on_at_the_next_gateway(mesh: LocalMesh) -> None:
                 port = -1
         assert tokens == expected("Tell me.", tokens=300)[0]
         assert message.ended.epoch == 2
+
+
+async def test_calls_that_a_gateway_did_not_live_to_see_whole_come_once_from_the_next(mesh: LocalMesh) -> None:
+    """They are read again from what is durable."""
+    port = int(mesh.grpc.rpartition(":")[2])
+    tools = inference_pb2.Tools(tools=[inference_pb2.Tool(name="weather")])
+    calls = [f'<tool_call>{{"name": "weather", "arguments": {{"n": {number}}}}}</tool_call>' for number in range(3)]
+    async with AsyncClient(mesh.grpc) as client:
+        session = (await client.sessions.create("simulated")).id
+        said, tokens = "", 0
+        made: list[inference_pb2.ToolCall] = []
+        stream = client.sessions.run(
+            session, "Hello.", turn={"tools": tools}, choice=["So: " + " and ".join(calls)], max_tokens=400
+        )
+        async for message in stream:
+            said += message.tokens.text
+            tokens += len(message.tokens.ids)
+            made += message.tokens.tool_calls
+            if tokens > 90 and mesh.gateway.port == port and not message.HasField("ended"):
+                assert len(made) == 1, "within the second call"
+                await mesh.stop_gateway()
+                await mesh.start_gateway(port)
+                port = -1
+        assert message.ended.epoch == 2
+        assert [call.arguments for call in made] == ['{"n": 0}', '{"n": 1}', '{"n": 2}']
+        assert made == [*message.ended.tool_calls] == [pending.call for pending in await client.sessions.calls(session)]
+        assert said == "So: and and"
 
 
 def test_who_is_not_there_is_not_waited_for_beyond_patience() -> None:

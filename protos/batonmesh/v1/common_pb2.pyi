@@ -41,6 +41,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """`max_tokens` or the model's context."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
     """Withdrawn."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
+    """It called tools, and waits for what they bring. Gateways say so, workers never."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -53,6 +55,8 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """`max_tokens` or the model's context."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
 """Withdrawn."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
+"""It called tools, and waits for what they bring. Gateways say so, workers never."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final

@@ -8,6 +8,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ToolChoice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
+    """As TOOL_CHOICE_AUTO."""
+    TOOL_CHOICE_AUTO: _ToolChoice.ValueType  # 1
+    """As it likes."""
+    TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
+    """Not at all."""
+    TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
+    """At least once: the answer is constrained to be calls whose arguments match their schemas."""
+
+class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
+    """Whether a model calls."""
+
+TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
+"""As TOOL_CHOICE_AUTO."""
+TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
+"""As it likes."""
+TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
+"""Not at all."""
+TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
+"""At least once: the answer is constrained to be calls whose arguments match their schemas."""
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -27,19 +56,29 @@ class ChatMessage(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks: `system`, `user`, `assistant`, or what else the model's template knows. 1 to 64 characters."""
     content: _builtins.str
     """What was said."""
+    tool_call_id: _builtins.str
+    """The call whose result this is; of role `tool` only."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """What an `assistant` called. Each call has its result in a message of role `tool`, right after this one."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +155,7 @@ class GenerateRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     BEST_OF_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, from ListModels; 1 to 256 characters."""
     deadline_ms: _builtins.int
@@ -143,6 +183,12 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _common_pb2.Sampling:
         """Absent: its defaults."""
 
+    @_builtins.property
+    def tools(self) -> Global___Tools:
+        """What the model may call; with `prompt.chat` only. Refused as UNIMPLEMENTED for a model whose form of calls is not
+        known.
+        """
+
     def __init__(
         self,
         *,
@@ -153,10 +199,11 @@ class GenerateRequest(_message.Message):
         n: _builtins.int | None = ...,
         best_of: _builtins.int | None = ...,
         priority: _builtins.int = ...,
+        tools: Global___Tools | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "n", b"n", "prompt", b"prompt", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_deadline_ms", b"_deadline_ms", "_n", b"_n", "best_of", b"best_of", "deadline_ms", b"deadline_ms", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
     _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
@@ -180,6 +227,7 @@ class GenerateResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenEvent]:
         """Tokens that were ready together; may be empty beside a final."""
@@ -192,16 +240,21 @@ class GenerateResponse(_message.Message):
     def prompt_logprobs(self) -> _common_pb2.PromptLogprobs:
         """Of the prompt; in the message with the first event, where it was asked for."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___MadeCall]:
+        """Calls that are complete with these events; their own text is in no event."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___TokenEvent] | None = ...,
         final: Global___Final | None = ...,
         prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
+        tool_calls: _abc.Iterable[Global___MadeCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "final", b"final", "prompt_logprobs", b"prompt_logprobs", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,21 +422,27 @@ class CountTokensRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; 1 to 256 characters."""
     @_builtins.property
     def prompt(self) -> Global___Prompt:
         """What to count."""
 
+    @_builtins.property
+    def tools(self) -> Global___Tools:
+        """What the model may call, as in a GenerateRequest."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         prompt: Global___Prompt | None = ...,
+        tools: Global___Tools | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,3 +548,152 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """Something that a model may call. It runs where the caller is, never in the mesh."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 64 letters, digits, dots, `_` and `-`; of its own among the tools."""
+    description: _builtins.str
+    """What it is good for, for the model."""
+    parameters: _builtins.str
+    """A JSON schema of the object that its arguments are, as JSON. Empty: without arguments."""
+    needs_approval: _builtins.bool
+    """Each of its calls waits until somebody allows it; in sessions only."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+        needs_approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "needs_approval", b"needs_approval", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class Tools(_message.Message):
+    """What an answer may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    ONE_CALL_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    APPROVAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    choice: Global___ToolChoice.ValueType
+    """Whether it calls."""
+    function: _builtins.str
+    """The tool that must be called, by its name; empty: any."""
+    one_call: _builtins.bool
+    """At most one call in an answer is given."""
+    strict: _builtins.bool
+    """The arguments match their schemas also where nothing has to be called."""
+    timeout_ms: _builtins.int
+    """Milliseconds that a result is waited for, from the end of the turn or from the approval on, at least 1; then the
+    call is resolved as an error. Absent: for ever. In sessions only.
+    """
+    approval_timeout_ms: _builtins.int
+    """Milliseconds that an approval is waited for, at least 1. Absent: for ever. In sessions only."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """At most 128; their descriptions and parameters are at most 256 KiB together."""
+
+    def __init__(
+        self,
+        *,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        choice: Global___ToolChoice.ValueType = ...,
+        function: _builtins.str = ...,
+        one_call: _builtins.bool = ...,
+        strict: _builtins.bool = ...,
+        timeout_ms: _builtins.int | None = ...,
+        approval_timeout_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approval_timeout_ms", b"_approval_timeout_ms", "_timeout_ms", b"_timeout_ms", "approval_timeout_ms", b"approval_timeout_ms", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approval_timeout_ms", b"_approval_timeout_ms", "_timeout_ms", b"_timeout_ms", "approval_timeout_ms", b"approval_timeout_ms", "choice", b"choice", "function", b"function", "one_call", b"one_call", "strict", b"strict", "timeout_ms", b"timeout_ms", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__approval_timeout_ms: _TypeAlias = _typing.Literal["approval_timeout_ms"]  # noqa: Y015
+    _WhichOneofArgType__approval_timeout_ms: _TypeAlias = _typing.Literal["_approval_timeout_ms", b"_approval_timeout_ms"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_ms: _TypeAlias = _typing.Literal["timeout_ms"]  # noqa: Y015
+    _WhichOneofArgType__timeout_ms: _TypeAlias = _typing.Literal["_timeout_ms", b"_timeout_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__approval_timeout_ms) -> _WhichOneofReturnType__approval_timeout_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_ms) -> _WhichOneofReturnType__timeout_ms | None: ...
+
+Global___Tools: _TypeAlias = Tools  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A call that a model made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Names it; at most 64 characters."""
+    name: _builtins.str
+    """The tool's name. A model may name one that was not offered."""
+    arguments: _builtins.str
+    """A JSON object, as JSON."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class MadeCall(_message.Message):
+    """A call in one of several answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    choice: _builtins.int
+    """Which answer made it, from 0 to n - 1."""
+    @_builtins.property
+    def call(self) -> Global___ToolCall:
+        """What it called."""
+
+    def __init__(
+        self,
+        *,
+        choice: _builtins.int = ...,
+        call: Global___ToolCall | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "choice", b"choice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MadeCall: _TypeAlias = MadeCall  # noqa: Y015

@@ -126,6 +126,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """`max_tokens`, or the model's context."""
     STOP_REASON_INTERRUPTED: _StopReason.ValueType  # 3
     """Somebody interrupted it."""
+    STOP_REASON_TOOL_CALLS: _StopReason.ValueType  # 4
+    """It called tools: the branch waits until they are resolved."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Why a committed turn ended."""
@@ -138,7 +140,45 @@ STOP_REASON_LENGTH: StopReason.ValueType  # 2
 """`max_tokens`, or the model's context."""
 STOP_REASON_INTERRUPTED: StopReason.ValueType  # 3
 """Somebody interrupted it."""
+STOP_REASON_TOOL_CALLS: StopReason.ValueType  # 4
+"""It called tools: the branch waits until they are resolved."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
+
+class _ToolCallState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolCallStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCallState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CALL_STATE_UNSPECIFIED: _ToolCallState.ValueType  # 0
+    """Never sent."""
+    TOOL_CALL_STATE_APPROVAL: _ToolCallState.ValueType  # 1
+    """It waits for somebody to allow it, and then for its result."""
+    TOOL_CALL_STATE_PENDING: _ToolCallState.ValueType  # 2
+    """It waits for its result."""
+    TOOL_CALL_STATE_ANSWERED: _ToolCallState.ValueType  # 3
+    """It has its result."""
+    TOOL_CALL_STATE_DENIED: _ToolCallState.ValueType  # 4
+    """Somebody did not allow it; the model is told so."""
+    TOOL_CALL_STATE_TIMED_OUT: _ToolCallState.ValueType  # 5
+    """Nobody answered in time; the model is told so."""
+
+class ToolCallState(_ToolCallState, metaclass=_ToolCallStateEnumTypeWrapper):
+    """How far a call is."""
+
+TOOL_CALL_STATE_UNSPECIFIED: ToolCallState.ValueType  # 0
+"""Never sent."""
+TOOL_CALL_STATE_APPROVAL: ToolCallState.ValueType  # 1
+"""It waits for somebody to allow it, and then for its result."""
+TOOL_CALL_STATE_PENDING: ToolCallState.ValueType  # 2
+"""It waits for its result."""
+TOOL_CALL_STATE_ANSWERED: ToolCallState.ValueType  # 3
+"""It has its result."""
+TOOL_CALL_STATE_DENIED: ToolCallState.ValueType  # 4
+"""Somebody did not allow it; the model is told so."""
+TOOL_CALL_STATE_TIMED_OUT: ToolCallState.ValueType  # 5
+"""Nobody answered in time; the model is told so."""
+Global___ToolCallState: _TypeAlias = ToolCallState  # noqa: Y015
 
 @_typing.final
 class SessionState(_message.Message):
@@ -421,6 +461,7 @@ class RunTurnRequest(_message.Message):
     ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session's id."""
     branch: _builtins.str
@@ -439,11 +480,20 @@ class RunTurnRequest(_message.Message):
     """At most 128 characters; empty for none. Of the session."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.ChatMessage]:
-        """What is said, 1 to 1024 messages of at most 1 MiB each."""
+        """What is said, 1 to 1024 messages of at most 1 MiB each. Messages of role `tool` resolve calls of the branch's head
+        with the turn; a message of another role gives up those that are still open, and the model is told so; with neither
+        all must be resolved, and then there need be no items.
+        """
 
     @_builtins.property
     def sampling(self) -> _common_pb2.Sampling:
         """Absent: its defaults. Log-probabilities are not served here."""
+
+    @_builtins.property
+    def tools(self) -> _inference_pb2.Tools:
+        """What the model may call. Without any tools: those of the branch's head. Other ones than before are refused where the
+        chat template tells them at the beginning only.
+        """
 
     def __init__(
         self,
@@ -457,10 +507,11 @@ class RunTurnRequest(_message.Message):
         on_disconnect: Global___OnDisconnect.ValueType = ...,
         deadline_ms: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
+        tools: _inference_pb2.Tools | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "branch", b"branch", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "idempotency_key", b"idempotency_key", "items", b"items", "on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect", "sampling", b"sampling", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "branch", b"branch", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "idempotency_key", b"idempotency_key", "items", b"items", "on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect", "sampling", b"sampling", "session", b"session", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
@@ -582,13 +633,18 @@ class TurnTokens(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the answer before the first of these."""
     text: _builtins.str
-    """The text that they complete."""
+    """The text that they complete; not that of calls."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids; empty where only text that was held back comes."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.ToolCall]:
+        """Calls that are complete with these tokens."""
 
     def __init__(
         self,
@@ -596,10 +652,11 @@ class TurnTokens(_message.Message):
         index: _builtins.int = ...,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
+        tool_calls: _abc.Iterable[_inference_pb2.ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "index", b"index", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "index", b"index", "text", b"text", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,6 +679,8 @@ class Turn(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the turn; at most 64 characters."""
     session: _builtins.str
@@ -638,6 +697,8 @@ class Turn(_message.Message):
     """Grows with every gateway that takes the turn over."""
     drift_tokens: _builtins.int
     """Committed tokens that a rendering anew did not repeat; with `rerender` only."""
+    rest: _builtins.str
+    """Text that was held back until the end, because it might have been a call; usually empty."""
     @_builtins.property
     def error(self) -> _common_pb2.Error:
         """Why it failed."""
@@ -649,6 +710,10 @@ class Turn(_message.Message):
     @_builtins.property
     def handoff(self) -> _common_pb2.Handoff:
         """How the prompt got its KV, in the attempt that finished."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.ToolCall]:
+        """What it called, once it is committed. An interrupted or a cut turn may have calls, too."""
 
     def __init__(
         self,
@@ -664,10 +729,12 @@ class Turn(_message.Message):
         attempts: _builtins.int = ...,
         epoch: _builtins.int = ...,
         drift_tokens: _builtins.int = ...,
+        tool_calls: _abc.Iterable[_inference_pb2.ToolCall] | None = ...,
+        rest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "session", b"session", "status", b"status", "stop_reason", b"stop_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "rest", b"rest", "session", b"session", "status", b"status", "stop_reason", b"stop_reason", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,3 +1083,193 @@ class DeleteBranchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteBranchResponse: _TypeAlias = DeleteBranchResponse  # noqa: Y015
+
+@_typing.final
+class PendingCall(_message.Message):
+    """A call of a branch's head, as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    state: Global___ToolCallState.ValueType
+    """How far it is."""
+    result: _builtins.str
+    """What the model is told, once it is resolved."""
+    remaining_ms: _builtins.int
+    """Milliseconds that it will still be waited for; absent: for ever, or it is resolved."""
+    @_builtins.property
+    def call(self) -> _inference_pb2.ToolCall:
+        """What was called."""
+
+    def __init__(
+        self,
+        *,
+        call: _inference_pb2.ToolCall | None = ...,
+        state: Global___ToolCallState.ValueType = ...,
+        result: _builtins.str = ...,
+        remaining_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms", "call", b"call", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms", "call", b"call", "remaining_ms", b"remaining_ms", "result", b"result", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_ms: _TypeAlias = _typing.Literal["remaining_ms"]  # noqa: Y015
+    _WhichOneofArgType__remaining_ms: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_ms) -> _WhichOneofReturnType__remaining_ms | None: ...
+
+Global___PendingCall: _TypeAlias = PendingCall  # noqa: Y015
+
+@_typing.final
+class ToolResult(_message.Message):
+    """What somebody says to a call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
+    call: _builtins.str
+    """The call's id; at most 64 characters."""
+    output: _builtins.str
+    """What the tool brought, errors of its own included; at most 1 MiB."""
+    approve: _builtins.bool
+    """It is allowed. Must be true."""
+    deny: _builtins.str
+    """It is not allowed, and why, for the model; may be empty. At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        call: _builtins.str = ...,
+        output: _builtins.str = ...,
+        approve: _builtins.bool = ...,
+        deny: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "deny", b"deny", "output", b"output", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "call", b"call", "deny", b"deny", "output", b"output", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_verdict: _TypeAlias = _typing.Literal["output", "approve", "deny"]  # noqa: Y015
+    _WhichOneofArgType_verdict: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_verdict) -> _WhichOneofReturnType_verdict | None: ...
+
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class SubmitToolResultsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    GO_ON_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session's id."""
+    branch: _builtins.str
+    """The branch's name; empty is `main`."""
+    idempotency_key: _builtins.str
+    """At most 128 characters; empty for none. Of the session."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolResult]:
+        """1 to 128, each of another call."""
+
+    @_builtins.property
+    def go_on(self) -> Global___RunTurnRequest:
+        """When this leaves no call open, the next turn: its `items`, `session`, `branch` and `idempotency_key` must be empty.
+        The turn goes on by itself; ResumeTurn streams it. Of several who ask for it at once all get the same one.
+        """
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        branch: _builtins.str = ...,
+        results: _abc.Iterable[Global___ToolResult] | None = ...,
+        go_on: Global___RunTurnRequest | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["go_on", b"go_on"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "go_on", b"go_on", "idempotency_key", b"idempotency_key", "results", b"results", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitToolResultsRequest: _TypeAlias = SubmitToolResultsRequest  # noqa: Y015
+
+@_typing.final
+class SubmitToolResultsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCall]:
+        """All calls of the head, in the order in which they were made."""
+
+    @_builtins.property
+    def turn(self) -> Global___Turn:
+        """The next turn, when it was asked for and no call was open any more."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___PendingCall] | None = ...,
+        turn: Global___Turn | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["turn", b"turn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitToolResultsResponse: _TypeAlias = SubmitToolResultsResponse  # noqa: Y015
+
+@_typing.final
+class ListToolCallsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """The session's id."""
+    branch: _builtins.str
+    """The branch's name; empty is `main`."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        branch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListToolCallsRequest: _TypeAlias = ListToolCallsRequest  # noqa: Y015
+
+@_typing.final
+class ListToolCallsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCall]:
+        """In the order in which they were made; empty when the head made none."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___PendingCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListToolCallsResponse: _TypeAlias = ListToolCallsResponse  # noqa: Y015

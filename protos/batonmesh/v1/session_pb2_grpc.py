@@ -109,6 +109,16 @@ class SessionsStub:
                 request_serializer=batonmesh_dot_v1_dot_session__pb2.ImportRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
                 _registered_method=True)
+        self.SubmitToolResults = channel.unary_unary(
+                '/batonmesh.v1.Sessions/SubmitToolResults',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsResponse.FromString,
+                _registered_method=True)
+        self.ListToolCalls = channel.unary_unary(
+                '/batonmesh.v1.Sessions/ListToolCalls',
+                request_serializer=batonmesh_dot_v1_dot_session__pb2.ListToolCallsRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_session__pb2.ListToolCallsResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -225,6 +235,23 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitToolResults(self, request, context):
+        """Resolves calls of a branch's head, each exactly once, in any order and in parallel; all of the request or nothing.
+        A call that has its result already, that was waited for too long, or whose conversation has gone on is refused with
+        FAILED_PRECONDITION by its place in `results`. Once all calls are resolved the branch goes on: with RunTurn, whose
+        `items` may then be empty, or with `go_on` here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListToolCalls(self, request, context):
+        """The calls of a branch's head, and how far each is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -297,6 +324,16 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Import,
                     request_deserializer=batonmesh_dot_v1_dot_session__pb2.ImportRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_session__pb2.SessionState.SerializeToString,
+            ),
+            'SubmitToolResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitToolResults,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsResponse.SerializeToString,
+            ),
+            'ListToolCalls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListToolCalls,
+                    request_deserializer=batonmesh_dot_v1_dot_session__pb2.ListToolCallsRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_session__pb2.ListToolCallsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -682,6 +719,60 @@ class Sessions:
             '/batonmesh.v1.Sessions/Import',
             batonmesh_dot_v1_dot_session__pb2.ImportRequest.SerializeToString,
             batonmesh_dot_v1_dot_session__pb2.SessionState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitToolResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/SubmitToolResults',
+            batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.SubmitToolResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListToolCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Sessions/ListToolCalls',
+            batonmesh_dot_v1_dot_session__pb2.ListToolCallsRequest.SerializeToString,
+            batonmesh_dot_v1_dot_session__pb2.ListToolCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,14 @@ class SessionsStub:
     """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
     checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
     """
+    SubmitToolResults: _aio.UnaryUnaryMultiCallable[_session_pb2.SubmitToolResultsRequest, _session_pb2.SubmitToolResultsResponse]
+    """Resolves calls of a branch's head, each exactly once, in any order and in parallel; all of the request or nothing.
+    A call that has its result already, that was waited for too long, or whose conversation has gone on is refused with
+    FAILED_PRECONDITION by its place in `results`. Once all calls are resolved the branch goes on: with RunTurn, whose
+    `items` may then be empty, or with `go_on` here.
+    """
+    ListToolCalls: _aio.UnaryUnaryMultiCallable[_session_pb2.ListToolCallsRequest, _session_pb2.ListToolCallsResponse]
+    """The calls of a branch's head, and how far each is."""
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     """Served by every gateway. A session is a conversation whose exact tokens the mesh remembers; a turn is one step of it.
@@ -197,5 +205,25 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """Takes a session in from such a file, whatever the store that it came from, under the ids that it has. The file is
         checked whole before anything is kept of it. FAILED_PRECONDITION: the session is here, or was erased here.
         """
+
+    @_abc_1.abstractmethod
+    def SubmitToolResults(
+        self,
+        request: _session_pb2.SubmitToolResultsRequest,
+        context: _aio.ServicerContext[_session_pb2.SubmitToolResultsRequest, _abc.Awaitable[_session_pb2.SubmitToolResultsResponse]],
+    ) -> _abc.Awaitable[_session_pb2.SubmitToolResultsResponse]:
+        """Resolves calls of a branch's head, each exactly once, in any order and in parallel; all of the request or nothing.
+        A call that has its result already, that was waited for too long, or whose conversation has gone on is refused with
+        FAILED_PRECONDITION by its place in `results`. Once all calls are resolved the branch goes on: with RunTurn, whose
+        `items` may then be empty, or with `go_on` here.
+        """
+
+    @_abc_1.abstractmethod
+    def ListToolCalls(
+        self,
+        request: _session_pb2.ListToolCallsRequest,
+        context: _aio.ServicerContext[_session_pb2.ListToolCallsRequest, _abc.Awaitable[_session_pb2.ListToolCallsResponse]],
+    ) -> _abc.Awaitable[_session_pb2.ListToolCallsResponse]:
+        """The calls of a branch's head, and how far each is."""
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _aio.Server) -> None: ...

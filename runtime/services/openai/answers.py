@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 from runtime.domain.generation import Delta, Handoffs
 from runtime.domain.routing import Estimate, rounded
 from runtime.domain.sequence import FinishReason, Sampled
+from runtime.domain.tools import ToolCall
+from runtime.roles.calls import CallReader
 from runtime.services.openai.prompts import ShownPrompt, finite
 from runtime.services.openai.spelling import Spelling
 
@@ -106,6 +108,8 @@ class Answer(ABC):
         self.prompt = prompt
         self.index = index
         self._head = head
+        self._reader: CallReader | None = None
+        self._told = 0
         self._spelling = spelling
         self._start = f"data: {_json(head.of(self.chunk_kind))[:-1]},"
         self._end = ',"usage":null}\n\n' if usage_asked else "}\n\n"
@@ -115,8 +119,22 @@ class Answer(ABC):
         self._before_end = ',"finish_reason":null}]'
         self._after_text = f"{self._before_logprobs}null{self._before_end}{self._end}"
 
+    @property
+    def named(self) -> str:
+        """A name that no other answer has."""
+        return f"{self._head.id}/{self.index}"
+
+    def read(self, reader: CallReader) -> None:
+        """Calls are looked for, from its beginning."""
+        self._reader = reader
+
     def pieces(self, delta: Delta) -> str:
-        """An event for each token that completes text; with log-probabilities for each token."""
+        """An event for each token that completes text; with log-probabilities for each token. Where calls are looked
+        for, one for each that is whole, and none with its text."""
+        if self._reader is not None:
+            explained = [self._explained(token, "") for token in delta.tokens] if self.logprobs else []
+            found = _read(self._reader, delta.tokens, delta.text, ends=delta.finish is not None)
+            return "".join(explained + [self._found(each) for each in found])
         if not delta.tokens:
             return self._piece(delta.text) if delta.text else ""
         if not self.logprobs:
@@ -126,12 +144,25 @@ class Answer(ABC):
     def _piece(self, text: str) -> str:
         return f"{self._before_text}{_json(text)}{self._after_text}"
 
+    def _found(self, found: str | ToolCall) -> str:
+        if isinstance(found, str):
+            return self._piece(found)
+        called = {"index": self._told, **_called(found)}
+        self._told += 1
+        choice = {"index": self.index, "delta": {"tool_calls": [called]}, "logprobs": None, "finish_reason": None}
+        return f'{self._start}"choices":[{_json(choice)}]{self._end}'
+
+    def _finish(self, tally: Tally) -> str | None:
+        """As OpenAI has it: an answer that ended by itself, with calls, ended because of them."""
+        called = self._reader is not None and self._reader.made and tally.finish is FinishReason.STOP
+        return "tool_calls" if called else tally.finish
+
     def _explained(self, token: Sampled, text: str) -> str:
         shown = _json(self.logprobs_of((token,)))
         return f"{self._before_text}{_json(text)}{self._before_logprobs}{shown}{self._before_end}{self._end}"
 
     def closing(self, tally: Tally) -> str:
-        choice = {"index": self.index, **self._last_choice(), "finish_reason": tally.finish}
+        choice = {"index": self.index, **self._last_choice(), "finish_reason": self._finish(tally)}
         return f'{self._start}"choices":[{_json(choice)}],"baton":{_json(tally.baton())}{self._end}'
 
     def usage(self, tallies: Sequence[Tally]) -> str:
@@ -140,8 +171,11 @@ class Answer(ABC):
 
     def choice(self, text: str, tokens: Sequence[Sampled], tally: Tally) -> Json:
         logprobs = self.logprobs_of(tokens) if self.logprobs else None
+        if self._reader is not None:
+            found = _read(self._reader, tokens, text, ends=True)
+            text = "".join(each for each in found if isinstance(each, str))
         whole = self._whole_choice(text)
-        return {"index": self.index, **whole, "logprobs": logprobs, "finish_reason": tally.finish}
+        return {"index": self.index, **whole, "logprobs": logprobs, "finish_reason": self._finish(tally)}
 
     def whole(self, choices: Sequence[Json], tallies: Sequence[Tally]) -> bytes:
         """The response with all `choices`; `baton` is of the first."""
@@ -167,6 +201,15 @@ class Answer(ABC):
 
     @abstractmethod
     def _whole_choice(self, text: str) -> Json: ...
+
+
+def _read(reader: CallReader, tokens: Sequence[Sampled], text: str, *, ends: bool) -> list[str | ToolCall]:
+    found = reader.push([sampled.token for sampled in tokens], text)
+    return found + reader.finish() if ends else found
+
+
+def _called(call: ToolCall) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class ChatAnswer(Answer):
@@ -200,7 +243,11 @@ class ChatAnswer(Answer):
         return {"delta": {}, "logprobs": None}
 
     def _whole_choice(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text, "refusal": None, "annotations": []}}
+        message: Json = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        calls = [] if self._reader is None else self._reader.made
+        if calls:
+            message |= {"content": text or None, "tool_calls": [_called(call) for call in calls]}
+        return {"message": message}
 
     def _beside_choices(self) -> Json:
         return {} if self.prompt.listed is None else {"prompt_logprobs": self.prompt.as_list()}

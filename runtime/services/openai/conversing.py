@@ -12,9 +12,10 @@ from starlette.datastructures import Headers
 
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import FinishReason, Sampled
-from runtime.domain.sessions import MAIN, Asked, Ending, Item, Key, Session, StopReason, TurnRecord, check_items
+from runtime.domain.sessions import MAIN, Asked, Ending, Key, Session, StopReason, TurnRecord, check_items
 from runtime.errors import BatonError, Cancelled, InvalidArgument, NotSupported
 from runtime.ids import SessionId
+from runtime.roles.calls import CallReader
 from runtime.roles.sessions import SessionRole
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
@@ -64,6 +65,9 @@ class Conversing(Generating):
     async def _tell(self, exchange: Exchange, asked: ChatRequest, turn: TurnRecord) -> None:
         served = self._gateway.served(turn.model)
         answers = self._begin(asked, served, ShownPrompt((), Spelling(served.tokenizer)))
+        toolbox = turn.asked.toolbox
+        if toolbox.callable and served.tokenizer.call_form is not None:
+            answers[0].read(CallReader(served.tokenizer, toolbox, turn.id))
         tally = SessionTally()
         deltas = _deltas(self._sessions, turn, tally)
         if asked.stream:
@@ -81,7 +85,7 @@ class Conversing(Generating):
         for field in ("prompt_logprobs", "priority"):
             if getattr(asked, field) is not None:
                 raise NotSupported(f"{field} is not served in a session", field=field)
-        items = tuple(Item(str(message.for_template()["role"]), message.text) for message in asked.messages)
+        items = tuple(message.item for message in asked.messages)
         check_items(items)
         sampling = asked.sampling(UNBOUNDED, self._gateway.fresh_seed())
         if asked.bad_words:
@@ -90,7 +94,7 @@ class Conversing(Generating):
             sampling = replace(sampling, banned_tokens=banned)
         sampling.validate()
         remaining = ends - asyncio.get_running_loop().time()
-        return Asked(items, sampling, asked.tokens_asked is not None, remaining)
+        return Asked(items, sampling, asked.tokens_asked is not None, remaining, toolbox=asked.toolbox)
 
     async def _session(self, named: str, asked: ChatRequest, key: Key | None) -> Session:
         store, tenant = self._sessions.store, calling().tenant or self._settings.tenant

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from runtime.domain.generation import Delta, Generation
 from runtime.domain.sequence import FinishReason
 from runtime.errors import BatonError, ContextExceeded
+from runtime.roles.calls import CallReader, equipped
 from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
@@ -59,6 +60,9 @@ class Generating(Serving):
             generation = await self._generation(asked, served, ends)
             shown = await self._shown(asked, served, generation)
             answers = self._begin(asked, served, shown)
+            if asked.toolbox.callable:
+                for answer in answers:
+                    answer.read(CallReader(served.tokenizer, asked.toolbox, answer.named))
             tallies = [Tally(len(generation.prompt)) for _ in answers]
 
             async def give(arrivals: Arrivals) -> None:
@@ -86,6 +90,8 @@ class Generating(Serving):
         if asked.bad_words:
             banned = sampling.banned_tokens + banned_spellings(asked.bad_words, served.tokenizer)
             sampling = replace(sampling, banned_tokens=banned)
+        if asked.toolbox.callable:
+            sampling = equipped(sampling, asked.toolbox, served.tokenizer)
         remaining = ends - asyncio.get_running_loop().time()
         tenant = calling().tenant or self._settings.tenant
         return Generation(served.spec.name, tuple(prompt), sampling, tenant, remaining, asked.priority or 0)

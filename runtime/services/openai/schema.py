@@ -4,6 +4,7 @@
 """
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
@@ -11,18 +12,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Pl
 from runtime.domain.grammar import Grammar
 from runtime.domain.sampling import MAX_BANNED, MAX_BANNED_LENGTH, Penalties
 from runtime.domain.sequence import MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS, Sampling
+from runtime.domain.settling import conversation
+from runtime.domain.tools import NO_TOOLS, Toolbox, ToolChoice
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
 from runtime.services.banning import MAX_BAD_WORDS
 from runtime.services.choices import MAX_CHOICES, check_choices
 from runtime.services.openai.fields import (
     only,
-    read_content,
     read_logit_bias,
     read_prompt,
     read_stop,
     read_top_k,
-    word,
 )
 from runtime.services.openai.grammars import (
     GRAMMAR_FIELDS,
@@ -33,6 +34,7 @@ from runtime.services.openai.grammars import (
     read_schema,
 )
 from runtime.services.openai.settings import DEADLINE_HEADER
+from runtime.services.openai.tools import ChatTool, Message, read_tool_choice, toolbox_of
 
 _FRAME_CHARS = 32  # what a template writes around a message, about
 Limit = Annotated[int, Field(ge=1)]
@@ -178,6 +180,11 @@ class GenerationRequest(_Object):
         return max(asked, default=None)
 
     @property
+    def toolbox(self) -> Toolbox:
+        """What the answer may call; raises `InvalidArgument` naming the field at fault."""
+        return NO_TOOLS
+
+    @property
     @abstractmethod
     def logprobs_asked(self) -> int | None: ...
 
@@ -222,34 +229,6 @@ class GenerationRequest(_Object):
         )
 
 
-class ContentPart(_Object):
-    type: Annotated[str, word(("text",), ("image_url", "input_audio", "file", "refusal", "video_url", "audio_url"))]
-    text: str
-
-
-class Message(_Object):
-    role: Annotated[str, word(("system", "developer", "user", "assistant"), ("tool", "function"))]
-    name: Nothing = None
-    # An answer's message may come back as it was given.
-    tool_calls: NoList = None
-    tool_call_id: Nothing = None
-    function_call: Nothing = None
-    refusal: NoText = None
-    audio: Nothing = None
-    annotations: NoList = None
-    reasoning: NoText = None
-    reasoning_content: NoText = None
-    content: Annotated[list[ContentPart], BeforeValidator(read_content)]
-
-    @property
-    def text(self) -> str:
-        return "".join(part.text for part in self.content)
-
-    def for_template(self) -> dict[str, object]:
-        """Chat templates know the older name of a developer's message."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-
-
 class ChatRequest(GenerationRequest):
     messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_completion_tokens: Limit | None = None
@@ -259,11 +238,12 @@ class ChatRequest(GenerationRequest):
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     service_tier: Annotated[Any, only("auto", "default")] = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+
+    tools: list[ChatTool] | None = None
+    tool_choice: Annotated[tuple[ToolChoice, str | None] | None, PlainValidator(read_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
 
     store: Off = None
-    tools: NoList = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
     functions: NoList = None
     function_call: Annotated[Any, only("none", "auto")] = None
     modalities: Annotated[Any, only(["text"])] = None
@@ -294,9 +274,15 @@ class ChatRequest(GenerationRequest):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        assert self.toolbox is not None, "reading it checks it"
+        return self
+
     @property
     def text_size(self) -> int:
-        return sum(_FRAME_CHARS + len(message.text) for message in self.messages)
+        offered = sum(len(tool.parameters) + len(tool.description) for tool in self.toolbox.tools)
+        return offered + sum(_FRAME_CHARS + message.size for message in self.messages)
 
     @property
     def tokens_asked(self) -> int | None:
@@ -307,9 +293,16 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def tokenize(self, tokenizer: Tokenizer) -> list[int]:
-        return tokenizer.render_chat([message.for_template() for message in self.messages])
+        tools = [tool.for_template for tool in self.toolbox.tools] if self.toolbox.callable else []
+        return tokenizer.render_chat(conversation([message.item for message in self.messages]), tools)
+
+    @cached_property
+    def toolbox(self) -> Toolbox:
+        return toolbox_of(self.tools or (), self.tool_choice, self.parallel_tool_calls)
 
     def called(self, field: str) -> str:
+        if field == "grammar" and self.toolbox.tools and not self._grammars():
+            return "tools"
         if field == "max_tokens" and self.max_completion_tokens:
             return "max_completion_tokens"
         return "messages" if field == "prompt" else super().called(field)

@@ -41,8 +41,6 @@ def test_no_field_that_the_client_library_knows_is_ignored() -> None:
     ("field", "value"),
     [
         ("best_of", 3),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
@@ -209,7 +207,9 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "string or a list of text parts"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "must be one of system"),
-        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "messages[1].role", "'tool' is not supported yet"),
+        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id", "is required"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type", "'custom' is not supported yet, only function"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "of type allowed_tools is not supported yet"),
         ({"messages": [{"role": "user", "name": "Ann", "content": "x"}]}, "messages[0].name", "not supported yet"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -218,8 +218,8 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}], "content": None}]},
-            "messages[0].tool_calls",
-            "not supported yet",
+            "messages[0].tool_calls[0].type",
+            "is required",
         ),
     ],
 )

@@ -29,7 +29,7 @@ class HeldTokenizer(SimulatedTokenizer):
             assert self.go.wait(10)
         return super().encode(text[:5])
 
-    def render_chat(self, messages: Sequence[dict[str, object]]) -> list[int]:
+    def render_chat(self, messages: Sequence[dict[str, object]], tools: Sequence[dict[str, object]] = ()) -> list[int]:
         return self.encode(str(messages[0]["content"]))
 
 
