@@ -175,11 +175,13 @@ class SqlSessionStore:
 
     async def forget(self, tenant: TenantId, turn: TurnId) -> None:
         if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
-            await self.scrub()
+            with suppress(Unavailable):
+                await self.scrub()
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
-        await self._database.scrub()
+        with suppress(Unavailable):
+            await self._database.scrub()
 
     async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
         erased = await self._database.write(lambda tx: erasing.erase(tx, tenant, session))
@@ -195,8 +197,9 @@ class SqlSessionStore:
         return await self._database.read(erasing.pending)
 
     async def scrub(self) -> None:
+        gone = await self._database.read(erasing.unscrubbed)
         if await self._database.scrub():
-            await self._database.write(erasing.scrubbed)
+            await self._database.write(lambda tx: erasing.scrubbed(tx, gone))
 
     async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
         await self._database.write(lambda tx: erasing.tell(tx, session, worker))
