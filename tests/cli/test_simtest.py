@@ -17,7 +17,7 @@ def test_good_seeds_are_told_as_such() -> None:
 
 def test_a_bad_seed_is_named_with_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     failure = Failure(8, frozenset({16}), ("invariant 16: a page is lost",))
-    monkeypatch.setattr(simtest, "explore", lambda seeds, _: Report(len(seeds), [failure]))
+    monkeypatch.setattr(simtest, "explore", lambda seeds, _, processes: Report(len(seeds), [failure]))
     result = RUNNER.invoke(app, ["simtest", "--seeds", "3", "--from", "7"])
     assert result.exit_code == 1
     assert "seed 8: invariant 16: a page is lost" in result.stdout
