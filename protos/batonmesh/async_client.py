@@ -18,6 +18,7 @@ from batonmesh.messages import (
     Prompt,
     count_request,
     events,
+    explain_request,
     explained,
     generate_request,
     whole,
@@ -102,6 +103,20 @@ class AsyncClient:
         """The workers that serve now."""
         response = await told(self._mesh.Topology(mesh_pb2.TopologyRequest(), timeout=timeout))
         return response.view
+
+    async def explain_route(
+        self,
+        model: str,
+        prompt: Prompt | int,
+        *,
+        max_tokens: int | None = None,
+        tenant: str = "",
+        timeout: float | None = None,
+    ) -> mesh_pb2.ExplainRouteResponse:
+        """How the gateway would place a prompt now, and what that would cost on each decode worker; nothing is placed.
+        A number stands for a prompt of so many tokens that no worker holds anything of."""
+        request = explain_request(model, prompt, max_tokens, tenant)
+        return await told(self._mesh.ExplainRoute(request, timeout=timeout))
 
     async def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
         """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""

@@ -16,6 +16,7 @@ from batonmesh.messages import (
     Prompt,
     count_request,
     events,
+    explain_request,
     explained,
     generate_request,
     whole,
@@ -110,6 +111,21 @@ class Client:
         request = mesh_pb2.TopologyRequest()
         response: mesh_pb2.TopologyResponse = told(lambda: self._mesh.Topology(request, timeout=timeout))
         return response.view
+
+    def explain_route(
+        self,
+        model: str,
+        prompt: Prompt | int,
+        *,
+        max_tokens: int | None = None,
+        tenant: str = "",
+        timeout: float | None = None,
+    ) -> mesh_pb2.ExplainRouteResponse:
+        """How the gateway would place a prompt now, and what that would cost on each decode worker; nothing is placed.
+        A number stands for a prompt of so many tokens that no worker holds anything of."""
+        request = explain_request(model, prompt, max_tokens, tenant)
+        response: mesh_pb2.ExplainRouteResponse = told(lambda: self._mesh.ExplainRoute(request, timeout=timeout))
+        return response
 
     def drain(self, worker: str, grace: float, *, timeout: float | None = None) -> None:
         """Have a worker leave the mesh within `grace` seconds; the topology tells how far that is."""

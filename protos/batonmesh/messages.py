@@ -8,7 +8,7 @@ from typing import TypedDict, TypeVar
 from google.protobuf.message import Message
 
 from batonmesh.errors import InvalidArgument, TooLarge
-from batonmesh.v1 import common_pb2, inference_pb2
+from batonmesh.v1 import common_pb2, inference_pb2, mesh_pb2
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or a conversation of {"role": ..., "content": ...}, oldest first."""
@@ -112,6 +112,21 @@ def count_request(model: str, prompt: Prompt) -> inference_pb2.CountTokensReques
     """Raises as `generate_request`."""
     request = inference_pb2.CountTokensRequest(prompt=_prompt(prompt))
     request.MergeFrom(_built(inference_pb2.CountTokensRequest, "model", model))
+    return _small_enough(request)
+
+
+def explain_request(
+    model: str, prompt: Prompt | int, max_tokens: int | None, tenant: str
+) -> mesh_pb2.ExplainRouteRequest:
+    """Raises as `generate_request`."""
+    request = mesh_pb2.ExplainRouteRequest(tenant=tenant)
+    if isinstance(prompt, int):
+        request.MergeFrom(_built(mesh_pb2.ExplainRouteRequest, "tokens", prompt))
+    else:
+        request.prompt.CopyFrom(_prompt(prompt))
+    request.MergeFrom(_built(mesh_pb2.ExplainRouteRequest, "model", model))
+    if max_tokens is not None:
+        request.MergeFrom(_built(mesh_pb2.ExplainRouteRequest, "max_tokens", max_tokens))
     return _small_enough(request)
 
 

@@ -16,6 +16,7 @@ from runtime.cli.bench.simtest import simtest as simtest_bench
 from runtime.cli.bench.transport import transport
 from runtime.cli.doctor.command import doctor
 from runtime.cli.face import LOOK, RUN, TALK, Face
+from runtime.cli.route import route
 from runtime.cli.talk import session
 from runtime.cli.talk.chat import chat
 from runtime.cli.talk.demo import demo
@@ -65,6 +66,7 @@ app.add_typer(session.app, name="session", rich_help_panel=TALK, help="The conve
 
 app.add_typer(configuration.app, name="config", rich_help_panel=LOOK, help="Check a configuration, or show all of it.")
 app.add_typer(model.app, name="model", rich_help_panel=LOOK, help="Look at a checkpoint, or examine the shipped model.")
+app.command(rich_help_panel=LOOK)(route)
 app.command(rich_help_panel=LOOK)(doctor)
 app.command(rich_help_panel=LOOK)(simtest.simtest)
 

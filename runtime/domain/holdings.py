@@ -66,10 +66,11 @@ class Holdings:
 
     def since(self, after: int) -> Iterator[Changes]:
         """What a watcher that knows up to `after` lacks, in messages of a bounded size; nothing when it lacks none."""
-        if after == self.number:
+        now = self.number  # more may change while this is told
+        if after == now:
             return
-        oldest = self.number - len(self._log)
-        reset = not after or not oldest <= after < self.number
+        oldest = now - len(self._log)
+        reset = not after or not oldest <= after < now
         if reset:
             after = 0
             moved = [Moved(tier, tuple(held)) for tier, held in self._held.items()]
@@ -78,7 +79,7 @@ class Holdings:
         parts = [part for each in moved for part in _parts(each)] or [Moved(Tier.POOL)]
         # Who loses the stream before the last part has not got on.
         for number, part in enumerate(parts, 1):
-            until = self.number if number == len(parts) else after
+            until = now if number == len(parts) else after
             yield Changes(after, until, (part,), reset=reset and number == 1)
 
     def _net(self, skipped: int, tier: Tier) -> Moved:

@@ -354,8 +354,7 @@ class Request:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):
             return []
         # A prefill worker's report may come after the first tokens.
-        told = self._log[0].handoff if self._log else None
-        known = self._sources.handoff
+        known, told = self._sources.handoff, self._log[0].handoff if self._log else None
         handoff = known if told is None or (event.finish and told != known) else None
         output = Output(self.ref, event.index, event.tokens, event.text, event.finish, handoff, event.scores)
         self._log.append(output)

@@ -42,10 +42,11 @@ class Estimate:
     """What a turn is expected to cost with a decode worker, in milliseconds; without a `prefill` worker, it prefills
     the prompt itself.
 
-    `queue_ms` until the prefill begins, `prefill_ms` to compute, or fetch from slower memory, what is not held,
-    `move_ms` of moving pages that no computation hides, `wait_ms` for pages and for a place in the batch, `others_ms`
-    that others lose by it, who decode there or come after, `decode_ms` for the tokens that follow. `held` tokens of the
-    prompt are in the decode worker's pages, `prefill_held` in those of the prefill worker.
+    `queue_ms` until the prefill begins, `prefill_ms` to compute what is not held, `load_ms` to fetch of that what is in
+    the slower memory `load_tier` (`host`, `cold`; empty where nothing is fetched), `move_ms` of moving pages that no
+    computation hides, `wait_ms` for pages and for a place in the batch, `others_ms` that others lose by it, who decode
+    there or come after, `decode_ms` for the tokens that follow. `held` tokens of the prompt are in the decode worker's
+    pages, `prefill_held` in those of the prefill worker.
     """
 
     worker: WorkerId
@@ -58,10 +59,13 @@ class Estimate:
     wait_ms: float
     others_ms: float
     decode_ms: float
+    load_ms: float = 0.0
+    load_tier: str = ""
 
     @property
     def total_ms(self) -> float:
-        return self.queue_ms + self.prefill_ms + self.move_ms + self.wait_ms + self.others_ms + self.decode_ms
+        here = self.queue_ms + self.prefill_ms + self.load_ms + self.move_ms
+        return here + self.wait_ms + self.others_ms + self.decode_ms
 
 
 def rounded(estimate: Estimate) -> dict[str, str | int | float | None]:
@@ -81,6 +85,27 @@ class Route:
     why: Estimate | None = None
 
 
+class Reason(enum.StrEnum):
+    """Why a worker is chosen: it costs the least, or by the placement that is configured; or the least loaded is taken,
+    because nobody was measured yet, or because there is nothing to gain for so short a prompt."""
+
+    COST = "cost"
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOADED = "least_loaded"
+    UNMEASURED = "unmeasured"
+    SHORT = "short"
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """How a turn would be placed: on `worker`, None where nobody serves. `costs` are the decode workers with each way
+    to prefill that was weighed, the cheapest first; empty where nothing is weighed."""
+
+    worker: WorkerId | None
+    reason: Reason
+    costs: tuple[Estimate, ...] = ()
+
+
 class Routing(Protocol):
     """A way of placing turns. `now` is in seconds of one monotonic clock."""
 
@@ -89,6 +114,13 @@ class Routing(Protocol):
 
     def route(self, asked: Asked, now: float) -> Route | None:
         """Place a turn; None when nobody serves who is not excluded."""
+
+
+class Explaining(Routing, Protocol):
+    """One that can say what it would do."""
+
+    def explain(self, asked: Asked, now: float) -> Explained:
+        """How `route` would place it; places nothing."""
 
 
 def staying(view: View, role: str) -> list[Worker]:
@@ -119,6 +151,13 @@ class Router:
     def route(self, asked: Asked, now: float) -> Route | None:
         worker = self.choose(self._view, asked.in_flight, asked.exclude, asked.near)
         return None if worker is None else Route(worker, self.candidates(self._view))
+
+    def explain(self, asked: Asked, now: float) -> Explained:
+        turns = dict(self._turns)
+        worker = self.choose(self._view, asked.in_flight, asked.exclude, asked.near)
+        self._turns = turns
+        reason = Reason.ROUND_ROBIN if self._round_robin else Reason.LEAST_LOADED
+        return Explained(None if worker is None else worker.id, reason)
 
     def choose(
         self, view: View, in_flight: Mapping[BootId, int], exclude: frozenset[BootId], near: BootId | None = None

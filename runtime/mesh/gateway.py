@@ -16,7 +16,7 @@ from runtime.clients.peers import GrpcPages, GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.routing import Placement, Router, Routing
+from runtime.domain.routing import Explaining, Placement, Router
 from runtime.domain.spec import ModelSpec
 from runtime.errors import StartError
 from runtime.ids import Ids, TenantId
@@ -33,11 +33,12 @@ from runtime.router.cost import CostRouter, Model
 from runtime.router.holders import Holders
 from runtime.router.index import PageIndex
 from runtime.scope import Scope
+from runtime.services.explaining import GatewayMeshService
 from runtime.services.inference import InferenceService, InferenceSettings
-from runtime.services.mesh import MeshService
 from runtime.services.openai.app import openai_app
 from runtime.services.openai.settings import OpenAiSettings
 from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.prompts import Prompts
 from runtime.services.server import GrpcServer
 from runtime.services.sessions import SessionService, SessionServiceSettings
 
@@ -84,7 +85,8 @@ async def gateway_process(
         store = await stack.enter_async_context(session_store(config))
         server = _server(config, port, shared, security)
         server.add(InferenceService(role, pool, InferenceSettings(tenant, gateway.deadline_s)))
-        server.add(MeshService(role.view, directory.drain))
+        everybody = tuple(map(TenantId, config.access.tenants))
+        server.add(GatewayMeshService(role, directory.drain, Prompts(role, pool), everybody))
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
@@ -105,7 +107,7 @@ async def gateway_process(
         yield RunningGateway(role, openai_app(role, http, security.http(), sessions), server.port)
 
 
-def _router(config: Config, spec: ModelSpec, index: PageIndex, tenants: Mapping[TenantId, bytes]) -> Routing:
+def _router(config: Config, spec: ModelSpec, index: PageIndex, tenants: Mapping[TenantId, bytes]) -> Explaining:
     placement = Placement(config.gateway.placement)
     if placement is not Placement.COST:
         return Router(placement)

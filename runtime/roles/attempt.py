@@ -99,6 +99,8 @@ class Attempt:
                 self._fence()
             case r.RunSequence():
                 self._disarm("progress")
+                if self._loads is not None:
+                    self._loads.close()  # what was read ahead, and the pool has by now
                 engine.tell(Run(sequence))
             case r.CancelSequence():
                 engine.tell(Cancel(sequence))

@@ -5,7 +5,7 @@ Owns the turns in flight and one stream per decode worker; never computes, and k
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +24,7 @@ from runtime.domain.messages import (
     View,
     Worker,
 )
-from runtime.domain.routing import DECODE, Asked, Route, Routing
+from runtime.domain.routing import DECODE, Asked, Explained, Explaining, Route
 from runtime.domain.spec import ModelSpec
 from runtime.errors import (
     BatonError,
@@ -35,7 +35,7 @@ from runtime.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from runtime.ids import BootId, GatewayId, Ids, TurnId
+from runtime.ids import BootId, GatewayId, Ids, TenantId, TurnId
 from runtime.ports import Directory, Observe, Peers, Tokenizer, unobserved
 from runtime.roles.deltas import Deltas
 from runtime.roles.stream import Ended, Stream, StreamSettings
@@ -96,7 +96,7 @@ class GatewayRole:
         self,
         gateway: GatewayId,
         models: tuple[ServedModel, ...],
-        router: Routing,
+        router: Explaining,
         directory: Directory,
         peers: Peers,
         ids: Ids,
@@ -147,6 +147,10 @@ class GatewayRole:
 
     def view(self) -> View:
         return self._view
+
+    def explain(self, tenant: TenantId, prompt: Sequence[int], more: int) -> Explained:
+        """How a prompt after which `more` tokens may follow would be placed now; places nothing."""
+        return self._router.explain(self._asked(tenant, prompt, more, frozenset(), None), self._clock.now())
 
     def in_flight(self) -> int:
         """Turns that have not ended, for draining."""
@@ -279,7 +283,10 @@ class GatewayRole:
 
     def _place(self, live: _Live) -> None:
         assert live.exclude is not None
-        live.route = self._router.route(self._asked(live.generation, live.exclude), self._clock.now())
+        asks = live.generation
+        near = asks.claim.near if asks.claim else None
+        asked = self._asked(asks.tenant, asks.prompt, asks.sampling.max_tokens, live.exclude, near)
+        live.route = self._router.route(asked, self._clock.now())
         if live.route is None:
             return
         worker, live.exclude = live.route.worker, None
@@ -290,10 +297,11 @@ class GatewayRole:
         live.stream.turns += 1
         self._feed(live, t.Placed(worker.boot))
 
-    def _asked(self, asks: Generation, exclude: frozenset[BootId]) -> Asked:
+    def _asked(
+        self, tenant: TenantId, prompt: Sequence[int], more: int, exclude: frozenset[BootId], near: BootId | None
+    ) -> Asked:
         in_flight = {boot: stream.turns for boot, stream in self._streams.items()}
-        near = asks.claim.near if asks.claim else None
-        return Asked(asks.tenant, asks.prompt, asks.sampling.max_tokens, in_flight, self._avoided(exclude), near)
+        return Asked(tenant, prompt, more, in_flight, self._avoided(exclude), near)
 
     def _avoided(self, exclude: frozenset[BootId]) -> frozenset[BootId]:
         """With those whose breakers are open, unless nobody would be left: better a sick worker than none."""

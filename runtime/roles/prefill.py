@@ -58,6 +58,7 @@ class PrefillRole:
             if running.session == session:
                 self.engine.tell(Cancel(sequence))
                 running.arrivals.put_nowait(StaleAttempt("the session was erased", field="session"))
+        self._preloading.end(session)
         return await self._forgetting.drop(session)
 
     def running(self) -> int:
@@ -93,6 +94,8 @@ class PrefillRole:
         try:
             async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
                 await self._preloading.bring(sequence, work.upto)
+                if (erased := self._forgetting.refusal(call.session)) is not None:
+                    raise erased
                 self.engine.tell(Submit(sequence, work))
                 return await self._push(call, running, sender)
         except TimeoutError:

@@ -5,20 +5,28 @@ cached.
 """
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from runtime.domain.pages import extend_chain
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Cancel, DecodeAwaiting, Land, NoRoom, Reserved, SequenceFailed, StepOutput, Submit
-from runtime.ids import PageId, SequenceId
-from runtime.ports import Engine, Tiers
+from runtime.ids import PageId, SequenceId, SessionId
+from runtime.ports import Engine, Loading, Tiers
+
+
+@dataclass(slots=True)
+class _Bringing:
+    session: SessionId | None
+    reserved: asyncio.Future[int | None]
+    loading: Loading | None = None
+    ended: bool = False
 
 
 class Preloading:
     def __init__(self, engine: Engine, tiers: Tiers) -> None:
         self._engine = engine
         self._tiers = tiers
-        self._reserving: dict[SequenceId, asyncio.Future[int | None]] = {}
+        self._bringing: dict[SequenceId, _Bringing] = {}
 
     async def bring(self, sequence: Sequence, upto: int) -> None:
         """Land what the tiers have of the first `upto` tokens; without room, nothing. Cancelling it frees all."""
@@ -32,33 +40,45 @@ class Preloading:
         # One token more than the pages hold, since the last one of a sequence is never loaded.
         tokens = sequence.tokens[: stored * spec.page_tokens + 1]
         loader = replace(sequence, id=SequenceId(f"{sequence.id}/tiers"), prompt=tokens)
-        reserved: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._reserving[loader.id] = reserved
+        bringing = _Bringing(sequence.session, asyncio.get_running_loop().create_future())
+        self._bringing[loader.id] = bringing
         self._engine.tell(Submit(loader, DecodeAwaiting()))
         try:
-            local_tokens = await reserved
-            if local_tokens is not None:
-                await self._land(loader, chain[:stored], local_tokens // spec.page_tokens)
+            local_tokens = await bringing.reserved
+            if local_tokens is not None and not bringing.ended:
+                bringing.loading = self._tiers.load(chain[:stored], local_tokens // spec.page_tokens, loader.salt)
+                await self._land(loader.id, bringing.loading)
         finally:
-            del self._reserving[loader.id]
+            del self._bringing[loader.id]
             self._engine.tell(Cancel(loader.id))
 
-    async def _land(self, loader: Sequence, chain: list[PageId], first: int) -> None:
-        loading = self._tiers.load(chain, first, loader.salt)
+    async def _land(self, loader: SequenceId, loading: Loading) -> None:
         try:
             async for frame, _ in loading.pages():
-                self._engine.tell(Land(loader.id, frame))
+                self._engine.tell(Land(loader, frame))
         finally:
             loading.close()
+
+    def end(self, session: SessionId) -> None:
+        """Bring nothing more for this session: the engine is told before this returns."""
+        for loader, bringing in self._bringing.items():
+            if bringing.session != session:
+                continue
+            bringing.ended = True
+            self._engine.tell(Cancel(loader))
+            if bringing.loading is not None:
+                bringing.loading.close()
+            if not bringing.reserved.done():
+                bringing.reserved.set_result(None)
 
     def on_step(self, step: StepOutput) -> None:
         """Learn whether there was room."""
         for event in step.events:
-            reserved = self._reserving.get(event.sequence)
-            if reserved is None or reserved.done():
+            bringing = self._bringing.get(event.sequence)
+            if bringing is None or bringing.reserved.done():
                 continue
             match event:
                 case Reserved(local_tokens=local_tokens):
-                    reserved.set_result(local_tokens)
+                    bringing.reserved.set_result(local_tokens)
                 case NoRoom() | SequenceFailed():
-                    reserved.set_result(None)
+                    bringing.reserved.set_result(None)

@@ -44,7 +44,8 @@ class Rendering:
 
         Raises as `GatewayRole.check`, or what the template refuses."""
         work = partial(self._render, context, asked)
-        size = sum(len(item.content) for item in (*asked.items, *context.items, *context.unrendered))
+        texts = (*context.preamble, *asked.items, *context.items, *context.unrendered)
+        size = sum(len(item.content) for item in texts) + len(asked.instructions or "")
         prepared = work() if size <= self._inline_chars else await self._offload(work)
         past = context.tokens if prepared.context else ()
         asked = prepared.asked or asked

@@ -12,13 +12,26 @@ decodes yet: it is for decoding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from runtime.domain.holdings import Tier
 from runtime.domain.messages import PrefillCandidate, View
-from runtime.domain.routing import DECODE, PREFILL, Asked, Estimate, Placement, Route, Router, candidate, staying
+from runtime.domain.routing import (
+    DECODE,
+    PREFILL,
+    Asked,
+    Estimate,
+    Explained,
+    Placement,
+    Reason,
+    Route,
+    Router,
+    candidate,
+    staying,
+)
 from runtime.ids import BootId
 from runtime.router.curves import Floats, Ints
 from runtime.router.fleet import Fleet, numbers
@@ -41,6 +54,8 @@ _SHORT = 64
 _ALIKE = 1.25
 _NEVER = (1 << 32) - 1
 _TIE = 1e-6
+# Decode workers that an explanation tells of, each with two ways to prefill.
+_TOLD = 256
 
 
 class Knows(Protocol):
@@ -59,24 +74,45 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class _Own:
+    """Milliseconds of each for what it lacks of a prompt; of these `loaded` are for fetching from the slower memory
+    `tier`. These two are None where no worker has any of it in slower memory."""
+
+    ms: Floats
+    loaded: Floats | None = None
+    tier: Ints | None = None
+
+    def split(self, number: int) -> tuple[float, float, str]:
+        """Milliseconds that one worker computes, that it fetches, and from which tier."""
+        if self.loaded is None or self.tier is None or not self.tier[number]:
+            return float(self.ms[number]), 0.0, ""
+        loaded = float(self.loaded[number])
+        return float(self.ms[number]) - loaded, loaded, (Tier(int(self.tier[number])).name or "").lower()
+
+
+@dataclass(frozen=True, slots=True)
 class _Weighed:
-    """A turn on every decode worker. `best` are the prefill workers weighed, `pick` which of these goes with each."""
+    """A turn on every decode worker. `best` are the prefill workers weighed, `by` each of them for each."""
 
     held: Ints
     queue: Floats
-    own: Floats
+    own: _Own
     others: Floats
     wait: Floats
     decode: Floats
     best: Ints
-    pick: Ints
+    by: Floats
     prefill_held: Ints
     prefill_queue: Floats
-    prefill_own: Floats
+    prefill_own: _Own
     moved: Floats
     local: Floats
     remote: Floats
     total: Floats
+
+    def pick(self, number: int) -> int:
+        """Which of `best` goes with a decode worker."""
+        return int(self.by[:, number].argmin())
 
 
 class CostRouter:
@@ -110,29 +146,45 @@ class CostRouter:
         if not self._measured or (self._alike and len(asked.tokens) < _SHORT):
             return self._by_load.route(asked, now)
         weighed = self._weigh(asked, now)
-        least = float(weighed.total.min())
-        if least == np.inf:
+        chosen = self._choose(weighed)
+        if chosen is None:
             return None
-        # Equal workers are used equally.
-        equal = np.flatnonzero(weighed.total <= least + _TIE)
         self._turn += 1
-        chosen = int(equal[self._turn % len(equal)])
         self._book(weighed, chosen, now)
         least_remote = None if self._fixed else self._least_remote(weighed, chosen, len(asked.tokens))
         return Route(
             self._decode.workers[chosen],
             self._candidates(weighed, chosen),
             least_remote,
-            self._estimate(weighed, chosen),
+            self._estimate(weighed, chosen, local=bool(weighed.local[chosen] <= weighed.remote[chosen])),
         )
 
-    def explain(self, asked: Asked, now: float) -> list[Estimate]:
-        """What the turn would cost on each decode worker, the best first; empty when nobody was measured."""
+    def explain(self, asked: Asked, now: float) -> Explained:
+        """A short prompt is weighed as well, though it goes by load."""
+        loaded = self._by_load.explain(asked, now)
         if not self._measured:
-            return []
+            return replace(loaded, reason=Reason.UNMEASURED)
         weighed = self._weigh(asked, now)
-        order = np.argsort(weighed.total, kind="stable")
-        return [self._estimate(weighed, int(each)) for each in order if weighed.total[each] < np.inf]
+        chosen = self._choose(weighed)
+        costs = tuple(self._ways(weighed))
+        if self._alike and len(asked.tokens) < _SHORT:
+            return Explained(loaded.worker, Reason.SHORT, costs)
+        return Explained(None if chosen is None else self._decode.workers[chosen].id, Reason.COST, costs)
+
+    def _choose(self, weighed: _Weighed) -> int | None:
+        least = float(weighed.total.min())
+        if least == np.inf:
+            return None
+        # Equal workers are used equally.
+        equal = np.flatnonzero(weighed.total <= least + _TIE)
+        return int(equal[self._turn % len(equal)])
+
+    def _ways(self, weighed: _Weighed) -> list[Estimate]:
+        order = [int(each) for each in np.argsort(weighed.total, kind="stable")[:_TOLD] if weighed.total[each] < np.inf]
+        ways = [self._estimate(weighed, each, local=True) for each in order]
+        if len(weighed.best):
+            ways += [self._estimate(weighed, each, local=False) for each in order]
+        return sorted(ways, key=lambda way: way.total_ms)
 
     def _weigh(self, asked: Asked, now: float) -> _Weighed:
         decode, n = self._decode, len(asked.tokens)
@@ -143,17 +195,16 @@ class CostRouter:
         step = decode.step(depth + 1)
         more = min(asked.more, _ANSWER)
         queue = decode.queue(now)
-        others = own * (np.maximum(depth, 1) + _BEHIND)
+        others = own.ms * (np.maximum(depth, 1) + _BEHIND)
         wait = self._wait(n + more - held, step * more)
-        local = queue + own + others
-        best, remote, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
-        pick = remote.argmin(axis=0) if len(best) else np.zeros(len(decode), dtype=np.int64)
-        least = remote.min(axis=0) if len(best) else np.full(len(decode), np.inf)
+        local = queue + own.ms + others
+        best, by, moved, prefill_queue, prefill_own = self._elsewhere(n, held, prefill_has, now)
+        least = by.min(axis=0) if len(best) else np.full(len(decode), np.inf)
         total = np.minimum(local, least) + wait + step * (more + 1)
         for each in numbers(decode, asked.exclude):
             total[each] = np.inf
         return _Weighed(
-            held, queue, own, others, wait, step * (more + 1), best, pick,
+            held, queue, own, others, wait, step * (more + 1), best, by,
             prefill_held, prefill_queue, prefill_own, moved, local, least, total,
         )  # fmt: skip
 
@@ -171,14 +222,20 @@ class CostRouter:
         known = known.at_most(n - 1)
         return known.part(slice(None, len(self._decode))), known.part(slice(len(self._decode), None))
 
-    def _own(self, fleet: Fleet, n: int, has: Held) -> Floats:
-        """Milliseconds of each for what it lacks of a prompt: computed, or fetched where that is faster."""
+    def _own(self, fleet: Fleet, n: int, has: Held) -> _Own:
+        """Computed, or fetched where that is faster."""
         whole = fleet.took(n)
-        own: Floats = whole - fleet.each_took(has.pool) if has.pool.any() else whole
-        for tier, speed in ((has.host, fleet.host_gb), (has.cold, fleet.cold_gb)):
-            if tier is not has.pool:
-                fetched = (tier - has.pool) * (self._model.token_bytes / 1e6) / speed
-                own = np.minimum(own, np.where(tier > has.pool, fetched + whole - fleet.each_took(tier), np.inf))
+        own = _Own(whole - fleet.each_took(has.pool) if has.pool.any() else whole)
+        for tier, held, speed in ((Tier.HOST, has.host, fleet.host_gb), (Tier.COLD, has.cold, fleet.cold_gb)):
+            if held is not has.pool:
+                loaded = (held - has.pool) * (self._model.token_bytes / 1e6) / speed
+                ms = loaded + whole - fleet.each_took(held)
+                faster = (held > has.pool) & (ms < own.ms)
+                own = _Own(
+                    np.where(faster, ms, own.ms),
+                    np.where(faster, loaded, 0.0 if own.loaded is None else own.loaded),
+                    np.where(faster, int(tier), 0 if own.tier is None else own.tier),
+                )
         return own
 
     def _depth(self, asked: Asked) -> Ints:
@@ -199,36 +256,36 @@ class CostRouter:
         waits: Floats = (pages + ahead) * answer_ms
         return waits
 
-    def _elsewhere(self, n: int, held: Ints, has: Held, now: float) -> tuple[Ints, Floats, Floats, Floats, Floats]:
+    def _elsewhere(self, n: int, held: Ints, has: Held, now: float) -> tuple[Ints, Floats, Floats, Floats, _Own]:
         """The best prefill workers, and for each of them with each decode worker: milliseconds until the prompt's KV
         is there, and how many of these only moved pages; and of each prefill worker the queue and its own time."""
         prefill = self._prefill
         if not len(prefill) or prefill.prefill is None:
             nothing = np.zeros((0, len(held)))
-            return np.zeros(0, dtype=np.int64), nothing, nothing, np.zeros(0), np.zeros(0)
+            return np.zeros(0, dtype=np.int64), nothing, nothing, np.zeros(0), _Own(np.zeros(0))
         own = self._own(prefill, n, has)
         queue = prefill.queue(now)
-        computed = queue + own * (1 + _BEHIND)
+        computed = queue + own.ms * (1 + _BEHIND)
         best = np.argsort(computed, kind="stable")[:_CANDIDATES] if len(prefill) > 1 else np.zeros(1, dtype=np.int64)
         near = prefill.host[best, None] == self._decode.host[None]
         speed = np.where(near, prefill.near_gb[best, None], prefill.far_gb[best, None])
         bytes_ms = (n - held) * (self._model.token_bytes / 1e6)
         whole = bytes_ms[None] / speed
         chunks = np.maximum(np.ceil((n - has.pool[best]) / _CHUNK), 1.0)[:, None]
-        exposed = np.maximum(whole - own[best, None], whole / chunks) + _HANDOFF_MS
+        exposed = np.maximum(whole - own.ms[best, None], whole / chunks) + _HANDOFF_MS
         return best, computed[best, None] + exposed, exposed, queue, own
 
     def _book(self, weighed: _Weighed, chosen: int, now: float) -> None:
         if weighed.local[chosen] <= weighed.remote[chosen]:
-            self._decode.book(chosen, now, float(weighed.own[chosen]))
+            self._decode.book(chosen, now, float(weighed.own.ms[chosen]))
         else:
-            best = int(weighed.best[weighed.pick[chosen]])
-            self._prefill.book(best, now, float(weighed.prefill_own[best]))
+            best = int(weighed.best[weighed.pick(chosen)])
+            self._prefill.book(best, now, float(weighed.prefill_own.ms[best]))
 
     def _candidates(self, weighed: _Weighed, chosen: int) -> tuple[PrefillCandidate, ...]:
         if not len(weighed.best):
             return ()
-        first = int(weighed.pick[chosen])
+        first = weighed.pick(chosen)
         order = [first, *(each for each in range(len(weighed.best)) if each != first)]
         return tuple(candidate(self._prefill.workers[int(weighed.best[each])]) for each in order)
 
@@ -237,30 +294,32 @@ class CostRouter:
         from what it costs before the first token."""
         if not len(weighed.best):
             return None
-        pick = int(weighed.pick[chosen])
+        pick = weighed.pick(chosen)
         best = int(weighed.best[pick])
         suffix = n - int(weighed.held[chosen])
-        here = float(weighed.own[chosen] + weighed.others[chosen]) / suffix
+        here = float(weighed.own.ms[chosen] + weighed.others[chosen]) / suffix
         moving = float(weighed.moved[pick, chosen]) - _HANDOFF_MS
-        there = (float(weighed.prefill_own[best]) * (1 + _BEHIND) + moving) / suffix
+        there = (float(weighed.prefill_own.ms[best]) * (1 + _BEHIND) + moving) / suffix
         ahead = float(weighed.prefill_queue[best]) + _HANDOFF_MS - float(weighed.queue[chosen])
         if here <= there:
             return _NEVER if ahead >= 0 else 1
         return min(max(int(ahead / (here - there)), 1), _NEVER)
 
-    def _estimate(self, weighed: _Weighed, number: int) -> Estimate:
-        local = bool(weighed.local[number] <= weighed.remote[number])
-        pick = 0 if local else int(weighed.pick[number])
+    def _estimate(self, weighed: _Weighed, number: int, *, local: bool) -> Estimate:
+        pick = 0 if local else weighed.pick(number)
         best = 0 if local else int(weighed.best[pick])
+        computed, loaded, tier = weighed.own.split(number) if local else weighed.prefill_own.split(best)
         return Estimate(
             worker=self._decode.workers[number].id,
             prefill=None if local else self._prefill.workers[best].id,
             held=int(weighed.held[number]),
             prefill_held=0 if local else int(weighed.prefill_held[best]),
             queue_ms=float((weighed.queue if local else weighed.prefill_queue)[number if local else best]),
-            prefill_ms=float((weighed.own if local else weighed.prefill_own)[number if local else best]),
+            prefill_ms=computed,
             move_ms=0.0 if local else float(weighed.moved[pick, number]),
             wait_ms=float(weighed.wait[number]),
-            others_ms=float(weighed.others[number] if local else weighed.prefill_own[best] * _BEHIND),
+            others_ms=float(weighed.others[number] if local else weighed.prefill_own.ms[best] * _BEHIND),
             decode_ms=float(weighed.decode[number]),
+            load_ms=loaded,
+            load_tier=tier,
         )

@@ -17,6 +17,7 @@ BATCH: Ints = np.array([0, *(1 << power for power in range(12))], dtype=np.int64
 """Sequences that decode together."""
 # As numbers of Python's, which one look is faster in.
 _EDGES = {len(grid): [int(edge) for edge in grid] for grid in (TOKENS, BATCH)}
+_GAPS = {len(grid): np.diff(grid).astype(np.float64) for grid in (TOKENS, BATCH)}
 
 
 @lru_cache(maxsize=8192)
@@ -57,13 +58,12 @@ def at(lines: Floats, grid: Ints, x: int) -> Floats:
 
 def each_at(lines: Floats, grid: Ints, xs: Ints) -> Floats:
     """Every line at a place of its own."""
-    left = np.minimum(grid.searchsorted(xs, side="right") - 1, len(grid) - 2)
-    near = grid[left]
-    share = (xs - near) / (grid[left + 1] - near)
+    left = grid[1:-1].searchsorted(xs, side="right")
+    share = (xs - grid.take(left)) / _GAPS[len(grid)].take(left)
     left += _rows(len(xs)) * lines.shape[1]
     flat = lines.reshape(-1)
-    low: Floats = flat[left]
-    there: Floats = low + share * (flat[left + 1] - low)
+    low: Floats = flat.take(left)
+    there: Floats = low + share * (flat.take(left + 1) - low)
     return there
 
 

@@ -39,6 +39,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Sessions/SubmitToolResults": _USERS,
     "/batonmesh.v1.Sessions/ListToolCalls": _USERS,
     "/batonmesh.v1.Mesh/Topology": _OPERATORS,
+    # It tells what caches hold of a tenant's prompt.
+    "/batonmesh.v1.Mesh/ExplainRoute": _OPERATORS,
     # Gateways hand it on to the controller.
     "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},
     "/batonmesh.v1.Registry/Register": _WORKERS,

@@ -10,7 +10,7 @@ from batonmesh.v1 import inference_pb2 as pb
 from batonmesh.v1 import inference_pb2_grpc
 from runtime.domain.generation import Delta, Generation
 from runtime.domain.tools import Toolbox, ToolCall, check_toolbox
-from runtime.errors import BatonError, InvalidArgument
+from runtime.errors import BatonError
 from runtime.ids import TenantId
 from runtime.pacing import let_others_run
 from runtime.roles.calls import CallReader, equipped, form_of
@@ -20,8 +20,9 @@ from runtime.services.banning import banned_spellings
 from runtime.services.choices import Arrivals, check_choices, give_choices
 from runtime.services.guard import Context
 from runtime.services.openai.tokenizing import TokenizingPool
+from runtime.services.prompts import INLINE_BYTES, Prompts
 from runtime.wire import fields
-from runtime.wire.inference import Answer, pack_model, unpack_prompt
+from runtime.wire.inference import Answer, pack_model
 from runtime.wire.sequence import unpack_sampling
 from runtime.wire.tools import unpack_tools
 
@@ -33,7 +34,7 @@ class InferenceSettings:
 
     tenant: TenantId
     deadline_s: float = 600.0
-    inline_bytes: int = 16 << 10
+    inline_bytes: int = INLINE_BYTES
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -41,7 +42,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def __init__(self, role: GatewayRole, pool: TokenizingPool, settings: InferenceSettings) -> None:
         self._role = role
-        self._pool = pool
+        self._prompts = Prompts(role, pool, settings.inline_bytes)
         self._settings = settings
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -51,7 +52,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         count = request.n if request.HasField("n") else 1
         candidates = request.best_of if request.HasField("best_of") else count
         check_choices(count, candidates)
-        toolbox = self._toolbox(request.tools, self._model(request.model))
+        toolbox = self._toolbox(request.tools, self._prompts.model(request.model))
         generation = await self._generation(request, toolbox, context)
         readers = self._readers(request.model, toolbox, count)
         answer = Answer(len(generation.prompt), count, logprobs=generation.sampling.logprobs is not None)
@@ -69,9 +70,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         await give_choices(self._role, generation, count, candidates, give)
 
     async def CountTokens(self, request: pb.CountTokensRequest, _context: Context) -> pb.CountTokensResponse:
-        model = self._model(request.model)
+        model = self._prompts.model(request.model)
         toolbox = self._toolbox(request.tools, model)
-        return pb.CountTokensResponse(tokens=len(await self._tokens(model, request.prompt, toolbox)))
+        return pb.CountTokensResponse(tokens=len(await self._prompts.tokens(model, request.prompt, toolbox)))
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[pack_model(model.spec, model.created) for model in self._role.models()])
@@ -86,11 +87,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     def _readers(self, model: str, toolbox: Toolbox, count: int) -> list[CallReader]:
         """One for each answer; none when nothing can be called."""
-        tokenizer, ident = self._model(model).tokenizer, uuid.uuid4().hex
+        tokenizer, ident = self._prompts.model(model).tokenizer, uuid.uuid4().hex
         return [CallReader(tokenizer, toolbox, f"{ident}/{choice}") for choice in range(count * toolbox.callable)]
 
     async def _generation(self, request: pb.GenerateRequest, toolbox: Toolbox, context: Context) -> Generation:
-        model = self._model(request.model)
+        model = self._prompts.model(request.model)
         limit = model.spec.max_tokens
         clock = asyncio.get_running_loop().time
         ends = clock() + self._deadline_s(request, context)
@@ -100,15 +101,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             sampling = replace(sampling, banned_tokens=banned)
         if toolbox.callable:
             sampling = equipped(sampling, toolbox, model.tokenizer)
-        prompt = await self._tokens(model, request.prompt, toolbox)
+        prompt = await self._prompts.tokens(model, request.prompt, toolbox)
         if not request.sampling.HasField("max_tokens"):
             # At least 1, so that a prompt that fills the context is refused as that.
             sampling = replace(sampling, max_tokens=max(limit - len(prompt), 1))
         tenant = calling().tenant or self._settings.tenant
         return Generation(model.spec.name, prompt, sampling, tenant, ends - clock(), request.priority)
-
-    def _model(self, name: str) -> ServedModel:
-        return self._role.served(fields.name(name, "model", 256))
 
     def _deadline_s(self, request: pb.GenerateRequest, context: Context) -> float:
         bounds = [self._settings.deadline_s]
@@ -118,22 +116,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if remaining is not None:
             bounds.append(remaining)
         return min(bounds)
-
-    async def _tokens(self, model: ServedModel, message: pb.Prompt, toolbox: Toolbox) -> tuple[int, ...]:
-        prompt, tokenizer = unpack_prompt(message), model.tokenizer
-        tools = [tool.for_template for tool in toolbox.tools] if toolbox.callable else []
-        if tools and not isinstance(prompt, list):
-            raise InvalidArgument("tools need prompt.chat, which tells the model of them", field="tools")
-        if isinstance(prompt, tuple):
-            return prompt
-
-        def tokenize() -> list[int]:
-            return tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.render_chat(prompt, tools)
-
-        told = sum(len(tool.parameters) + len(tool.description) for tool in toolbox.tools)
-        if message.ByteSize() + told <= self._settings.inline_bytes:
-            return tuple(tokenize())
-        return tuple(await self._pool.run(tokenize))
 
 
 async def gather(first: tuple[int, Delta], arrivals: Arrivals) -> tuple[list[tuple[int, Delta]], BatonError | None]:

@@ -7,7 +7,7 @@ import grpc
 from batonmesh.v1 import mesh_pb2 as pb
 from batonmesh.v1 import mesh_pb2_grpc
 from runtime.domain.messages import View
-from runtime.errors import InvalidArgument, PermissionDenied
+from runtime.errors import InvalidArgument, NotSupported, PermissionDenied
 from runtime.ids import BootId, WorkerId
 from runtime.roles.controller import ControllerRole
 from runtime.services.access import calling
@@ -39,6 +39,9 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
             raise InvalidArgument(f"grace_ms is {request.grace_ms}, a day is the most", field="grace_ms")
         await self._drain(worker, request.grace_ms / 1000)
         return pb.DrainResponse()
+
+    async def ExplainRoute(self, _request: pb.ExplainRouteRequest, _context: Context) -> pb.ExplainRouteResponse:
+        raise NotSupported("only gateways place prompts: ask one of them")
 
 
 class RegistryService(mesh_pb2_grpc.RegistryServicer):

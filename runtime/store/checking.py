@@ -7,9 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.domain.sessions import UNFINISHED, Item, TurnStatus, check_calls, check_items, check_metadata
+from runtime.domain.sessions import (
+    UNFINISHED,
+    Asked,
+    Ending,
+    Item,
+    Progress,
+    TurnRecord,
+    TurnStatus,
+    check_calls,
+    check_items,
+    check_metadata,
+)
 from runtime.domain.tools import OPEN, CallState
 from runtime.errors import BatonError, InvalidArgument, TooLarge
+from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
 from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
 from runtime.store.moving import CARRIED, KEYS
@@ -24,6 +36,7 @@ from runtime.store.packing import (
     unpack_item,
     unpack_tokens,
 )
+from runtime.wire.session import pack_progress, unpack_branch, unpack_session_id, unpack_turn_id
 
 _MAX_TEXT = 256
 _INTEGER, _LONG = 1 << 31, 1 << 63
@@ -53,6 +66,8 @@ def check_bundle(bundle: Bundle) -> None:
             raise damaged("it has not each table once")
         turns = _check_turns(tables[TURNS.name], tables[ITEMS.name])
         _Tree(bundle.session, tables, turns).check()
+        if len({name for name, *_ in tables["keys"]}) < len(tables["keys"]):
+            raise damaged("a key is there twice")
         _check_calls(tables[CALLS.name], turns)
         for _, _, result, _ in tables["keys"]:
             if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
@@ -68,8 +83,10 @@ def _check_about(about: Mapping[str, Any]) -> None:
     for name, letter in _ABOUT.items():
         if not _FITS[letter](about.get(name)) or (about[name] == "" and name != "vocabulary"):
             raise damaged(f"its session has no proper {name}")
-    if not isinstance(about.get("rerender"), bool):
-        raise damaged("its session has no proper rerender")
+    for name, value in (("rerender", about.get("rerender")), ("hidden", about.get("hidden", False))):
+        if not isinstance(value, bool):
+            raise damaged(f"its session has no proper {name}")
+    unpack_session_id(about["id"])
     metadata = about.get("metadata")
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for pair in metadata.items() for each in pair):
         raise damaged("its session has no proper metadata")
@@ -96,7 +113,8 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     for turn, number, payload in items:
         if number != len(said.setdefault(turn, [])):
             raise damaged(f"turn {turn} lacks an item")
-        said[turn].append(unpack_item(payload))
+        said[turn].append(item := unpack_item(payload))
+        _check_kinds(turn, str, item.role, item.content, item.call, item.name)
     ended: dict[str, TurnStatus] = {}
     for row in turns:
         values = dict(zip(TURNS.columns, row, strict=True))
@@ -108,8 +126,8 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         asked = unpack_asked(values["asked"], tuple(spoken))
         # What was only said was never prepared, and has no answer.
         answered = status is TurnStatus.COMMITTED and values["context"] is not None
-        _check_spoken(turn, asked.items, len(spoken) - answered)
-        unpack_events(values["ending"], 0)
+        _check_spoken(turn, asked.items, spoken[len(asked.items) :], answered=answered)
+        _check_told(values, asked, ending)
         if values["prompt"] is not None:
             unpack_tokens(values["prompt"])
         ended[turn] = status
@@ -118,10 +136,31 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
     return ended
 
 
-def _check_spoken(turn: str, items: tuple[Item, ...], count: int) -> None:
-    if len(items) != count:
+def _check_told(values: Mapping[str, Any], asked: Asked, ending: Ending) -> None:
+    """What no message can hold could never be told."""
+    turn, branch = unpack_turn_id(values["id"]), unpack_branch(values["branch"])
+    _check_kinds(turn, bytes, asked.memo)
+    _check_kinds(turn, str, asked.instructions or "")
+    nobody, owner = (SessionId(""), TenantId("")), GatewayId(values["owner"])
+    told = TurnRecord(turn, *nobody, branch, "", ending.status, values["epoch"], owner, asked, ending=ending)
+    check_calls(Item("assistant", "", ending.calls), "calls")
+    pack_progress(Progress(told, unpack_events(values["ending"], 0)), {}, ending.said, after=0)
+
+
+def _check_kinds(turn: str, kind: type, *values: object) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise damaged(f"turn {turn} has a value that makes no sense")
+
+
+def _check_spoken(turn: str, items: tuple[Item, ...], answer: list[Item], *, answered: bool) -> None:
+    if len(answer) != answered:
         raise damaged(f"turn {turn} lacks an item")
     check_items(items)
+    # An answer may be larger than what may be asked.
+    for item in answer:
+        check_calls(item, "answer")
+        if item.role != "assistant":
+            raise damaged(f"turn {turn} has an answer that is none")
 
 
 def _check_calls(calls: list[tuple[Any, ...]], turns: Mapping[str, TurnStatus]) -> None:
@@ -166,7 +205,7 @@ class _Tree:
         for row in sorted(self._rows[SEGMENTS.name], key=lambda row: (row[1], row[2])):
             self._add(dict(zip(SEGMENTS.columns, row, strict=True)))
         committed = {turn for turn, status in self._turns.items() if status is TurnStatus.COMMITTED}
-        if {segment.turn for segment in self._segments.values()} != committed:
+        if {segment.turn for segment in self._segments.values()} != committed or len(self._segments) > len(committed):
             raise damaged("what was committed is not what its turns say")
         for parent, base in self._lines.values():
             self._at(parent, base)
@@ -203,6 +242,7 @@ class _Tree:
         if not rows or len({row["name"] for row in rows}) < len(rows):
             raise damaged("it has no branch, or one twice")
         for row in rows:
+            unpack_branch(row["name"])
             segment = self._at(row["line"], row["depth"])
             head, tokens = (None, 0) if segment is None else (segment.turn, segment.total)
             known = row["line"] in self._lines and row["depth"] >= self._lines[row["line"]][1]

@@ -21,7 +21,7 @@ class Table:
 
 
 LINES = Table("lines", ("line",), ("parent", "base"), (), "iIi")
-BRANCHES = Table("branches", ("name",), ("line", "depth", "head", "tokens", "epoch", "live"), (), "tiiTilT")
+BRANCHES = Table("branches", ("name",), ("line", "depth", "head", "tokens", "epoch", "live"), (), "tiiTiiT")
 TURNS = Table(
     "turns",
     ("id",),
@@ -40,7 +40,7 @@ TURNS = Table(
         "hidden",
     ),
     ("asked", "prompt", "ending"),
-    "tttltiTIIIIIibBb",
+    "tttitiTIIIIIibBb",
 )
 SEGMENTS = Table("segments", ("turn",), ("line", "depth", "total", "chain", "boot"), ("tokens",), "tiiibTb")
 ITEMS = Table("items", ("turn", "number"), (), ("payload",), "tib")

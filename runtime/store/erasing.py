@@ -44,9 +44,14 @@ async def erasure_of(tx: Transaction, tenant: TenantId, session: SessionId) -> E
     return known
 
 
-async def scrubbed(tx: Transaction) -> None:
-    """Nothing that was deleted before is in the store's files any more."""
-    await tx.run("UPDATE erasures SET scrubbed = 1 WHERE scrubbed = 0")
+async def unscrubbed(tx: Transaction) -> tuple[SessionId, ...]:
+    """Those of which the store's files may still have something."""
+    return tuple([SessionId(row[0]) for row in await tx.rows(f"{_ERASURE} WHERE pending = 1 AND scrubbed = 0")])
+
+
+async def scrubbed(tx: Transaction, sessions: tuple[SessionId, ...]) -> None:
+    """Nothing of them is in the store's files any more."""
+    await tx.run_many("UPDATE erasures SET scrubbed = 1 WHERE session = $1", [(session,) for session in sessions])
 
 
 async def pending(tx: Transaction) -> tuple[Erasure, ...]:

@@ -32,6 +32,7 @@ async def read_out(tx: Transaction, tenant: TenantId, session: SessionId) -> Bun
         "created": found.created_ms,
         "lines": row[0],
         "rerender": found.rerender,
+        "hidden": found.hidden,
         "metadata": dict(sorted(found.metadata.items())),
         "vocabulary": found.vocabulary,
     }
@@ -51,7 +52,8 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
     await _check_new(tx, session, bundle)
     about, seal = bundle.session, await new_seal(tx, session)
     await tx.run(
-        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         session,
         tenant,
         about["model"],
@@ -59,6 +61,7 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
         about["lines"],
         int(about["rerender"]),
         seal.seal(pack({"metadata": about["metadata"], "vocabulary": about["vocabulary"]}), "sessions.about"),
+        int(about.get("hidden", False)),
     )
     await open_account(tx, session, NO_ACCOUNT)
     tables = {table.name: table for table in CARRIED}

@@ -32,13 +32,32 @@ async def drop_branch(tx: Transaction, tenant: TenantId, session: SessionId, nam
         " WHERE t.session = $1 AND NOT EXISTS (SELECT 1 FROM branches b WHERE b.session = $1 AND b.name = t.branch)",
         session,
     )
-    gone = [turn for turn, line, depth in said if line is None or depth > reached.get(line, -1)]
+    lost = {(line, depth) for _, line, depth in said if line is not None and depth > reached.get(line, -1)}
+    gone = [turn for turn, line, depth in said if line is None or (line, depth) in lost]
+    gone += await _left_without(tx, session, lines, lost)
     await _delete_turns(tx, session, gone)
     await tx.run_many("DELETE FROM keys WHERE scope = $1 AND result = $2", [(session, each) for each in (name, *gone)])
     used = await tx.rows("SELECT DISTINCT line FROM segments WHERE session = $1", session)
     empty = _unused(lines, {row[0] for row in used} | set(reached))
-    await tx.run_many("DELETE FROM lines WHERE session = $1 AND line = $2", [(session, line) for line in empty])
+    for table in ("calls", "lines"):
+        await tx.run_many(f"DELETE FROM {table} WHERE session = $1 AND line = $2", [(session, line) for line in empty])
     await tell(tx, session, Happening(What.DROPPED, name, branch.head))
+
+
+async def _left_without(
+    tx: Transaction, session: SessionId, lines: dict[int, tuple[int | None, int]], lost: set[tuple[int, int]]
+) -> list[str]:
+    """Turns of other branches that a rollback left, and that stand on what is lost."""
+    without: set[int] = set()
+    # A line is younger than the one that it leaves.
+    for line in sorted(lines):
+        parent, base = lines[line]
+        while parent is not None and base <= lines[parent][1]:
+            parent = lines[parent][0]
+        if parent is not None and (parent in without or (parent, base) in lost):
+            without.add(line)
+    found = await tx.rows("SELECT turn, line FROM segments WHERE session = $1", session)
+    return [turn for turn, line in found if line in without]
 
 
 async def _delete_turns(tx: Transaction, session: SessionId, turns: list[str]) -> None:

@@ -201,12 +201,14 @@ class SqlSessionStore:
 
     async def forget(self, tenant: TenantId, turn: TurnId) -> None:
         if await self._database.write(lambda tx: editing.forget(tx, tenant, turn)):
-            await self.scrub()
+            with suppress(Unavailable):
+                await self.scrub()
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         await self._database.write(lambda tx: erasing.delete(tx, tenant, session))
         self._bells.ring(session)
-        await self._database.scrub()
+        with suppress(Unavailable):
+            await self._database.scrub()
 
     async def update(self, tenant: TenantId, session: SessionId, change: Change, key: Key | None) -> None:
         await self._database.write(lambda tx: accounting.update(tx, tenant, session, change, key))
@@ -222,7 +224,8 @@ class SqlSessionStore:
                 self._bells.ring(session)
                 swept.append(session)
         if swept:
-            await self._database.scrub()
+            with suppress(Unavailable):
+                await self._database.scrub()
         return tuple(swept)
 
     def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
@@ -246,8 +249,9 @@ class SqlSessionStore:
         return await self._database.read(erasing.pending)
 
     async def scrub(self) -> None:
+        gone = await self._database.read(erasing.unscrubbed)
         if await self._database.scrub():
-            await self._database.write(erasing.scrubbed)
+            await self._database.write(lambda tx: erasing.scrubbed(tx, gone))
 
     async def told(self, session: SessionId, worker: WorkerReceipt) -> None:
         await self._database.write(lambda tx: erasing.tell(tx, session, worker))

@@ -13,6 +13,7 @@ from runtime.domain.tools import ToolCall
 from runtime.errors import InvalidArgument, TooLarge
 from runtime.wire import fields
 from runtime.wire.handoff import pack_handoff
+from runtime.wire.routing import pack_cost
 from runtime.wire.sequence import TO_FINISH, pack_scores, pack_top
 from runtime.wire.tools import pack_call, unpack_item
 
@@ -75,6 +76,7 @@ class Answer:
         self._completion_tokens = 0
         self._handoffs = Handoffs()
         self._attempts = 1
+        self._route: common_pb2.RouteCost | None = None
         self._ends: list[pb.Choice | None] = [None] * choices
         self._called: set[int] = set()
 
@@ -97,6 +99,8 @@ class Answer:
             if choice == 0:
                 self._handoffs.add(delta)
                 self._attempts = delta.attempt
+                if delta.handoff is not None:
+                    self._route = None if delta.why is None else pack_cost(delta.why)
             self._completion_tokens += len(delta.tokens)
             message.events.extend(self._events(choice, delta))
             if delta.scores is not None:
@@ -141,4 +145,5 @@ class Answer:
             handoff=None if newest is None else pack_handoff(newest),
             attempts=self._attempts,
             choices=ends if len(ends) > 1 else None,
+            route=self._route,
         )

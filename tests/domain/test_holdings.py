@@ -44,6 +44,19 @@ def test_a_new_watcher_begins_with_all_that_is_held() -> None:
     assert [set(moved.stored) for moved in told.moved] == [{page(2), page(3)}]
 
 
+def test_what_changes_while_a_watcher_is_told_comes_after_it() -> None:
+    holdings, watcher = Holdings(), Watcher()
+    holdings.changed(map(page, range(MOST_IDS + 1)), [])
+    telling = holdings.since(0)
+    watcher.take(next(telling))
+    holdings.changed([page(99_999)], [page(0)])
+    for changes in telling:
+        watcher.take(changes)
+    for changes in holdings.since(watcher.after):
+        watcher.take(changes)
+    assert watcher.held[Tier.POOL] == {page(99_999), *map(page, range(1, MOST_IDS + 1))}
+
+
 def test_a_watcher_that_lags_too_far_begins_anew() -> None:
     holdings, watcher = Holdings(), Watcher()
     holdings.changed([page(0)], [])

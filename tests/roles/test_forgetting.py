@@ -1,15 +1,19 @@
 """What workers do about an erased session: what runs of it ends, its pages go, and nothing of it begins any more."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from runtime.domain.messages import PrefillCall, Start
 from runtime.domain.sequence import Sampling
-from runtime.domain.steps import Forgotten
+from runtime.domain.steps import Forgotten, Frame
+from runtime.domain.tiers import Tier
 from runtime.errors import StaleAttempt
-from runtime.ids import SessionId
+from runtime.ids import PageId, SessionId
+from runtime.ports import Loading
+from runtime.roles.tierless import Tierless
 from tests.roles import test_prefill as prefill
 from tests.roles.one_decode_worker import PAGE, PROMPT, P, decode_worker, start, until
 from tests.roles.virtual import in_virtual_time, settle
@@ -83,6 +87,47 @@ async def test_a_prefill_of_an_erased_session_ends_and_no_other_begins() -> None
         await _refused(it, call)
         assert it.nothing_left()
         assert it.engine.load().pages.cached == 0
+
+
+class SlowTiers(Tierless):
+    """Has all that is asked for, a page every 0.2 seconds."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = frames
+        self.closed = False
+
+    def match(self, chain: Sequence[PageId], start: int) -> int:
+        return len(chain)
+
+    def load(self, chain: Sequence[PageId], start: int, salt: bytes) -> Loading:
+        return self
+
+    async def pages(self) -> AsyncIterator[tuple[Frame, Tier]]:
+        for frame in self.frames:
+            await asyncio.sleep(0.2)
+            if self.closed:
+                return
+            yield frame, Tier.COLD
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@in_virtual_time
+async def test_what_loads_from_tiers_for_a_prefill_of_an_erased_session_ends() -> None:
+    async with prefill.worker() as it:
+        await it.role.prefill(prefill.CALL)
+        frames = it.transport.frames[:4]
+    async with prefill.worker(SlowTiers(frames)) as it:
+        running = it.group.create_task(_refused(it, replace(prefill.CALL, session=SESSION)))
+        await asyncio.sleep(0.5)
+        assert it.engine.load().pages.landing > 0
+        await it.role.forget_session(SESSION)
+        await asyncio.sleep(0.15)
+        assert running.done(), "it waits for no page any more"
+        await asyncio.sleep(2.0)
+        assert it.engine.load().pages.cached == 0
+        assert it.nothing_left()
 
 
 async def _refused(it: prefill.Worker, call: PrefillCall) -> None:

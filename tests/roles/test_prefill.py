@@ -16,7 +16,9 @@ from runtime.domain.steps import StepOutput
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TenantId, TransferId
+from runtime.ports import Tiers
 from runtime.roles.prefill import PrefillRole
+from runtime.roles.tierless import TIERLESS
 from tests.roles.virtual import in_virtual_time, settle
 from tests.roles.wires import Pushing
 
@@ -60,9 +62,9 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker() -> AsyncIterator[Worker]:
+async def worker(tiers: Tiers = TIERLESS) -> AsyncIterator[Worker]:
     engine, transport = Engine(), Pushing()
-    role = PrefillRole(engine, transport, {TENANT: SALT})
+    role = PrefillRole(engine, transport, {TENANT: SALT}, tiers)
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(role.run())
         yield Worker(role, engine, transport, group, serving)

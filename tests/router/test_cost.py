@@ -8,8 +8,8 @@ import pytest
 from runtime.domain.messages import View
 from runtime.domain.pages import Occupancy
 from runtime.domain.profile import Profile
-from runtime.domain.routing import Route
-from runtime.ids import BootId
+from runtime.domain.routing import Explained, Placement, Reason, Route, Router
+from runtime.ids import BootId, WorkerId
 from runtime.router.cost import CostRouter
 from tests.router.placing import Said, asked, decode, prefill, profile, router
 
@@ -146,11 +146,15 @@ def test_turns_of_this_gateway_count_before_the_worker_reports_them() -> None:
 
 def test_pages_in_slower_memory_are_fetched_where_that_is_faster_than_computing() -> None:
     made = router(decode("a"), decode("b"), said=Said(b_host=9000))
-    estimate = made.explain(asked(10_000), 0.0)[0]
-    assert estimate.worker == "b"
-    assert estimate.prefill_ms == pytest.approx(9000 * 0.1 / 4.0 + 100, rel=0.01)
-    quick = router(decode("a", profile(token_ms=0.001)), said=Said(cold=9000)).explain(asked(10_000), 0.0)[0]
-    assert quick.prefill_ms == pytest.approx(10, rel=0.01), "the store is slower than to compute"
+    estimate = made.explain(asked(10_000), 0.0).costs[0]
+    assert (estimate.worker, estimate.load_tier) == ("b", "host")
+    assert (estimate.load_ms, estimate.prefill_ms) == pytest.approx((9000 * 0.1 / 4.0, 100), rel=0.01)
+    quick = router(decode("a", profile(token_ms=0.001)), said=Said(cold=9000)).explain(asked(10_000), 0.0).costs[0]
+    assert (quick.load_ms, quick.load_tier) == (0, ""), "the store is slower than to compute"
+    assert quick.prefill_ms == pytest.approx(10, rel=0.01)
+    stored = router(decode("a", profile(token_ms=1.0)), said=Said(cold=9000)).explain(asked(10_000), 0.0).costs[0]
+    assert stored.load_tier == "cold"
+    assert stored.load_ms == pytest.approx(9000 * 0.1 / 0.5, rel=0.01)
 
 
 def test_what_the_turn_before_left_is_believed_until_the_directory_knows() -> None:
@@ -162,15 +166,48 @@ def test_a_setting_leaves_the_bound_to_the_worker() -> None:
     assert placed(router(decode("a"), prefill("p"), fixed=True), 20_000).remote_min_tokens is None
 
 
-def test_an_explanation_names_everybody_the_best_first_and_its_parts_add_up() -> None:
+def test_an_explanation_names_everybody_by_each_way_the_best_first_and_places_nothing() -> None:
     made = router(decode("a", running=5), decode("b"), decode("c", running=9, todo=900), prefill("p"), said=Said(a=500))
     told = made.explain(asked(3000, more=50), 0.0)
-    totals = [each.total_ms for each in told]
-    assert sorted(each.worker for each in told) == ["a", "b", "c"]
+    assert made.explain(asked(3000, more=50), 0.0) == told
+    totals = [each.total_ms for each in told.costs]
+    assert sorted((each.worker, each.prefill or "") for each in told.costs) == [
+        (name, by) for name in ("a", "b", "c") for by in ("", "p")
+    ]
     assert totals == sorted(totals)
     route = made.route(asked(3000, more=50), 0.0)
     assert route is not None
-    assert route.why == told[0]
+    assert route.why == told.costs[0]
+    assert (told.worker, told.reason) == (route.worker.id, Reason.COST)
+
+
+def test_an_explanation_names_the_one_of_equals_whose_turn_it_is() -> None:
+    made = router(decode("a"), decode("b"), decode("c"))
+    for _ in range(4):
+        said = made.explain(asked(100), 0.0).worker
+        assert said == placed(made, 100).worker.id
+
+
+def test_an_explanation_leaves_out_who_is_excluded() -> None:
+    a, b = decode("a"), decode("b", running=5)
+    told = router(a, b).explain(asked(100, exclude=frozenset({a.boot})), 0.0)
+    assert (told.worker, {each.worker for each in told.costs}) == ("b", {"b"})
+
+
+def test_where_nothing_is_weighed_the_explanation_says_why_and_names_the_next() -> None:
+    new = router(decode("a", Profile(), running=3), decode("b", Profile()))
+    assert new.explain(asked(1000), 0.0) == Explained(WorkerId("b"), Reason.UNMEASURED)
+    short = router(decode("a", running=3), decode("b")).explain(asked(10), 0.0)
+    assert (short.worker, short.reason, len(short.costs)) == ("b", Reason.SHORT, 2)
+    for placement in (Placement.ROUND_ROBIN, Placement.LEAST_LOADED):
+        plain = Router(placement)
+        plain.see(View(1, 1, (decode("a"), decode("b"))), 0.0)
+        for _ in range(3):
+            told = plain.explain(asked(1000), 0.0)
+            route = plain.route(asked(1000), 0.0)
+            assert route is not None
+            assert told == Explained(route.worker.id, Reason(placement.value))
+    assert router().explain(asked(10), 0.0).worker is None
 
 
 def test_an_unmeasured_worker_is_taken_to_be_as_the_others_are() -> None:

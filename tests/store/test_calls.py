@@ -242,3 +242,12 @@ async def test_what_tools_were_given_and_brought_is_in_no_column_as_it_is(store:
     assert len(rows) == 2
     assert not any(b"Qx7canary" in bytes(value) for row in rows for value in row)
     assert [each.result for each in await store.calls(TENANT, sess, "other")] == ["Qx7canary"]
+
+
+async def test_what_became_of_calls_on_a_dropped_branch_goes_with_it(store: SessionStore, rows: Rows) -> None:
+    sess = await called(store)
+    before = await rows()
+    await store.fork(TENANT, sess, MAIN, None, "other", None)
+    await store.submit(TENANT, sess, "other", (output(0),), None)
+    await store.drop_branch(TENANT, sess, "other")
+    assert await rows() == before

@@ -1,13 +1,14 @@
 """Erased sessions at the stores: one transaction, a tombstone that outlives it, and who has been told."""
 
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
 from runtime.domain.erasure import WorkerReceipt
-from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, TurnEvent, TurnStatus
+from runtime.domain.sessions import MAIN, Ending, Item, OnConflict, Session, TurnEvent, TurnStatus
 from runtime.errors import NotFound, StaleAttempt, Unavailable
-from runtime.ids import BootId, WorkerId
+from runtime.ids import BootId, SessionId, WorkerId
 from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.transaction import Database
@@ -135,3 +136,35 @@ async def test_files_that_could_not_be_cleared_yet_are_cleared_later(
     await store.scrub()
     mine = await kept.scrub()
     assert (await store.erasure(TENANT, sess)).scrubbed is mine
+
+
+async def test_what_was_erased_while_the_files_were_cleared_is_not_called_cleared(
+    store: SessionStore, kept: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await session(store), await session(store, "sess-2")
+    clear, busy = kept.scrub, Unavailable("somebody reads")
+
+    async def cleared() -> bool:
+        done = await clear()
+        monkeypatch.setattr(kept, "scrub", AsyncMock(side_effect=busy))
+        await store.erase(TENANT, second)
+        return done
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(kept, "scrub", cleared)
+        await store.erase(TENANT, first)
+        assert not (await store.erasure(TENANT, second)).scrubbed
+    mine = await clear()
+    assert (await store.erasure(TENANT, first)).scrubbed is mine
+
+
+async def test_what_was_deleted_is_deleted_also_when_the_files_cannot_be_cleared_now(
+    store: SessionStore, kept: Database, monkeypatch: pytest.MonkeyPatch, rows: Rows
+) -> None:
+    """Whoever is told that it was not would ask again, and hear that there is no such session."""
+    monkeypatch.setattr(kept, "scrub", AsyncMock(side_effect=Unavailable("somebody reads")))
+    await store.delete(TENANT, await session(store))
+    hidden = await store.create(Session(SessionId("sess-2"), TENANT, "model", 0, rerender=False, hidden=True), None)
+    turn = await opened(store, record(hidden.id))
+    await store.forget(TENANT, turn.id)
+    assert set((await rows()).values()) == {0}

@@ -662,3 +662,73 @@ class Load(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class RouteCost(_message.Message):
+    """What a turn was expected to cost with a decode worker, in milliseconds. The milliseconds of all fields add up to what
+    placements go by.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    LOAD_MS_FIELD_NUMBER: _builtins.int
+    LOAD_TIER_FIELD_NUMBER: _builtins.int
+    MOVE_MS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    OTHERS_MS_FIELD_NUMBER: _builtins.int
+    DECODE_MS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Name of the decode worker; 1 to 128 characters."""
+    prefill_worker: _builtins.str
+    """Name of the prefill worker that computes the prompt; 1 to 128 characters. Absent: the decode worker does."""
+    held_tokens: _builtins.int
+    """Tokens of the prompt that are in the decode worker's pages."""
+    prefill_held_tokens: _builtins.int
+    """Tokens of the prompt that are in the prefill worker's pages; 0 without one."""
+    queue_ms: _builtins.float
+    """Milliseconds until its prefill begins, where it is prefilled."""
+    prefill_ms: _builtins.float
+    """Milliseconds in which what nobody fetches is computed there."""
+    load_ms: _builtins.float
+    """Milliseconds in which pages are fetched there from slower memory."""
+    load_tier: _builtins.str
+    """From which: `host` (its host's memory) or `cold` (a store that all reach); empty where nothing is fetched."""
+    move_ms: _builtins.float
+    """Milliseconds of moving pages from the prefill worker that no computation hides."""
+    wait_ms: _builtins.float
+    """Milliseconds of waiting for free pages, and behind those who wait already."""
+    others_ms: _builtins.float
+    """Milliseconds that others lose by it, who decode there or come after."""
+    decode_ms: _builtins.float
+    """Milliseconds of the steps for the tokens that follow."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        prefill_worker: _builtins.str | None = ...,
+        held_tokens: _builtins.int = ...,
+        prefill_held_tokens: _builtins.int = ...,
+        queue_ms: _builtins.float = ...,
+        prefill_ms: _builtins.float = ...,
+        load_ms: _builtins.float = ...,
+        load_tier: _builtins.str = ...,
+        move_ms: _builtins.float = ...,
+        wait_ms: _builtins.float = ...,
+        others_ms: _builtins.float = ...,
+        decode_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "prefill_worker", b"prefill_worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "decode_ms", b"decode_ms", "held_tokens", b"held_tokens", "load_ms", b"load_ms", "load_tier", b"load_tier", "move_ms", b"move_ms", "others_ms", b"others_ms", "prefill_held_tokens", b"prefill_held_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "queue_ms", b"queue_ms", "wait_ms", b"wait_ms", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prefill_worker: _TypeAlias = _typing.Literal["prefill_worker"]  # noqa: Y015
+    _WhichOneofArgType__prefill_worker: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_worker) -> _WhichOneofReturnType__prefill_worker | None: ...
+
+Global___RouteCost: _TypeAlias = RouteCost  # noqa: Y015

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from batonmesh.v1 import common_pb2 as batonmesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/inference.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\"n\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.batonmesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.ChatH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\x88\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12\"\n\x05tools\x18\x08 \x01(\x0b\x32\x13.batonmesh.v1.ToolsB\x0e\n\x0c_deadline_msB\x04\n\x02_nB\n\n\x08_best_of\"\xc3\x01\n\x10GenerateResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.batonmesh.v1.TokenEvent\x12\"\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.Final\x12\x35\n\x0fprompt_logprobs\x18\x03 \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.batonmesh.v1.MadeCall\"\x8d\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12$\n\x03top\x18\x05 \x01(\x0b\x32\x17.batonmesh.v1.TopTokens\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\rB\n\n\x08_logprob\"\xcd\x01\n\x05\x46inal\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x04 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12%\n\x07\x63hoices\x18\x06 \x03(\x0b\x32\x14.batonmesh.v1.Choice\"I\n\x06\x43hoice\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"m\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12\"\n\x05tools\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Tools\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.batonmesh.v1.Model\"\x93\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\r\n\x05vocab\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t\"U\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x16\n\x0eneeds_approval\x18\x04 \x01(\x08\"\xea\x01\n\x05Tools\x12!\n\x05tools\x18\x01 \x03(\x0b\x32\x12.batonmesh.v1.Tool\x12(\n\x06\x63hoice\x18\x02 \x01(\x0e\x32\x18.batonmesh.v1.ToolChoice\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\x10\n\x08one_call\x18\x04 \x01(\x08\x12\x0e\n\x06strict\x18\x05 \x01(\x08\x12\x17\n\ntimeout_ms\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12 \n\x13\x61pproval_timeout_ms\x18\x07 \x01(\x04H\x01\x88\x01\x01\x42\r\n\x0b_timeout_msB\x16\n\x14_approval_timeout_ms\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"@\n\x08MadeCall\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12$\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x16.batonmesh.v1.ToolCall*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03\x32\xfd\x01\n\tInference\x12K\n\x08Generate\x12\x1d.batonmesh.v1.GenerateRequest\x1a\x1e.batonmesh.v1.GenerateResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .batonmesh.v1.CountTokensRequest\x1a!.batonmesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.batonmesh.v1.ListModelsRequest\x1a .batonmesh.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/inference.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\"n\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.batonmesh.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"3\n\x04\x43hat\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.batonmesh.v1.ChatMessage\"q\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.ChatH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.TokenIdsH\x00\x42\t\n\x07\x63ontent\"\x88\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12(\n\x08sampling\x18\x03 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12\"\n\x05tools\x18\x08 \x01(\x0b\x32\x13.batonmesh.v1.ToolsB\x0e\n\x0c_deadline_msB\x04\n\x02_nB\n\n\x08_best_of\"\xc3\x01\n\x10GenerateResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.batonmesh.v1.TokenEvent\x12\"\n\x05\x66inal\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.Final\x12\x35\n\x0fprompt_logprobs\x18\x03 \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.batonmesh.v1.MadeCall\"\x8d\x01\n\nTokenEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x14\n\x07logprob\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12$\n\x03top\x18\x05 \x01(\x0b\x32\x17.batonmesh.v1.TopTokens\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\rB\n\n\x08_logprob\"\xf5\x01\n\x05\x46inal\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Usage\x12&\n\x07handoff\x18\x04 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12%\n\x07\x63hoices\x18\x06 \x03(\x0b\x32\x14.batonmesh.v1.Choice\x12&\n\x05route\x18\x07 \x01(\x0b\x32\x17.batonmesh.v1.RouteCost\"I\n\x06\x43hoice\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReason\x12\x0c\n\x04text\x18\x02 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"m\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.Prompt\x12\"\n\x05tools\x18\x03 \x01(\x0b\x32\x13.batonmesh.v1.Tools\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.batonmesh.v1.Model\"\x93\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\r\n\x05vocab\x18\x03 \x01(\r\x12\x13\n\x0bpage_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x63reated\x18\x05 \x01(\x03\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t\"U\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x16\n\x0eneeds_approval\x18\x04 \x01(\x08\"\xea\x01\n\x05Tools\x12!\n\x05tools\x18\x01 \x03(\x0b\x32\x12.batonmesh.v1.Tool\x12(\n\x06\x63hoice\x18\x02 \x01(\x0e\x32\x18.batonmesh.v1.ToolChoice\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\x12\x10\n\x08one_call\x18\x04 \x01(\x08\x12\x0e\n\x06strict\x18\x05 \x01(\x08\x12\x17\n\ntimeout_ms\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12 \n\x13\x61pproval_timeout_ms\x18\x07 \x01(\x04H\x01\x88\x01\x01\x42\r\n\x0b_timeout_msB\x16\n\x14_approval_timeout_ms\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"@\n\x08MadeCall\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12$\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x16.batonmesh.v1.ToolCall*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03\x32\xfd\x01\n\tInference\x12K\n\x08Generate\x12\x1d.batonmesh.v1.GenerateRequest\x1a\x1e.batonmesh.v1.GenerateResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .batonmesh.v1.CountTokensRequest\x1a!.batonmesh.v1.CountTokensResponse\x12O\n\nListModels\x12\x1f.batonmesh.v1.ListModelsRequest\x1a .batonmesh.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'batonmesh.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLCHOICE']._serialized_start=2154
-  _globals['_TOOLCHOICE']._serialized_end=2265
+  _globals['_TOOLCHOICE']._serialized_start=2194
+  _globals['_TOOLCHOICE']._serialized_end=2305
   _globals['_CHATMESSAGE']._serialized_start=73
   _globals['_CHATMESSAGE']._serialized_end=183
   _globals['_CHAT']._serialized_start=185
@@ -47,29 +47,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENEVENT']._serialized_start=819
   _globals['_TOKENEVENT']._serialized_end=960
   _globals['_FINAL']._serialized_start=963
-  _globals['_FINAL']._serialized_end=1168
-  _globals['_CHOICE']._serialized_start=1170
-  _globals['_CHOICE']._serialized_end=1243
-  _globals['_USAGE']._serialized_start=1245
-  _globals['_USAGE']._serialized_end=1325
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1327
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1436
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1438
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1475
-  _globals['_LISTMODELSREQUEST']._serialized_start=1477
-  _globals['_LISTMODELSREQUEST']._serialized_end=1496
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1498
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1555
-  _globals['_MODEL']._serialized_start=1558
-  _globals['_MODEL']._serialized_end=1705
-  _globals['_TOOL']._serialized_start=1707
-  _globals['_TOOL']._serialized_end=1792
-  _globals['_TOOLS']._serialized_start=1795
-  _globals['_TOOLS']._serialized_end=2029
-  _globals['_TOOLCALL']._serialized_start=2031
-  _globals['_TOOLCALL']._serialized_end=2086
-  _globals['_MADECALL']._serialized_start=2088
-  _globals['_MADECALL']._serialized_end=2152
-  _globals['_INFERENCE']._serialized_start=2268
-  _globals['_INFERENCE']._serialized_end=2521
+  _globals['_FINAL']._serialized_end=1208
+  _globals['_CHOICE']._serialized_start=1210
+  _globals['_CHOICE']._serialized_end=1283
+  _globals['_USAGE']._serialized_start=1285
+  _globals['_USAGE']._serialized_end=1365
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1367
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1476
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1478
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1515
+  _globals['_LISTMODELSREQUEST']._serialized_start=1517
+  _globals['_LISTMODELSREQUEST']._serialized_end=1536
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1538
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1595
+  _globals['_MODEL']._serialized_start=1598
+  _globals['_MODEL']._serialized_end=1745
+  _globals['_TOOL']._serialized_start=1747
+  _globals['_TOOL']._serialized_end=1832
+  _globals['_TOOLS']._serialized_start=1835
+  _globals['_TOOLS']._serialized_end=2069
+  _globals['_TOOLCALL']._serialized_start=2071
+  _globals['_TOOLCALL']._serialized_end=2126
+  _globals['_MADECALL']._serialized_start=2128
+  _globals['_MADECALL']._serialized_end=2192
+  _globals['_INFERENCE']._serialized_start=2308
+  _globals['_INFERENCE']._serialized_end=2561
 # @@protoc_insertion_point(module_scope)

@@ -318,6 +318,7 @@ class Final(_message.Message):
     HANDOFF_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     finish_reason: _common_pb2.FinishReason.ValueType
     """Why it ended."""
     text: _builtins.str
@@ -336,6 +337,12 @@ class Final(_message.Message):
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
         """How each answer ended, `n` of them in order; empty when `n` is 1."""
 
+    @_builtins.property
+    def route(self) -> _common_pb2.RouteCost:
+        """What the attempt that finished was placed for. Absent where nothing was weighed, as under a placement that only
+        counts turns.
+        """
+
     def __init__(
         self,
         *,
@@ -345,10 +352,11 @@ class Final(_message.Message):
         handoff: _common_pb2.Handoff | None = ...,
         attempts: _builtins.int = ...,
         choices: _abc.Iterable[Global___Choice] | None = ...,
+        route: _common_pb2.RouteCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["handoff", b"handoff", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["handoff", b"handoff", "route", b"route", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "choices", b"choices", "finish_reason", b"finish_reason", "handoff", b"handoff", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "choices", b"choices", "finish_reason", b"finish_reason", "handoff", b"handoff", "route", b"route", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

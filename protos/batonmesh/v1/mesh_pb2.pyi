@@ -4,6 +4,7 @@ isort:skip_file
 Who belongs to a mesh."""
 
 from batonmesh.v1 import common_pb2 as _common_pb2
+from batonmesh.v1 import inference_pb2 as _inference_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -718,3 +719,91 @@ class Tier(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+@_typing.final
+class ExplainRouteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model; 1 to 256 characters."""
+    tokens: _builtins.int
+    """Tokens of a prompt of which no worker holds anything; 1 to the model's context."""
+    max_tokens: _builtins.int
+    """Tokens that may follow, at least 1. Absent: 256."""
+    tenant: _builtins.str
+    """Whose prompt it is, at most 128 characters; pages of other tenants do not count. Empty: whose requests are that show
+    no tenant.
+    """
+    @_builtins.property
+    def prompt(self) -> _inference_pb2.Prompt:
+        """As in a GenerateRequest."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _inference_pb2.Prompt | None = ...,
+        tokens: _builtins.int = ...,
+        max_tokens: _builtins.int | None = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "of", b"of", "prompt", b"prompt", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "of", b"of", "prompt", b"prompt", "tenant", b"tenant", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType_of: _TypeAlias = _typing.Literal["prompt", "tokens"]  # noqa: Y015
+    _WhichOneofArgType_of: _TypeAlias = _typing.Literal["of", b"of"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_of) -> _WhichOneofReturnType_of | None: ...
+
+Global___ExplainRouteRequest: _TypeAlias = ExplainRouteRequest  # noqa: Y015
+
+@_typing.final
+class ExplainRouteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
+    worker: _builtins.str
+    """The decode worker that it would be placed on; 1 to 128 characters. Absent: nobody serves."""
+    reason: _builtins.str
+    """Why that one: `cost`, it costs the least; `least_loaded` or `round_robin`, the placement that is configured;
+    `unmeasured` or `short`, the least loaded, because no worker was measured yet, or because there is nothing to gain
+    for so short a prompt. At most 32 characters; others may follow.
+    """
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.RouteCost]:
+        """The decode workers with each way to prefill that was weighed, the cheapest first; at most 512. Left out is who
+        drains, or failed lately and is avoided. Empty where nothing is weighed.
+        """
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        worker: _builtins.str | None = ...,
+        reason: _builtins.str = ...,
+        costs: _abc.Iterable[_common_pb2.RouteCost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "costs", b"costs", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
+    _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worker) -> _WhichOneofReturnType__worker | None: ...
+
+Global___ExplainRouteResponse: _TypeAlias = ExplainRouteResponse  # noqa: Y015

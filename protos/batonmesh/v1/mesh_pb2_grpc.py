@@ -46,6 +46,11 @@ class MeshStub:
                 request_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
                 response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.ExplainRoute = channel.unary_unary(
+                '/batonmesh.v1.Mesh/ExplainRoute',
+                request_serializer=batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteRequest.SerializeToString,
+                response_deserializer=batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteResponse.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
@@ -71,6 +76,16 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRoute(self, request, context):
+        """How this gateway would place a prompt now, and what that would cost on each decode worker. Places nothing, and
+        changes no later placement.
+
+        UNIMPLEMENTED: the controller was asked. NOT_FOUND: no such model or tenant is served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +98,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.FromString,
                     response_serializer=batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.SerializeToString,
+            ),
+            'ExplainRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRoute,
+                    request_deserializer=batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteRequest.FromString,
+                    response_serializer=batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +161,33 @@ class Mesh:
             '/batonmesh.v1.Mesh/Drain',
             batonmesh_dot_v1_dot_mesh__pb2.DrainRequest.SerializeToString,
             batonmesh_dot_v1_dot_mesh__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/batonmesh.v1.Mesh/ExplainRoute',
+            batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteRequest.SerializeToString,
+            batonmesh_dot_v1_dot_mesh__pb2.ExplainRouteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,12 @@ class MeshStub:
 
     NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
     """
+    ExplainRoute: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ExplainRouteRequest, _mesh_pb2.ExplainRouteResponse]
+    """How this gateway would place a prompt now, and what that would cost on each decode worker. Places nothing, and
+    changes no later placement.
+
+    UNIMPLEMENTED: the controller was asked. NOT_FOUND: no such model or tenant is served.
+    """
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
     """For operators: where callers show who they are, the role `admin`. Served by gateways, which answer from the last view
@@ -52,6 +58,18 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         moments. Asking again changes the grace.
 
         NOT_FOUND: no such worker serves. FAILED_PRECONDITION: no other decode worker would be left.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainRoute(
+        self,
+        request: _mesh_pb2.ExplainRouteRequest,
+        context: _aio.ServicerContext[_mesh_pb2.ExplainRouteRequest, _abc.Awaitable[_mesh_pb2.ExplainRouteResponse]],
+    ) -> _abc.Awaitable[_mesh_pb2.ExplainRouteResponse]:
+        """How this gateway would place a prompt now, and what that would cost on each decode worker. Places nothing, and
+        changes no later placement.
+
+        UNIMPLEMENTED: the controller was asked. NOT_FOUND: no such model or tenant is served.
         """
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _aio.Server) -> None: ...

@@ -107,7 +107,8 @@ class ColdTier:
         tier again at a start."""
         try:
             began, store_now = self._now(), self._objects.now(self._prefix)
-            listed = {each.page: (name, each) for name, each in map(_parse, self._objects.list()) if each is not None}
+            found = map(self._parse, self._objects.list())
+            listed = {each.page: (name, each) for name, each in found if each is not None}
             pages = self._index.aged((page for _, page in listed.values()), store_now)
             full = sum(page.size for page in pages) > self._capacity_bytes
             most = round(self._capacity_bytes * _COLLECTED_TO) if full else self._capacity_bytes
@@ -115,7 +116,7 @@ class ColdTier:
             self._objects.delete([listed.pop(page)[0] for page in gone])
             for page in gone:
                 self._index.forget(page)
-            ours = {page: each.size for page, (name, each) in listed.items() if name.startswith(self._prefix)}
+            ours = {page: each.size for page, (name, each) in listed.items() if name.startswith(f"{self._prefix}/")}
             self._index.replace(ours, began)
             self._objects.sweep(store_now)
         except Unavailable as error:
@@ -144,13 +145,15 @@ class ColdTier:
     def _name(self, page: PageId, parent: PageId) -> str:
         return f"{self._prefix}/{page[:1].hex()}/{page.hex()}-{parent.hex() or _NO_PARENT}"
 
-
-def _parse(listed: Listed) -> tuple[str, Stored | None]:
-    """None for what is no page."""
-    page, _, parent = listed.name.rpartition("/")[2].partition("-")
-    try:
-        known = PageId(bytes.fromhex(page))
-        before = ROOT if parent == _NO_PARENT else PageId(bytes.fromhex(parent))
-    except ValueError:
-        return listed.name, None
-    return listed.name, Stored(known, before, listed.size, listed.modified)
+    def _parse(self, listed: Listed) -> tuple[str, Stored | None]:
+        """None for what is no page. In another data type a page has the same id: so those of others have more of a
+        name here."""
+        model, _, rest = listed.name.partition("/")
+        page, _, parent = rest.rpartition("/")[2].partition("-")
+        other = b"" if model == self._prefix else model.encode()
+        try:
+            known = PageId(other + bytes.fromhex(page))
+            before = ROOT if parent == _NO_PARENT else PageId(other + bytes.fromhex(parent))
+        except ValueError:
+            return listed.name, None
+        return listed.name, Stored(known, before, listed.size, listed.modified)

@@ -81,7 +81,9 @@ class PagesLoading:
         except TimeoutError:
             self._slow()
         except asyncio.CancelledError:
-            if not reading.cancelled():
+            # By `close` it is the reading that is cancelled, and not whoever waits for it.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
         return None
 

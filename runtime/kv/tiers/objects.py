@@ -109,12 +109,13 @@ class StoredObjects:
         """Of a folder: obstore writes beside the object, as `name#1`, and lists no such file. A bucket has none."""
         if self._folder is None:
             return
-        for file in self._folder.rglob("*#*"):
-            try:
-                if file.stat().st_mtime < before - _ABANDONED_S:
-                    file.unlink()
-            except OSError as error:
-                raise _unavailable(error) from error
+        try:
+            for file in self._folder.rglob("*#*"):
+                with suppress(FileNotFoundError):  # its writer has finished it
+                    if file.stat().st_mtime < before - _ABANDONED_S:
+                        file.unlink()
+        except OSError as error:
+            raise _unavailable(error) from error
 
 
 def open_objects(where: str, patience_s: float) -> StoredObjects:

@@ -21,6 +21,7 @@ from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.loading import Found, PagesLoading, Window
 from runtime.scope import Scope
 
+_COPIERS = 2
 _READERS = 4
 _WRITERS = 2
 # Pages of one request that are read at once, and pages that all requests without room may have in memory.
@@ -59,6 +60,8 @@ class PageTiers:
         self._cold = cold
         self._settings = settings
         self._clock = clock
+        # Threads that a store keeps waiting copy nothing out of memory: so those who do are others.
+        self._copiers = ThreadPoolExecutor(_COPIERS, "tier-copy")
         self._readers = ThreadPoolExecutor(_READERS, "tier-read")
         self._writers = ThreadPoolExecutor(_WRITERS, "tier-write")
         self._keeper = ThreadPoolExecutor(1, "tier-keep")
@@ -76,7 +79,8 @@ class PageTiers:
 
     def load(self, chain: Sequence[PageId], start: int, salt: bytes) -> PagesLoading:
         def read(page: PageId, parent: PageId) -> "asyncio.Future[Found]":
-            return self._in(self._readers, lambda: self._get(page, parent, salt))
+            near = self._host is not None and page in self._host
+            return self._in(self._copiers if near else self._readers, lambda: self._get(page, parent, salt))
 
         return PagesLoading(chain, start, read, self._window, _AHEAD, self._settings.patience_s, self._slow)
 
@@ -114,7 +118,7 @@ class PageTiers:
                 await asyncio.to_thread(self._shut)
 
     def _shut(self) -> None:
-        for threads in (self._readers, self._writers, self._keeper):
+        for threads in (self._copiers, self._readers, self._writers, self._keeper):
             threads.shutdown(cancel_futures=True)
 
     async def _keep(self, cold: ColdTier) -> None:

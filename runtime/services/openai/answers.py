@@ -64,7 +64,8 @@ class Tally:
         self._completion += len(delta.tokens)
         self._attempts = delta.attempt
         self._handoffs.add(delta)
-        self._why = delta.why or self._why
+        if delta.handoff is not None:
+            self._why = delta.why
 
     def usage(self, *others: "Tally") -> Json:
         """With those of the `others` that answer the same prompt, which counts once."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from runtime.domain.steps import Frame
 from runtime.errors import Unavailable
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import Listed, Objects, StoredObjects, open_objects
+from runtime.kv.tiers.pages import PageCodec
 from tests.kv.tiers.conftest import OpenStore, S3Server
-from tests.kv.tiers.pages import CODEC, OTHER_SALT, SALT, SEALED_BYTES, frame, ident, parent, payload, wanted
+from tests.kv.tiers.pages import CODEC, OTHER_SALT, SALT, SEALED_BYTES, SPEC, frame, ident, parent, payload, wanted
 
 LARGE, LONG_S = 1 << 30, 3600.0
 
@@ -237,6 +239,22 @@ def test_what_was_not_used_for_long_is_collected_whatever_model_it_was_of(tmp_pa
     assert ident(0) in cold, "it is used here"
     assert ident(1) not in cold
     assert not old.exists()
+
+
+def test_workers_of_two_data_types_share_a_store_and_each_knows_its_own_pages(tmp_path: Path) -> None:
+    half = PageCodec(replace(SPEC, dtype="bfloat16"))
+    other = ColdTier(folder(tmp_path), half, LARGE, LONG_S, lambda: 0.0)
+    cold = tier(folder(tmp_path), capacity_bytes=round(2.4 * SEALED_BYTES))
+    write(cold, 0)
+    other.write(Frame(ident(0), 0, SPEC.page_tokens, payload(0)[: half.spec.page_bytes]), wanted(0))
+    for codec in (CODEC, half):
+        again = ColdTier(folder(tmp_path), codec, LARGE, LONG_S, lambda: 0.0)
+        again.keep()
+        assert ident(0) in again
+        assert again.report().pages == 1
+    write(cold, 1)
+    cold.keep()
+    assert len(files(tmp_path)) == 2, "of whatever type, it counts"
 
 
 def test_what_is_written_while_the_store_is_listed_is_not_forgotten(tmp_path: Path) -> None:

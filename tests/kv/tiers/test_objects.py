@@ -1,6 +1,8 @@
 """What a store does, a folder and a bucket alike: whole objects, created once, on its own clock."""
 
+import errno
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,30 @@ def test_what_a_writer_left_that_died_is_not_listed_and_swept_when_it_is_old(tmp
     store.sweep(time.time() + 7200)
     assert not left.exists()
     assert bytes(store.get("model/one")) == b"1"
+
+
+def test_what_is_finished_or_gone_while_it_is_swept_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_objects(str(tmp_path), 1.0)
+    old = tmp_path / "old#1"
+    old.write_bytes(b"hal")
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter([tmp_path / "just renamed#1", old]))
+    store.sweep(time.time() + 7200)
+    assert not old.exists()
+
+
+def test_a_folder_that_fails_while_it_is_swept_is_told_as_any_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Iterator[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+        yield tmp_path
+
+    store = open_objects(str(tmp_path), 1.0)
+    monkeypatch.setattr(Path, "rglob", failing)
+    with pytest.raises(Unavailable, match="Stale"):
+        store.sweep(time.time())
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path) -> None:

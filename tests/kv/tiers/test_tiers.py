@@ -158,6 +158,39 @@ async def test_a_slow_store_is_given_up_in_time_and_left_alone(tmp_path: Path) -
             store.go.set()
 
 
+async def test_nobody_waits_for_a_store_that_hangs_who_finds_his_pages_in_memory(tmp_path: Path) -> None:
+    store, host = Slow(open_objects(str(tmp_path), 5.0)), Arena(CODEC, 1 << 20)
+    cold = cold_tier(store)
+    for number in range(8, 40):
+        cold.write(frame(number), wanted(number))
+    for number in range(4):
+        host.put(frame(number))
+    async with behind(host, cold) as pool:
+        hanging = pool.tiers.load(chain(40), 8, SALT)
+        try:
+            await until(lambda: store.reading == 4)
+            async with asyncio.timeout(2.5):
+                assert await loaded(pool.tiers, 4) == [(number, Tier.HOST) for number in range(4)]
+        finally:
+            store.go.set()
+            hanging.close()
+
+
+async def test_whoever_is_cancelled_while_a_page_is_read_is_cancelled(tmp_path: Path) -> None:
+    store = Slow(open_objects(str(tmp_path), 5.0))
+    cold = cold_tier(store)
+    cold.write(frame(0), wanted(0))
+    async with behind(cold=cold) as pool, asyncio.TaskGroup() as group:
+        waiting = group.create_task(loaded(pool.tiers, 1))
+        try:
+            await until(lambda: store.reading == 1)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+        finally:
+            store.go.set()
+
+
 async def test_reading_begins_before_there_is_room_but_not_all_of_it(tmp_path: Path) -> None:
     store = Slow(open_objects(str(tmp_path), 5.0))
     cold = cold_tier(store)

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from runtime.errors import DataCorrupt
 from runtime.services.openai.responses.schema import PLAIN_TEXT, ResponseRequest
 
 
@@ -45,6 +46,9 @@ def memo_of(asked: ResponseRequest, created: int) -> Memo:
 
 
 def unpack_memo(packed: bytes) -> Memo:
-    """A field that only a newer Baton knows is left out."""
-    told = json.loads(packed) if packed else {}
-    return Memo(**{name: value for name, value in told.items() if name in Memo.__dataclass_fields__})
+    """A field that only a newer Baton knows is left out. Raises `DataCorrupt`."""
+    try:
+        told = json.loads(packed) if packed else {}
+        return Memo(**{name: value for name, value in told.items() if name in Memo.__dataclass_fields__})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataCorrupt("what the response's request said cannot be read") from error
