@@ -224,7 +224,8 @@ class SqlSessionStore:
                 self._bells.ring(session)
                 swept.append(session)
         if swept:
-            await self._database.scrub()
+            with suppress(Unavailable):
+                await self._database.scrub()
         return tuple(swept)
 
     def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
