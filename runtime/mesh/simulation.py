@@ -63,8 +63,9 @@ def play(seed: int, *, tracing: bool = False) -> tuple[Failure | None, list[str]
     """Play one seed. Logs are off meanwhile: the trace says more, and in order. So is the collector of garbage, which
     ends forgotten generators when it likes."""
     trial = Trial(seed, tracing=tracing)
-    logging.disable(logging.CRITICAL)
     gc.disable()
+    # Logging holds its lock meanwhile: a collection within could end what waits for a thread that waits for the lock.
+    logging.disable(logging.CRITICAL)
     errors: list[BaseException] = []
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         try:
@@ -72,8 +73,8 @@ def play(seed: int, *, tracing: bool = False) -> tuple[Failure | None, list[str]
         except (Stalled, BaseExceptionGroup) as failed:
             errors += [*trial.world.failures, *flatten(failed)]
         finally:
-            gc.enable()
             logging.disable(logging.NOTSET)
+            gc.enable()
     trace = trial.world.trace or []
     if not errors:
         return None, trace
