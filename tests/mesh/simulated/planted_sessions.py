@@ -12,6 +12,7 @@ from runtime.domain.membership import Belief
 from runtime.domain.messages import View
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import Halt, Progress, TurnRecord, TurnStatus
+from runtime.domain.spending import Amounts
 from runtime.errors import BatonError, StaleAttempt, Unavailable
 from runtime.ids import GatewayId, TurnId
 from runtime.roles.decode import DecodeRole
@@ -144,10 +145,10 @@ def fenced_owner_that_still_emits(patch: Patch) -> None:
     """Refused by the store, it gives out what it could not write."""
     original = st.SessionTurn.on
 
-    def on(self: st.SessionTurn, event: st.SessionTurnEvent) -> list[st.SessionTurnCommand]:
+    def on(self: st.SessionTurn, event: st.SessionTurnEvent, ran: Amounts | None = None) -> list[st.SessionTurnCommand]:
         if isinstance(event, st.Fenced) and not self.over and self._writing is not None:
-            return original(self, st.Stored())
-        return original(self, event)
+            return original(self, st.Stored(), ran)
+        return original(self, event, ran)
 
     patch.setattr(st.SessionTurn, "on", on)
 
