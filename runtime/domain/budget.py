@@ -14,7 +14,8 @@ class StepBudget:
     """`step_tokens` bounds every step; `itl_s`, and less than twice what decoding takes alone, bound the seconds of one
     in which sequences decode; None for neither.
 
-    A prefill always goes on, by `least_tokens` a step at the least, however late the decoding ones are for it.
+    A prefill goes on by `least_tokens` a step at the least, however late the decoding ones are for it, unless these are
+    as many as the step has tokens.
     """
 
     def __init__(self, step_tokens: int, itl_s: float | None, least_tokens: int) -> None:

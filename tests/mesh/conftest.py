@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.store.servers import can_run, empty, postgres
+from tests.store.servers import empty, postgres
 
 
 @pytest.fixture(scope="module")
 def postgres_server() -> Iterator[str]:
     """The DSN of a PostgreSQL server."""
-    if not can_run():
-        pytest.skip("there is no PostgreSQL here: initdb and pg_ctl are not on the PATH")
-    pytest.importorskip("asyncpg")
     with postgres() as dsn:
         yield dsn
 

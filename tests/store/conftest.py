@@ -10,7 +10,7 @@ from runtime.store.content import OF_A_SESSION
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from runtime.store.transaction import Database, Transaction
-from tests.store.servers import can_run, empty, postgres
+from tests.store.servers import empty, postgres
 from tests.store.talking import MASTER
 
 Execute = Callable[[str], Awaitable[int]]
@@ -20,9 +20,6 @@ Rows = Callable[[], Awaitable[dict[str, int]]]
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The DSN of a PostgreSQL server."""
-    if not can_run():
-        pytest.skip("there is no PostgreSQL here: initdb and pg_ctl are not on the PATH")
-    pytest.importorskip("asyncpg")
     with postgres() as dsn:
         yield dsn
 

@@ -21,7 +21,7 @@ from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.scale import scaled
-from tests.store.servers import can_run, empty, postgres
+from tests.store.servers import empty, postgres
 from tests.store.talking import MASTER, TENANT, enqueued, key, record, session
 
 T = TypeVar("T")
@@ -350,9 +350,6 @@ def test_sqlite_is_like_the_model() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_postgres_is_like_the_model() -> None:
-    if not can_run():
-        pytest.skip("there is no PostgreSQL here: initdb and pg_ctl are not on the PATH")
-    pytest.importorskip("asyncpg")
     from runtime.store.postgres import PostgresDatabase
 
     with postgres() as dsn:

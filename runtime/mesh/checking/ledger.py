@@ -94,8 +94,8 @@ class Ledger:
             noting = _Noting(tx)
             result = await work(noting)
             tables = {name: await _read(tx, name) for name in _WATCHED if name in noting.touched}
-            wrote = isinstance(claim, Write) and noting.touched
-            return result, Effects(tables, await _progress(tx, claim.turn) if wrote else None)  # type: ignore[union-attr]
+            progress = await _progress(tx, claim.turn) if isinstance(claim, Write) and noting.touched else None
+            return result, Effects(tables, progress)
 
         return both
 

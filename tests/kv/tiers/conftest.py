@@ -120,6 +120,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip(
+            f"a small disk needs a tmpfs, and mounting one is not allowed here: {mounted.stderr.decode().strip()}"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
