@@ -166,7 +166,7 @@ class CostRouter:
             return replace(loaded, reason=Reason.UNMEASURED)
         weighed = self._weigh(asked, now)
         chosen = self._choose(weighed)
-        costs = tuple(self._ways(weighed))
+        costs = () if chosen is None else tuple(self._ways(weighed, chosen))
         if self._alike and len(asked.tokens) < _SHORT:
             return Explained(loaded.worker, Reason.SHORT, costs)
         return Explained(None if chosen is None else self._decode.workers[chosen].id, Reason.COST, costs)
@@ -179,12 +179,16 @@ class CostRouter:
         equal = np.flatnonzero(weighed.total <= least + _TIE)
         return int(equal[self._turn % len(equal)])
 
-    def _ways(self, weighed: _Weighed) -> list[Estimate]:
-        order = [int(each) for each in np.argsort(weighed.total, kind="stable")[:_TOLD] if weighed.total[each] < np.inf]
-        ways = [self._estimate(weighed, each, local=True) for each in order]
-        if len(weighed.best):
-            ways += [self._estimate(weighed, each, local=False) for each in order]
-        return sorted(ways, key=lambda way: way.total_ms)
+    def _ways(self, weighed: _Weighed, chosen: int) -> list[Estimate]:
+        """The cheapest first; the chosen worker's before those of its equals."""
+        finite = (
+            int(each) for each in np.argsort(weighed.total, kind="stable")[:_TOLD] if weighed.total[each] < np.inf
+        )
+        order = [chosen, *(each for each in finite if each != chosen)]
+        by = (True, False) if len(weighed.best) else (True,)
+        ways = [self._estimate(weighed, each, local=local) for each in order for local in by]
+        equal = min(way.total_ms for way in ways) + _TIE
+        return sorted(ways, key=lambda way: max(way.total_ms, equal))
 
     def _weigh(self, asked: Asked, now: float) -> _Weighed:
         decode, n = self._decode, len(asked.tokens)

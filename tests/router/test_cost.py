@@ -181,11 +181,12 @@ def test_an_explanation_names_everybody_by_each_way_the_best_first_and_places_no
     assert (told.worker, told.reason) == (route.worker.id, Reason.COST)
 
 
-def test_an_explanation_names_the_one_of_equals_whose_turn_it_is() -> None:
-    made = router(decode("a"), decode("b"), decode("c"))
-    for _ in range(4):
-        said = made.explain(asked(100), 0.0).worker
-        assert said == placed(made, 100).worker.id
+@pytest.mark.parametrize("others", [2, 400])
+def test_an_explanation_names_the_one_of_equals_whose_turn_it_is_and_shows_it_first(others: int) -> None:
+    made = router(decode("a"), *(decode(f"b{n}") for n in range(others)), prefill("p"))
+    for _ in range(others + 2):
+        said = made.explain(asked(1000), 0.0)
+        assert said.worker == placed(made, 1000).worker.id == said.costs[0].worker
 
 
 def test_an_explanation_leaves_out_who_is_excluded() -> None:
