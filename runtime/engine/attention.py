@@ -14,8 +14,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from runtime.engine.kernels.library import Kernels, Rows
 from runtime.engine.kv_tensors import StepKV
+from runtime.engine.packing import multiplies_bfloat16_fast
 from runtime.engine.paging import DecodeGroup, PackedStep, PrefillSpan
+from runtime.engine.sharing import rows_of
 from runtime.errors import ModelError
 
 ATTENTION = "baton_paged"
@@ -43,11 +46,15 @@ class Attention(Protocol):
 
 
 class StepAttention:
-    """The attention of one packed step over `kv`, for all layers."""
+    """The attention of one packed step over `kv`, for all layers; of decode rows by `kernels` where they are given."""
 
-    def __init__(self, step: PackedStep, kv: StepKV) -> None:
+    def __init__(self, step: PackedStep, kv: StepKV, kernels: Kernels | None = None) -> None:
         self._step = step
         self._kv = kv
+        self._kernels = kernels
+        self._rows: dict[DecodeGroup, Rows] = {}
+        # Long products are made in float32 where that takes less time.
+        self._widens = kv.device.type == "cpu" and not multiplies_bfloat16_fast()
         self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor | None] = {}
 
     def attend(
@@ -68,12 +75,17 @@ class StepAttention:
 
     def _decode(self, group: DecodeGroup, queries: torch.Tensor, layer: int, scoring: Scoring) -> torch.Tensor:
         """The query heads that share a key head stand where a longer query would have its tokens."""
+        if self._kernels is not None and (lying := self._kv.lying(layer)) is not None:
+            if group not in self._rows:
+                self._rows[group] = rows_of(group)
+            rows = self._rows[group]
+            return self._kernels.attend(queries, lying, rows, scoring.scaling, scoring.window, scoring.softcap)
         count, _, head_dim = queries.shape
         pages = self._kv.read(layer, group.pages)
         heads_first = (page.view(count, -1, *page.shape[2:])[:, : group.tokens].transpose(1, 2) for page in pages)
         keys, values = heads_first
         shared = queries.view(count, keys.shape[1], -1, head_dim)
-        return _attend(shared, keys, values, self._mask(group, queries.dtype, scoring), scoring).flatten(1, 2)
+        return dense_attention(shared, keys, values, self._mask(group, queries.dtype, scoring), scoring).flatten(1, 2)
 
     def _past(self, span: PrefillSpan, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the span's own rows and of all before them, `[length, kv_heads, head_dim]`."""
@@ -84,9 +96,10 @@ class StepAttention:
         self, span: PrefillSpan, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         plain = span.plainly_causal(scoring.window) and scoring.softcap is None
-        mask = None if plain else self._mask(span, queries.dtype, scoring)
-        queries, keys, values = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
-        return _attend(queries, keys, values, mask, scoring, causal=plain)[0].transpose(0, 1)
+        dtype = torch.float32 if self._widens else queries.dtype
+        mask = None if plain else self._mask(span, dtype, scoring)
+        queries, keys, values = (tensor.to(dtype).transpose(0, 1)[None] for tensor in (queries, keys, values))
+        return dense_attention(queries, keys, values, mask, scoring, causal=plain)[0].transpose(0, 1)
 
     def _mask(self, part: DecodeGroup | PrefillSpan, dtype: torch.dtype, scoring: Scoring) -> torch.Tensor | None:
         key = (part, scoring.window)
@@ -95,7 +108,7 @@ class StepAttention:
         return self._masks[key]
 
 
-def _attend(
+def dense_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

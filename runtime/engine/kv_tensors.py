@@ -40,6 +40,9 @@ class StepKV(Protocol):
 
     def read(self, layer: int, pages: PageList) -> tuple[torch.Tensor, torch.Tensor]: ...
 
+    def lying(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """None where pages lie in another way than in `KVTensors`."""
+
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]: ...
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None: ...
@@ -90,6 +93,10 @@ class KVTensors:
         own_keys, own_values = self._slots[layer]
         own_keys.index_copy_(0, slots, keys)
         own_values.index_copy_(0, slots, values)
+
+    def lying(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all pages where they lie, each `[pages, page_tokens, kv_heads, head_dim]`."""
+        return self._pages[layer]
 
     def read(self, layer: int, pages: PageList) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `pages`, each `[n, page_tokens, kv_heads, head_dim]`, to be used before the next `read`.

@@ -68,6 +68,9 @@ class LaidKV:
         """Store `[n, kv_heads, head_dim]` keys and values at `slots`, `[n]` int64: page * page_tokens + offset."""
         self._layers[layer].scatter(*self._places(slots), torch.stack((keys, values)))
 
+    def lying(self, layer: int) -> None:
+        """Nothing here lies as the pages of a `KVTensors` do."""
+
     def read(self, layer: int, pages: PageList) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of `pages`, each `[n, page_tokens, kv_heads, head_dim]`."""
         found = self._layers[layer].gather(*self._places(self._slots(pages.numbers)))

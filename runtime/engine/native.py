@@ -15,7 +15,9 @@ from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore, SampleRow
+from runtime.engine.fusing import fuse
 from runtime.engine.grammar import Grammars
+from runtime.engine.kernels.library import kernels
 from runtime.engine.kv_tensors import DTYPES, StepKV
 from runtime.engine.laid_kv import OWN_FORM, PoolForm, pool_of
 from runtime.engine.memory import check_fits, free_bytes, room_of
@@ -120,8 +122,11 @@ def _whole(checkpoint: Checkpoint, kv: StepKV, spare: int, *, quantized: bool) -
     model = load_model(checkpoint, DTYPES[kv.spec.dtype], ATTENTION)
     if quantized:
         quantize_linears(model.base_model)
-    pack_linears(model, spare)
-    runner = TorchRunner(model, kv)
+    own = kernels()
+    pack_linears(model, spare, own)
+    if own is not None:
+        fuse(model, DTYPES[kv.spec.dtype], own)
+    runner = TorchRunner(model, kv, own)
     runner.probe()
     return runner
 

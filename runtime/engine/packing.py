@@ -1,18 +1,21 @@
 """A model's linear layers with their weights laid out for this CPU once, instead of anew in every product.
 
 One row waits for the weights to be read: packed ones are read 1.5 times faster. Many rows wait for arithmetic, and
-without AMX float32 multiplies twice as fast as bfloat16; where memory allows, bfloat16 layers are kept in both forms
-there. Layers that multiply the same input are one product: each product waits for all threads. (`baton bench engine` on
-two cores of a Xeon with avx512_bf16 and without AMX.)
+without AMX float32 multiplies twice as fast as bfloat16: there our own kernel reads the one and computes in the other;
+where it is missing, bfloat16 layers are kept in both forms if memory allows. Layers that multiply one input are one
+product: each product waits for all threads. (`baton bench engine` on two cores of a Xeon with avx512_bf16 and without
+AMX.)
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from runtime.engine.kernels.library import Kernels, TiledWeights
 
 # Up to here reading the weights takes longer than multiplying with them.
 _FEW_ROWS = 32
@@ -42,6 +45,21 @@ class PackedLinear(nn.Module):
         return packed(rows).to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
+class TiledLinear(nn.Module):
+    """The same in bfloat16 by a kernel of our own, from one form of the weights for any number of rows."""
+
+    def __init__(self, *linears: nn.Linear, kernels: Kernels) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linears[0].in_features, sum(each.out_features for each in linears)
+        weight = torch.cat([each.weight.detach() for each in linears])
+        self._weights = TiledWeights.of(weight, joined_bias(linears, torch.float32))
+        self._kernels = kernels
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        product = self._kernels.product(inputs.reshape(-1, self.in_features), self._weights)
+        return product.view(*inputs.shape[:-1], self.out_features)
+
+
 class SharedProduct:
     """The product of layers that are given the same input: the first to be called computes it for all.
 
@@ -49,7 +67,7 @@ class SharedProduct:
     """
 
     def __init__(self, whole: nn.Module, sizes: Sequence[int]) -> None:
-        self._whole = whole
+        self.whole = whole
         self._sizes = list(sizes)
         self._inputs: torch.Tensor | None = None
         self._parts: dict[int, torch.Tensor] = {}
@@ -58,7 +76,7 @@ class SharedProduct:
         """What the layer number `member` makes of the inputs."""
         if inputs is not self._inputs or member not in self._parts:
             self._inputs = inputs
-            self._parts = dict(enumerate(self._whole(inputs).split(self._sizes, -1)))
+            self._parts = dict(enumerate(self.whole(inputs).split(self._sizes, -1)))
         part = self._parts.pop(member)
         if not self._parts:
             self._inputs = None
@@ -70,10 +88,10 @@ class ProductPart(nn.Module):
 
     def __init__(self, product: SharedProduct, member: int) -> None:
         super().__init__()
-        self._product, self._member = product, member
+        self.product, self._member = product, member
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self._product.part(self._member, inputs)
+        return self.product.part(self._member, inputs)
 
 
 class _Packed:
@@ -97,14 +115,17 @@ def joined_bias(linears: Sequence[nn.Linear], dtype: torch.dtype) -> torch.Tenso
     return torch.cat(present) if present else None
 
 
-def pack_linears(model: nn.Module, free: int) -> None:
+def pack_linears(model: nn.Module, free: int, kernels: Kernels | None = None) -> None:
     """Replace, in place, every plain linear layer of a model on the CPU that is not trained any more.
 
-    `free` are bytes of memory that nobody needs; no more than a quarter of them is taken.
+    `free` are bytes of memory that nobody needs; no more than a quarter of them is taken. `kernels` multiply what they
+    multiply faster.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    replace_linears(model, partial(PackedLinear, widened=_widens(model, free)))
+    slow = {each.weight.dtype for each in model.modules() if type(each) is nn.Linear} == {torch.bfloat16}
+    if kernels is not None and slow and not multiplies_bfloat16_fast():
+        replace_linears(model, partial(TiledLinear, kernels=kernels))
+    elif torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        replace_linears(model, partial(PackedLinear, widened=_widens(model, free)))
 
 
 def replace_linears(model: nn.Module, make: Callable[..., nn.Module]) -> None:
@@ -135,6 +156,7 @@ def _widens(model: nn.Module, free: int) -> bool:
     return 0 < weights * torch.float32.itemsize <= _WIDE_SHARE * free and not multiplies_bfloat16_fast()
 
 
+@cache
 def multiplies_bfloat16_fast() -> bool:
     """Whether this CPU has a unit for it."""
     try:

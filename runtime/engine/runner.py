@@ -9,14 +9,16 @@ from transformers import PreTrainedModel
 from runtime.domain.pages import pages_for
 from runtime.domain.steps import Chunk
 from runtime.engine.attention import StepAttention, attending
+from runtime.engine.kernels.library import Kernels
 from runtime.engine.kv_tensors import StepKV
 from runtime.engine.paging import CACHE_BYTES, pack
 from runtime.engine.probing import probe
 from runtime.errors import ModelError
 from runtime.ids import SequenceId
 
-# What an accelerator may gather for the decode rows of one layer: launches cost more than memory.
-_DEVICE_BYTES = 1 << 30
+# What the decode rows of one layer may attend to together where that costs no cache: on an accelerator, whose launches
+# cost more than its memory, and where pages are read where they lie.
+_MOST_BYTES = 1 << 30
 
 
 class PoolPages(Protocol):
@@ -41,12 +43,15 @@ class Runner(Protocol):
 
 class TorchRunner:
     """Operation by operation, on the device of the model and of its `kv`. `model` must have been loaded with the
-    attention implementation `ATTENTION`."""
+    attention implementation `ATTENTION`. On the CPU `kernels` do what they know to do of its attention."""
 
-    def __init__(self, model: PreTrainedModel, kv: StepKV) -> None:
+    def __init__(self, model: PreTrainedModel, kv: StepKV, kernels: Kernels | None = None) -> None:
         self.kv = kv
         self._model = model
-        self._group_bytes = CACHE_BYTES if kv.device.type == "cpu" else _DEVICE_BYTES
+        lying = None if kernels is None else kv.lying(0)
+        self._kernels = kernels if lying is not None and Kernels.attends(lying) else None
+        gathers = kv.device.type == "cpu" and self._kernels is None
+        self._group_bytes = CACHE_BYTES if gathers else _MOST_BYTES
         self._vocab: int = model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
@@ -57,7 +62,7 @@ class TorchRunner:
             step = step.on(kv.device)
         kv.clear(step.opened)
         inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
-        with attending(StepAttention(step, kv)):
+        with attending(StepAttention(step, kv, self._kernels)):
             if len(step.sampled):
                 logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits
                 return logits[0].float()

@@ -12,7 +12,14 @@ _OPEN_FILES = 65_536
 
 
 def check_machine(node: Node) -> list[Finding]:
-    return [_processors(node), _memory(node), _shared_memory(node), _open_files(node), _locked_memory(node)]
+    return [
+        _processors(node),
+        _memory(node),
+        _shared_memory(node),
+        _open_files(node),
+        _locked_memory(node),
+        _compiler(node),
+    ]
 
 
 def _processors(node: Node) -> Finding:
@@ -55,6 +62,14 @@ def _locked_memory(node: Node) -> Finding:
         limit if not limit.isdigit() else f"{int(limit) // 1024} KiB",
         "" if enough else "only EFA and other RDMA need it: ulimit -l unlimited, or LimitMEMLOCK of the service",
     )
+
+
+def _compiler(node: Node) -> Finding:
+    told = node.run(("cc", "--version")) or node.run(("gcc", "--version"))
+    if told:
+        return Finding(AREA, "C compiler", Level.GOOD, told.splitlines()[0])
+    remedy = "without it the engine is slower on a CPU: apt-get install gcc libc6-dev"
+    return Finding(AREA, "C compiler", Level.LOW, "none", remedy)
 
 
 def _limit(node: Node, name: str) -> str:

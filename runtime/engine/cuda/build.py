@@ -8,6 +8,7 @@ from runtime.domain.batching import Limits
 from runtime.domain.pool_size import Room
 from runtime.engine.attention import ATTENTION
 from runtime.engine.core import EngineCore
+from runtime.engine.cuda.graphs import CudaRecorder, GraphedRunner
 from runtime.engine.cuda.kv import DeviceKV
 from runtime.engine.kv_tensors import DTYPES
 from runtime.engine.memory import check_fits, room_of
@@ -52,6 +53,9 @@ def build_on_device(
     tokenizer = Tokenizer(settings.path)
     model = load_model(checkpoint, DTYPES[settings.dtype], ATTENTION)
     model.to(device)  # type: ignore[arg-type]  # its decorator hides what it takes
-    runner = TorchRunner(model, DeviceKV(spec, count, device))
-    runner.probe()
+    kv = DeviceKV(spec, count, device)
+    plain = TorchRunner(model, kv)
+    plain.probe()
+    graphed = device.type == "cuda"
+    runner = GraphedRunner(plain, model, kv, CudaRecorder(), limits.max_running) if graphed else plain
     return engine_core(spec, count, limits, NativeCompute(runner), tokenizer)

@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 from runtime.domain.spec import ModelSpec
 from runtime.engine.attention import ATTENTION
+from runtime.engine.fusing import fuse
+from runtime.engine.kernels.library import kernels
 from runtime.engine.kv_tensors import DTYPES
 from runtime.engine.laid_kv import OWN_FORM, PoolForm, pool_of
 from runtime.engine.packing import pack_linears
@@ -58,9 +60,12 @@ def join_rank(plan: RankPlan, model: PreTrainedModel, group: Group) -> TorchRunn
     Raises `EngineFailed` when one is gone, and `ModelError` when they do not agree on what comes out.
     """
     sum_over(model, group)
-    pack_linears(model, plan.spare)
+    own = kernels()
+    pack_linears(model, plan.spare, own)
+    if own is not None:
+        fuse(model, DTYPES[plan.spec.dtype], own)
     spec = replace(plan.spec, kv_heads=plan.share.kv.held)
-    runner = TorchRunner(model, pool_of(spec, plan.pages, plan.form))
+    runner = TorchRunner(model, pool_of(spec, plan.pages, plan.form), own)
     ends: list[torch.Tensor] = []
     watching = model.base_model.register_forward_hook(lambda _, __, output: ends.append(output.last_hidden_state))
     try:

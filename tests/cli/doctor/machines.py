@@ -36,6 +36,7 @@ _PROGRAMS = {
     "nvidia-smi": "NVIDIA H200, 143771 MiB\n",
     "fi_info --version": "fi_info: 2.1.0\nlibfabric: 2.1.0amzn1.0\nlibfabric api: 2.1\n",
     "fi_info -p": "provider: efa\n",
+    "gcc --version": "gcc (Debian) 12.2.0\nCopyright\n",
 }
 _WHEEL = [".nixl_cu12.mesonpy.libs/plugins/libplugin_UCX.so", "nixl_cu12/__init__.py"]
 

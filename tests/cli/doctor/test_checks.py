@@ -16,6 +16,7 @@ def test_a_machine_is_told_by_its_processors_memory_and_limits(tmp_path: Path) -
     assert found["processors"].found == "4 x A processor"
     assert found["memory"].found == "16.0 GiB, 8.0 of them available"
     assert found["open files"].found == "1048576"
+    assert found["C compiler"].found == "gcc (Debian) 12.2.0"
     assert {finding.level for finding in found.values()} == {Level.GOOD}
 
 
@@ -35,6 +36,7 @@ def test_an_empty_machine_breaks_no_check(tmp_path: Path) -> None:
     found = [*check_machine(node), *check_accelerators(node), *check_libraries(node)]
     lacking = {finding.name for finding in found if finding.level is Level.MISSING}
     assert {"shared memory", "NVIDIA", "Neuron", "EFA", "libfabric", "torch", "nixl"} <= lacking
+    assert {finding.name for finding in found if finding.level is Level.LOW} >= {"C compiler"}
     assert all(finding.remedy for finding in found if finding.level is Level.MISSING and finding.name != "NVIDIA")
 
 
