@@ -86,7 +86,9 @@ def _gated(module: nn.Module, kernels: Kernels) -> list[tuple[int, _Forward]]:
 
     def gated(*, smooth: bool) -> _Forward:
         def forward(inputs: torch.Tensor) -> torch.Tensor:
-            output: torch.Tensor = module.down_proj(kernels.gate(both(inputs), smooth=smooth))
+            last = module._modules[_DOWN]
+            assert last is not None
+            output: torch.Tensor = last(kernels.gate(both(inputs), smooth=smooth))
             return output
 
         return forward

@@ -36,10 +36,10 @@ class CudaRecorder:
     """Of the current GPU. All graphs share their memory, as only one of them runs at a time."""
 
     def __init__(self) -> None:
-        self._memory = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._memory = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(_WARMING):
@@ -66,7 +66,7 @@ class _Numbers:
     @staticmethod
     def on(device: torch.device, rows: int, pages: int) -> "_Numbers":
         numbers = torch.zeros(rows * (4 + pages), dtype=torch.int64, device=device)
-        ids, positions, slots, lengths, tables = numbers.split([rows] * 4 + [rows * pages])
+        ids, positions, slots, lengths, tables = torch.split(numbers, [rows] * 4 + [rows * pages])
         return _Numbers(numbers, ids, positions, slots, lengths, tables.view(rows, pages))
 
     def fill(self, step: PackedStep, zero_page: int) -> None:

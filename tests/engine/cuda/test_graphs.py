@@ -64,7 +64,7 @@ def graphed(path: Path, device: torch.device, recorder: Recorder, most_rows: int
     opened = open_checkpoint(path)
     spec = spec_of(opened, NativeSettings("tiny", path, "float32", 32, 1))
     model, kv = load_model(opened, torch.float32, ATTENTION), DeviceKV(spec, PAGES, device)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # its decorator hides what it takes
     runner = GraphedRunner(TorchRunner(model, kv), model, kv, recorder, most_rows)
     return engine_core(spec, PAGES, Limits(96, 8), NativeCompute(runner), Tokenizer(path)), kv
 
