@@ -52,6 +52,9 @@ class Timed:
 
 def main() -> None:
     plan = json.loads(sys.argv[1])
+    # Whatever vLLM and its processes print goes where errors go: the answer stands alone.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     timed = Timed(plan)
     timed.generate_s(plan["context"], 2)
     first_ms: dict[str, list[float]] = {str(tokens): [] for tokens in plan["prompts"]}
@@ -61,7 +64,8 @@ def main() -> None:
             first_ms[str(tokens)].append(timed.generate_s(tokens, 1) * 1000)
         times["itl_ms"].append(timed.decode_s(1) * 1000)
         times["tokens_per_s"].append(plan["batch"] / timed.decode_s(plan["batch"]))
-    sys.stdout.write("\n" + json.dumps(times))
+    with answer:
+        answer.write("\n" + json.dumps(times) + "\n")
 
 
 if __name__ == "__main__":
