@@ -110,11 +110,11 @@ async def test_a_response_that_was_tried_twice_is_deleted_with_both_tries(api: A
     for patience in (500, 2000, 8000):
         late = {"x-baton-deadline-ms": str(patience)}
         with pytest.raises(openai.InternalServerError):
-            await once.responses.create(**asked | {"seed": patience}, extra_headers=late)  # type: ignore[call-overload]
+            await once.responses.create(**asked | {"user": str(patience)}, extra_headers=late)  # type: ignore[call-overload]
         if api.rows()["turns"]:
             break
     made = await once.responses.create(  # type: ignore[call-overload]
-        **asked | {"seed": patience}, extra_headers={"x-stainless-retry-count": "1"}
+        **asked | {"user": str(patience)}, extra_headers={"x-stainless-retry-count": "1"}
     )
     assert (api.rows()["sessions"], api.rows()["turns"]) == (1, 2)
     await once.responses.delete(made.id)
