@@ -93,7 +93,7 @@ async def test_who_expects_another_head_is_refused(api: Api) -> None:
     assert (await api.user.branch(session)).head == second
 
 
-HELLO = {"role": "user", "content": "Hello."}
+HELLO: dict[str, object] = {"role": "user", "content": "Hello."}
 BAD: dict[str, tuple[int, str, list[dict[str, object]]]] = {
     "a NUL": (400, "messages[0].content", [{"role": "user", "content": "a\0b"}]),
     "a message too large": (413, "messages[1].content", [HELLO, {"role": "user", "content": "x" * ((1 << 20) + 1)}]),

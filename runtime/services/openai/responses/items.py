@@ -98,16 +98,18 @@ class SaidResult(_OfCall):
         return Item(TOOL, "".join(part.text for part in self.output), call=self.call_id)
 
 
-_CLASSES = {"function_call": SaidCall, "function_call_output": SaidResult}
+_CLASSES: dict[str, type[SaidMessage] | type[SaidCall] | type[SaidResult]] = {
+    "message": SaidMessage,
+    "function_call": SaidCall,
+    "function_call_output": SaidResult,
+}
 Said = SaidMessage | SaidCall | SaidResult
 
 
 def _read_item(value: object) -> Said:
     """By its type; without one it is a message."""
     kind = value.get("type") if isinstance(value, dict) else None
-    known = _CLASSES.get(kind, SaidMessage) if isinstance(kind, str) else SaidMessage
-    read: Said = known.model_validate(value)
-    return read
+    return _CLASSES.get(kind if isinstance(kind, str) else "message", SaidMessage).model_validate(value)
 
 
 def _read_items(value: object) -> object:

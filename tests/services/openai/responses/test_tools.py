@@ -27,7 +27,7 @@ WEATHER: dict[str, Any] = {
 PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 ROME = PARIS.replace("Paris", "Rome")
 BOTH = f"Let me look.\n{PARIS}\n{ROME}"
-USER = {"role": "user", "content": "How is it?"}
+USER: dict[str, object] = {"role": "user", "content": "How is it?"}
 
 
 def saying(text: str, **more: object) -> dict[str, Any]:
@@ -215,13 +215,13 @@ async def test_a_history_that_is_sent_along_needs_no_response_before(api: Api) -
             "function": {"name": call.name, "arguments": json.loads(call.arguments)},
         }
 
+    def brought(call: ResponseFunctionToolCall) -> dict[str, object]:
+        return {"role": "tool", "content": "Sunny.", "tool_call_id": call.call_id, "name": "weather"}
+
     messages: list[dict[str, object]] = [
         USER,
         {"role": "assistant", "content": "Let me look.", "tool_calls": [called(call) for call in calls(one)]},
-        *(
-            {"role": "tool", "content": "Sunny.", "tool_call_id": call.call_id, "name": "weather"}
-            for call in calls(one)
-        ),
+        *map(brought, calls(one)),
         {"role": "user", "content": "So?"},
     ]
     function = {name: WEATHER[name] for name in ("name", "description", "parameters")}
@@ -231,7 +231,7 @@ async def test_a_history_that_is_sent_along_needs_no_response_before(api: Api) -
     unstored = await said(api, "Fine.", history, store=False)
     assert unstored.usage is not None
     assert unstored.usage.input_tokens == expected
-    by_hand = [
+    by_hand: list[dict[str, Any]] = [
         USER,
         {"type": "function_call", "call_id": "a", "name": "weather", "arguments": '{"city": "Rome"}'},
         {"type": "function_call_output", "call_id": "a", "output": "Sunny."},
