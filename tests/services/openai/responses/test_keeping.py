@@ -94,7 +94,7 @@ async def test_a_deleted_response_takes_what_was_said_in_it_along(api: Api) -> N
     two = await api.ask("And?", previous_response_id=one.id)
     running = await api.ask("More?", previous_response_id=two.id, background=True, max_output_tokens=LONG)
     aside = await api.ask("Or?", previous_response_id=one.id)
-    for made in (aside, running, two):
+    for made in (aside, two, running):
         await api.client.responses.delete(made.id)
     assert api.rows() | {"notices": 0} == before | {"notices": 0}
     again = await api.ask("And?", previous_response_id=one.id)
