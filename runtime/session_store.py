@@ -36,9 +36,9 @@ class SessionStore(Protocol):
     again is safe. A session of another tenant is `NotFound`, in the same words as one that is not there.
     """
 
-    async def create(self, session: Session, key: Key | None) -> Session:
-        """With its main branch. The same key gives the session that it made; raises `FailedPrecondition` when that
-        was of another request."""
+    async def create(self, session: Session, key: Key | None, said: TurnRecord | None = None) -> Session:
+        """With its main branch, and `said` in it as by `add`. The same key gives the session that it made; raises
+        `FailedPrecondition` when that was of another request."""
 
     async def get(self, tenant: TenantId, session: SessionId) -> tuple[Session, tuple[Branch, ...]]: ...
 
@@ -60,6 +60,11 @@ class SessionStore(Protocol):
 
         Raises `FailedPrecondition` naming `expected_head`, `on_conflict` or `idempotency_key`, `ResourceExhausted` when
         too many wait, and as `begin`."""
+
+    async def open_alone(self, session: Session, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool]:
+        """Make a session and open its first turn, or neither. The same key gives the turn that it opened, or, where
+        that failed and is to be tried anew, opens another in the session that it made. Raises as `create` and
+        `open`."""
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:
         """The queued turn that is next on a branch, if nothing runs there."""
@@ -152,8 +157,8 @@ class SessionStore(Protocol):
         """Replace a session's metadata."""
 
     async def forget(self, tenant: TenantId, turn: TurnId) -> None:
-        """No response any more; its session stays, but for a hidden one that has no other. A turn that is unfinished
-        then is fenced."""
+        """No response any more; its session stays. Of a hidden one goes what no other response stands on, and all of it
+        with the last. A turn that is unfinished then is fenced."""
 
     async def delete(self, tenant: TenantId, session: SessionId) -> None:
         """Forget a session and all of it. Its unfinished turns are fenced."""

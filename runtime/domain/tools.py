@@ -32,7 +32,7 @@ class Tool:
 
     @property
     def for_template(self) -> dict[str, object]:
-        function = {"name": self.name, "description": self.description, "parameters": json.loads(self.parameters)}
+        function = {"name": self.name, "description": self.description, "parameters": _read(self.parameters)}
         return {"type": "function", "function": function}
 
 
@@ -86,7 +86,7 @@ class ToolCall:
     @property
     def for_template(self) -> dict[str, object]:
         """Templates write the arguments themselves."""
-        function = {"name": self.name, "arguments": json.loads(self.arguments)}
+        function = {"name": self.name, "arguments": _read(self.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
@@ -234,6 +234,15 @@ def check_results(results: Sequence[ToolResult], limit: int, most_bytes: int) ->
             raise InvalidArgument(f"{where} is not valid Unicode, or holds a NUL character", field=where)
         if len(result.text.encode()) > most_bytes:
             raise TooLarge(f"{where} is larger than {most_bytes} bytes", field=where)
+
+
+def _read(text: str) -> object:
+    """JSON for a template: half a character, which JSON can spell out and no tokenizer takes, is replaced."""
+    value: object = json.loads(text)
+    if "\\u" in text:
+        halves = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        value = json.loads(halves.decode("utf-16", "replace"))
+    return value
 
 
 def _refuse(constant: str) -> object:

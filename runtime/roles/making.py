@@ -21,6 +21,7 @@ from runtime.domain.spending import Account
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.roles.gateway import ServedModel
+from runtime.roles.rendering import Ready
 
 # As long as OpenAI keeps a response.
 _ALONE_TTL_MS = 30 * 24 * 3600 * 1000
@@ -38,11 +39,11 @@ def fresh_session(
     return Session(ident, tenant, served.spec.name, 0, rerender, metadata, served.tokenizer.vocabulary)
 
 
-def hidden_session(ident: SessionId, tenant: TenantId, served: ServedModel) -> Session:
-    """Of a response that asked for none; it renders anew where the model cannot do without. It goes when nobody went on
-    from any of its responses for 30 days."""
+def hidden_session(ident: SessionId, tenant: TenantId, served: ServedModel, *, tools: bool = False) -> Session:
+    """Of a response that asked for none; it renders anew where the model cannot do without, with `tools` or always. It
+    goes when nobody went on from any of its responses for 30 days."""
     tokenizer, account = served.tokenizer, Account(ttl_ms=_ALONE_TTL_MS)
-    anew = tokenizer.no_deltas() is not None
+    anew = tokenizer.no_deltas() is not None or (tools and tokenizer.no_results() is not None)
     vocabulary = tokenizer.vocabulary
     return Session(ident, tenant, served.spec.name, 0, anew, vocabulary=vocabulary, account=account, hidden=True)
 
@@ -50,6 +51,13 @@ def hidden_session(ident: SessionId, tenant: TenantId, served: ServedModel) -> S
 def beginning(session: Session) -> Context:
     """What was said in it before its first turn."""
     return Context(session, Branch(MAIN, Place(0, 0), None, 0, 0, None), ())
+
+
+def to_run(ident: TurnId, session: Session, branch: str, asked: Asked, ready: Ready, owner: GatewayId) -> TurnRecord:
+    """A turn that is to run at once, if its branch is free."""
+    prepared, reserve = ready
+    whose, runs = session.tenant, TurnStatus.RUNNING
+    return TurnRecord(ident, session.id, whose, branch, session.model, runs, 0, owner, asked, prepared, reserve=reserve)
 
 
 def unanswered(

@@ -36,8 +36,8 @@ from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExh
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, unobserved
 from runtime.roles.gateway import GatewayRole
-from runtime.roles.making import beginning, fresh_session, hidden_session, unanswered
-from runtime.roles.rendering import Offload, Ready, Rendering
+from runtime.roles.making import beginning, fresh_session, hidden_session, to_run, unanswered
+from runtime.roles.rendering import Offload, Rendering
 from runtime.roles.session_settings import SessionSettings
 from runtime.roles.session_turn import RunningTurn
 from runtime.roles.starting import start
@@ -101,19 +101,36 @@ class SessionRole:
         rerender: bool = False,
         policies: Policies = DEFAULT_POLICIES,
         account: Account = NO_ACCOUNT,
+        said: tuple[Item, ...] = (),
     ) -> Session:
-        """Raises `NotFound`, and `FailedPrecondition` naming `rerender` where the model cannot do without."""
-        served = self.gateway.served(model)
+        """With what is `said` in it at first, and nobody is to answer yet. Raises `NotFound`, and `FailedPrecondition`
+        naming `rerender` where the model cannot do without."""
+        served, owner = self.gateway.served(model), self.gateway.gateway
         made = fresh_session(self._ids.session(), tenant, served, metadata or {}, rerender=rerender)
         session = replace(made, policies=policies, account=account)
-        return await self.store.create(session, key)
+        first = unanswered(self._ids.turn(), tenant, made.id, MAIN, said, owner) if said else None
+        return await self.store.create(session, key, first)
 
-    async def open_alone(self, tenant: TenantId, model: str, asked: Asked, key: Key | None) -> TurnRecord:
-        """Open a turn in a hidden session, which is made once it is known that the turn fits."""
-        session = hidden_session(self._ids.session(), tenant, self.gateway.served(model))
-        ready = await self._rendering.prepare(beginning(session), asked)
-        made = await self.store.create(session, key)
-        return (await self.open(tenant, made.id, MAIN, asked, key, ready))[0]
+    async def open_alone(
+        self, tenant: TenantId, model: str, asked: Asked, key: Key | None, *, hidden: bool = True
+    ) -> TurnRecord:
+        """Open a turn in a session that is made with it, or find the one that was opened under this key."""
+        served, named = self.gateway.served(model), self._ids.session()
+        if hidden:
+            session = hidden_session(named, tenant, served, tools=bool(asked.toolbox.tools))
+        else:
+            session = fresh_session(named, tenant, served, {}, rerender=False)
+        context, asked, ident = beginning(session), asked.settled(session.policies), self._ids.turn()
+        ready = await self._rendering.prepare(context, asked)
+        self._opening.add(ident)
+        try:
+            record = to_run(ident, session, MAIN, asked, ready, self.gateway.gateway)
+            turn, fresh = await self.store.open_alone(session, record, key)
+            if fresh:
+                self._run(turn, (), context)
+        finally:
+            self._opening.discard(ident)
+        return turn
 
     async def add(
         self, tenant: TenantId, session: SessionId, branch: str, items: tuple[Item, ...], key: Key | None
@@ -129,17 +146,15 @@ class SessionRole:
         branch: str,
         asked: Asked,
         key: Key | None,
-        ready: Ready | None = None,
     ) -> tuple[TurnRecord, bool]:
-        """Open a turn, or find the one that was opened under this key; says whether it is new. `ready` is of use
-        while the branch stands where it was when that was prepared."""
+        """Open a turn, or find the one that was opened under this key; says whether it is new."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
             return known, False
         ident = self._ids.turn()
         # Until it is known here, it looks in the store like one of ours that nobody runs.
         self._opening.add(ident)
         try:
-            return await self._open(ident, tenant, session, branch, asked, key, ready)
+            return await self._open(ident, tenant, session, branch, asked, key)
         except asyncio.CancelledError:
             if asked.cancel_unwatched is not False:
                 # It may be there all the same, and nobody will ever watch it.
@@ -156,20 +171,15 @@ class SessionRole:
         branch: str,
         asked: Asked,
         key: Key | None,
-        ready: Ready | None,
     ) -> tuple[TurnRecord, bool]:
         for _ in range(_TRIES):
             context = await self.store.context(tenant, session, branch, asked.instructions)
             asked = asked.settled(context.session.policies)
-            if ready is None or ready[0].base != context.branch.place:
-                ready = await self._rendering.prepare(context, asked)
-            prepared, reserve = ready
-            model, owner, runs = context.session.model, self.gateway.gateway, TurnStatus.RUNNING
-            record = TurnRecord(ident, session, tenant, branch, model, runs, 0, owner, asked, prepared, reserve=reserve)
+            ready = await self._rendering.prepare(context, asked)
+            record = to_run(ident, context.session, branch, asked, ready, self.gateway.gateway)
             opened = await self.store.open(record, key)
             if opened is not None:
-                break
-            ready = None  # calls may have been resolved meanwhile, too
+                break  # else the branch has moved on, or calls of its head were resolved
         else:
             raise FailedPrecondition(f"branch {branch!r} moves on faster than a turn can be prepared", field="branch")
         turn, fresh = opened

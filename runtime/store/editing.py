@@ -9,6 +9,7 @@ from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import update
 from runtime.store.erasing import delete
 from runtime.store.looking import session_of, shown_turn
+from runtime.store.pruning import prune
 from runtime.store.transaction import Transaction
 
 
@@ -18,7 +19,8 @@ async def describe(tx: Transaction, tenant: TenantId, session: SessionId, metada
 
 
 async def forget(tx: Transaction, tenant: TenantId, turn: TurnId) -> bool:
-    """Whether the session went with it: one that nobody sees, and that has no other response."""
+    """Whether something of the session went with it: of one that nobody sees what no other response stands on, and all
+    of it with the last."""
     found = await shown_turn(tx, tenant, turn)
     try:
         session = await session_of(tx, tenant, found.session, lock=True)
@@ -28,7 +30,9 @@ async def forget(tx: Transaction, tenant: TenantId, turn: TurnId) -> bool:
     await tx.rows("SELECT name FROM branches WHERE session = $1 FOR UPDATE", found.session)
     await tx.run("UPDATE turns SET hidden = 1 WHERE id = $1", turn)
     others = await tx.row("SELECT 1 FROM turns WHERE session = $1 AND hidden = 0 LIMIT 1", found.session)
-    if not session.hidden or others is not None:
+    if not session.hidden:
         return False
+    if others is not None:
+        return await prune(tx, found.session)
     await delete(tx, tenant, found.session)
     return True

@@ -61,6 +61,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         known = await known_turn(tx, turn.session, key)
         if known is not None:
             return known, False
+        await _supersede(tx, turn.session, key)
     asked, prepared = turn.asked, turn.prepared
     if asked.head_is_expected and asked.expected_head != branch.head:
         told = f"the head of branch {branch.name!r} is {branch.head or 'its beginning'}, not what was expected"
@@ -87,6 +88,12 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
     if opened.status is TurnStatus.QUEUED:
         await tell(tx, turn.session, Happening(What.OPENED, turn.branch, turn.id, opened.status))
     return opened, True
+
+
+async def _supersede(tx: Transaction, session: SessionId, key: Key) -> None:
+    """A try that failed is no response any more: there is another."""
+    failed = await known_result(tx, session, key)
+    await tx.run("UPDATE turns SET hidden = 1 WHERE id = $1 AND session = $2", failed, session)
 
 
 async def _queue_place(

@@ -27,6 +27,7 @@ from runtime.ids import GatewayId, SessionId, TenantId, TurnId
 from runtime.store import (
     accounting,
     adding,
+    beginning,
     branching,
     editing,
     erasing,
@@ -52,8 +53,8 @@ class SqlSessionStore:
         self._database = database
         self._bells = bells or Bells()
 
-    async def create(self, session: Session, key: Key | None) -> Session:
-        return await self._database.write(lambda tx: opening.create(tx, session, key))
+    async def create(self, session: Session, key: Key | None, said: TurnRecord | None = None) -> Session:
+        return await self._database.write(lambda tx: beginning.create_saying(tx, session, said, key))
 
     async def get(self, tenant: TenantId, session: SessionId) -> tuple[Session, tuple[Branch, ...]]:
         async def work(tx: Transaction) -> tuple[Session, tuple[Branch, ...]]:
@@ -79,6 +80,11 @@ class SqlSessionStore:
     async def open(self, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:
         opened = await self._database.write(lambda tx: opening.open_turn(tx, turn, key))
         self._bells.ring(turn.session)
+        return opened
+
+    async def open_alone(self, session: Session, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool]:
+        opened = await self._database.write(lambda tx: beginning.open_alone(tx, session, turn, key))
+        self._bells.ring(opened[0].session)
         return opened
 
     async def waiting(self, session: SessionId, branch: str) -> TurnRecord | None:

@@ -14,6 +14,7 @@ from runtime.domain.generation import Generation
 from runtime.domain.messages import Output, Start, View
 from runtime.domain.routing import DECODE, Placement, Router
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
+from runtime.domain.spec import ModelSpec
 from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
 from runtime.errors import BatonError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
@@ -31,9 +32,9 @@ SETTINGS = GatewaySettings(
 )
 
 
-def member(name: str, role: str = DECODE, boot: str | None = None) -> m.Worker:
-    fingerprints = SPEC.kv_fingerprint, SPEC.serving_fingerprint
-    return m.Worker(WorkerId(name), BootId(boot or f"boot-{name}"), role, name, "model", *fingerprints, 40, 4, "cpu x1")
+def member(name: str, role: str = DECODE, boot: str | None = None, spec: ModelSpec = SPEC) -> m.Worker:
+    served = spec.kv_fingerprint, spec.serving_fingerprint, spec.max_tokens, spec.page_tokens
+    return m.Worker(WorkerId(name), BootId(boot or f"boot-{name}"), role, name, "model", *served, "cpu x1")
 
 
 class _Mesh:
@@ -84,10 +85,12 @@ class Held:
 
 
 @asynccontextmanager
-async def gateway(*workers: m.Worker, settings: GatewaySettings = SETTINGS) -> AsyncIterator[Held]:
+async def gateway(
+    *workers: m.Worker, settings: GatewaySettings = SETTINGS, spec: ModelSpec = SPEC
+) -> AsyncIterator[Held]:
     mesh = _Mesh()
     role = GatewayRole(
-        GatewayId("gateway"), (ServedModel(SPEC, SimulatedTokenizer(), 0),), Router(Placement.ROUND_ROBIN), mesh, mesh,
+        GatewayId("gateway"), (ServedModel(spec, SimulatedTokenizer(), 0),), Router(Placement.ROUND_ROBIN), mesh, mesh,
         Ids(random.Random(1)), LoopClock(), settings,
     )  # fmt: skip
     async with asyncio.TaskGroup() as group:

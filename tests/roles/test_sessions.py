@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from runtime.clock import LoopClock
-from runtime.domain.messages import Start
-from runtime.domain.sequence import FinishReason, Ref, Sampling
+from runtime.domain.messages import Output, Start
+from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.sessions import Asked, Ending, Halt, Item, OnConflict, Progress, Session, TurnRecord, TurnStatus
+from runtime.domain.spec import ModelSpec
+from runtime.domain.tools import Tool, Toolbox, ToolResult
+from runtime.engine.simulated import simulated_spec
 from runtime.errors import NotFound, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.roles.session_settings import SessionSettings
@@ -21,7 +24,7 @@ from runtime.roles.sessions import SessionRole
 from runtime.session_store import SessionStore
 from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
-from tests.roles.one_gateway import Held, gateway, member, out
+from tests.roles.one_gateway import SPEC, Held, gateway, member, out
 from tests.roles.virtual import settle
 from tests.store.talking import MASTER
 
@@ -94,11 +97,11 @@ class Kept:
 
 
 @asynccontextmanager
-async def keeping(tmp_path: Path) -> AsyncIterator[Kept]:
+async def keeping(tmp_path: Path, spec: ModelSpec = SPEC) -> AsyncIterator[Kept]:
     database = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
     await database.open()
     store = MeddledStore(SqlSessionStore(database))
-    async with gateway(member("a")) as held, asyncio.TaskGroup() as group:
+    async with gateway(member("a", spec=spec), spec=spec) as held, asyncio.TaskGroup() as group:
         role = SessionRole(held.role, store, Ids(random.Random(2)), LoopClock(), SETTINGS, _inline)  # type: ignore[arg-type]
         made = await store.create(Session(SessionId("sess-1"), TENANT, "model", 0, vocabulary="simulated"), None)
         running = group.create_task(role.run())
@@ -274,6 +277,29 @@ async def test_who_leaves_while_a_turn_is_opened_leaves_none_that_was_not_to_go_
         async with asyncio.timeout(5):
             while await kept.live():  # noqa: ASYNC110 - a beat or two
                 await asyncio.sleep(0.01)
+
+
+async def test_a_turn_whose_calls_were_resolved_while_it_was_prepared_is_prepared_anew(tmp_path: Path) -> None:
+    """Invariant 9: it says what somebody else answered meanwhile, and not that nobody did."""
+    async with keeping(tmp_path, simulated_spec("model", page_tokens=4, max_tokens=900)) as kept:
+        first = await kept.open(replace(ASKED, toolbox=Toolbox((Tool("weather"),)), sampling=Sampling(max_tokens=99)))
+        start = await kept.started(1)
+        call = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+        tokens = tuple(Sampled(token) for token in call.encode())
+        kept.held.mesh.workers["a"].say(Output(start.ref, 0, tokens, call, FinishReason.STOP))
+        (*_, last) = await kept.watched(first)
+        assert last.turn.ending is not None
+        (made,) = last.turn.ending.calls
+
+        async def answer(called: str) -> None:
+            if called == "context":
+                kept.store.after = _nothing
+                results = (ToolResult(made.id, "Sunny."),)
+                await kept.store.submit(TENANT, kept.session, "main", results, None)
+
+        kept.store.after = answer
+        second = await kept.open()
+        assert [item.content for item in second.asked.items] == ["Sunny.", "Hi"]
 
 
 async def test_a_turn_that_is_taken_up_again_where_it_runs_is_taken_up_once(tmp_path: Path) -> None:

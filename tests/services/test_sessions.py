@@ -302,3 +302,17 @@ async def test_bad_input_is_refused_by_its_field_and_nothing_is_half_written(use
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         [_ async for _ in user.stub.ResumeTurn(asked)]
     assert told(refused.value)["baton-error-field"] == "after_seq"
+
+
+async def test_a_bundle_that_was_tampered_with_comes_in_nowhere(user: User) -> None:
+    session = await user.create()
+    await user.run(session)
+    data = b"".join([piece.data async for piece in user.stub.Export(pb.ExportRequest(session=session))])
+    await user.stub.DeleteSession(pb.DeleteSessionRequest(session=session))
+    middle = len(data) // 2
+    for forged in (data[:middle], data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], b"", b"x" * 99):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await user.stub.Import(iter([pb.ImportRequest(data=forged)]))
+        assert told(refused.value)["baton-error-field"] == "bundle"
+    assert not (await user.stub.ListSessions(pb.ListSessionsRequest())).sessions
+    assert (await user.stub.Import(iter([pb.ImportRequest(data=data)]))).id == session

@@ -9,6 +9,7 @@ import pytest
 
 from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import MAIN, Asked, Ending, Item, Key, Place, Session, StopReason, TurnRecord, TurnStatus
+from runtime.domain.tools import Tool, Toolbox, ToolCall, ToolResult
 from runtime.errors import BatonError, FailedPrecondition, Internal, NotFound
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
@@ -18,6 +19,7 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.store.conftest import Rows
 from tests.store.talking import (
+    COMMITTED,
     EVENTS,
     HERE,
     MASTER,
@@ -25,6 +27,7 @@ from tests.store.talking import (
     OUTPUT,
     TENANT,
     committed,
+    enqueued,
     key,
     opened,
     record,
@@ -155,6 +158,114 @@ async def test_a_hidden_session_is_not_listed_and_goes_with_the_last_of_its_resp
         "session_keys": 1,
         "accounts": 1,
     }
+
+
+async def test_a_session_is_made_with_its_first_turn_or_not_at_all(store: SessionStore, rows: Rows) -> None:
+    alone = Session(SessionId("sess-hid"), TENANT, "model", 0, hidden=True)
+    turn = record(alone.id)
+    stale = replace(turn, asked=replace(turn.asked, expected_head=TurnId("turn-0"), head_is_expected=True))
+    with pytest.raises(FailedPrecondition):
+        await store.open_alone(alone, stale, key())
+    assert set((await rows()).values()) == {0}
+    opened, fresh = await store.open_alone(alone, turn, key())
+    assert (fresh, opened.status, opened.epoch) == (True, TurnStatus.RUNNING, 1)
+    again = replace(alone, id=SessionId("sess-2"))
+    known, fresh = await store.open_alone(again, record(again.id, "turn-2"), key())
+    assert (fresh, known.id, known.session) == (False, turn.id, alone.id)
+    with pytest.raises(FailedPrecondition) as another:
+        await store.open_alone(again, record(again.id, "turn-3"), key(request=b"two"))
+    assert another.value.field == "idempotency_key"
+    assert (await rows())["sessions"] == 1
+
+
+async def test_a_session_is_made_with_what_is_said_in_it_or_not_at_all(store: SessionStore, rows: Rows) -> None:
+    talk = Session(SessionId("sess-1"), TENANT, "model", 0)
+    with pytest.raises(NotFound):
+        await store.create(talk, key(), said(talk.id, "turn-a", "One.", branch="none"))
+    assert set((await rows()).values()) == {0}
+    made = await store.create(talk, key(), said(talk.id, "turn-a", "One."))
+    again = replace(talk, id=SessionId("sess-2"))
+    assert (await store.create(again, key(), said(again.id, "turn-b", "One."))).id == made.id == talk.id
+    assert [item.content for *_, item in await store.items(TENANT, talk.id, MAIN, 0, 9)] == ["One."]
+    assert ((await rows())["sessions"], (await rows())["turns"]) == (1, 1)
+
+
+async def test_nothing_is_added_while_calls_wait(store: SessionStore) -> None:
+    sess = await session(store)
+    call = ToolCall("call-0", "weather", "{}")
+    ending = replace(COMMITTED, stop=StopReason.TOOL_CALLS, calls=(call,))
+    await committed(store, record(sess, toolbox=Toolbox((Tool("weather"),))), ending)
+    with pytest.raises(FailedPrecondition, match="called tools") as refused:
+        await store.add(said(sess, "turn-a", "One."), None)
+    assert refused.value.field == "items"
+    await store.submit(TENANT, sess, MAIN, (ToolResult(call.id, "Sunny."),), None)
+    with pytest.raises(FailedPrecondition, match="called tools"):
+        await store.add(said(sess, "turn-a", "One."), None)
+    assert len(await store.items(TENANT, sess, MAIN, 0, 9)) == 2
+
+
+async def test_a_try_that_failed_is_no_response_once_there_is_another(store: SessionStore, rows: Rows) -> None:
+    """So deleting the one that succeeded leaves nothing."""
+    alone, tried = Session(SessionId("sess-hid"), TENANT, "model", 0, hidden=True), Key("try", b"one", window_s=60.0)
+    failed, _ = await store.open_alone(alone, record(alone.id), tried)
+    await store.finish(failed, _ended(Internal("broken")), (), ())
+    assert (await store.turn(TENANT, failed.id)).ending is not None
+    again, fresh = await store.open_alone(replace(alone, id=SessionId("sess-2")), record(alone.id, "turn-2"), tried)
+    assert (fresh, again.session) == (True, alone.id)
+    with pytest.raises(NotFound):
+        await store.turn(TENANT, failed.id)
+    await store.finish(again, COMMITTED, OUTPUT, EVENTS)
+    await store.forget(TENANT, again.id)
+    assert set((await rows()).values()) == {0}
+
+
+async def test_what_is_forgotten_is_gone_unless_another_response_stands_on_it(store: SessionStore, rows: Rows) -> None:
+    alone = (await store.create(Session(SessionId("sess-hid"), TENANT, "model", 0, hidden=True), None)).id
+    one = await committed(store, record(alone, "turn-1"))
+    two = await committed(store, record(alone, "turn-2", Place(0, 1), prompt=(22,), context=5))
+    fork = await store.fork(TENANT, alone, MAIN, one.id, "other", key())
+    aside = {"branch": "other", "context": 5}
+    three = await committed(store, record(alone, "turn-3", fork.place, prompt=(33,), **aside))  # type: ignore[arg-type]
+    four = await committed(store, record(alone, "turn-4", Place(1, 2), prompt=(44,), branch="other", context=8))
+    failed = await opened(store, record(alone, "turn-5", Place(1, 3), branch="other", context=11))
+    await store.finish(failed, _ended(Internal("broken")), (), ())
+
+    async def heads() -> dict[str, tuple[TurnId | None, int, Place]]:
+        _, branches = await store.get(TENANT, alone)
+        return {each.name: (each.head, each.tokens, each.place) for each in branches}
+
+    for forgotten in (failed.id, four.id, two.id):
+        await store.forget(TENANT, forgotten)
+    assert await heads() == {"main": (one.id, 5, Place(0, 1)), "other": (three.id, 8, Place(1, 2))}
+    assert {name: count for name, count in (await rows()).items() if name in ("turns", "segments", "items")} == {
+        "turns": 2,
+        "segments": 2,
+        "items": 4,
+    }
+    assert (await store.context(TENANT, alone, "other")).tokens == (1, 2, 3, 7, 8, 33, 7, 8)
+    six = await committed(store, record(alone, "turn-6", Place(0, 1), prompt=(66,), context=5))
+    await store.forget(TENANT, one.id)  # two others stand on it
+    await store.forget(TENANT, three.id)
+    assert await heads() == {"main": (six.id, 8, Place(0, 2))}
+    assert (await store.context(TENANT, alone, MAIN)).tokens == (1, 2, 3, 7, 8, 66, 7, 8)
+    assert ((await rows())["turns"], (await rows())["lines"]) == (2, 1)
+    # The fork's key is forgotten with it.
+    assert (await store.fork(TENANT, alone, MAIN, six.id, "third", key())).name == "third"
+    await store.forget(TENANT, six.id)
+    assert set((await rows()).values()) == {0}
+
+
+async def test_what_runs_or_waits_is_not_pruned(store: SessionStore) -> None:
+    alone = (await store.create(Session(SessionId("sess-hid"), TENANT, "model", 0, hidden=True), None)).id
+    one = await committed(store, record(alone, "turn-1"))
+    two = await committed(store, record(alone, "turn-2", Place(0, 1), context=5))
+    await opened(store, record(alone, "turn-3", Place(0, 2), context=10))
+    waits = await store.open(enqueued(record(alone, "turn-4")), None)
+    assert waits is not None
+    for forgotten in (one.id, two.id, TurnId("turn-3")):
+        await store.forget(TENANT, forgotten)
+    _, (branch,) = await store.get(TENANT, alone)
+    assert (branch.head, branch.live, branch.place) == (two.id, "turn-3", Place(0, 2))
 
 
 async def test_a_response_of_a_session_that_is_seen_leaves_it_there(store: SessionStore) -> None:

@@ -12,13 +12,14 @@ from starlette.datastructures import Headers
 
 from runtime.domain.generation import Delta
 from runtime.domain.sequence import FinishReason, Sampled
-from runtime.domain.sessions import MAIN, Asked, Ending, Key, Session, StopReason, TurnRecord, check_items
+from runtime.domain.sessions import MAIN, Asked, Ending, Key, StopReason, TurnRecord, check_items
 from runtime.errors import BatonError, Cancelled, InvalidArgument, NotSupported
-from runtime.ids import SessionId
+from runtime.ids import SessionId, TurnId
 from runtime.roles.calls import CallReader
 from runtime.roles.sessions import SessionRole
 from runtime.services.access import calling
 from runtime.services.banning import banned_spellings
+from runtime.services.openai.accounts import spent_of
 from runtime.services.openai.answers import ChatAnswer, Json, Tally
 from runtime.services.openai.body import parse_body
 from runtime.services.openai.exchange import Exchange
@@ -31,7 +32,9 @@ from runtime.services.openai.spelling import Spelling
 from runtime.services.openai.tokenizing import TokenizingPool
 
 TURN_HEADER = "x-baton-turn"
+HEAD_HEADER = "x-baton-expected-head"
 _NEW = "new"
+_NONE = "none"
 # More than any model's context, so that an answer without a bound of its own is bounded by that.
 UNBOUNDED = 2**31 - 1
 
@@ -51,11 +54,10 @@ class Conversing(Generating):
             return
         try:
             asked = parse_body(ChatRequest, body)
-            wanted = self._wanted(asked, ends)
+            wanted = _expecting(headers.get(HEAD_HEADER), self._wanted(asked, ends))
             key = retried_key(exchange.scope, body)
-            session = await self._session(named, asked, key)
-            exchange.headers[SESSION_HEADER] = session.id
-            turn, _ = await self._sessions.open(session.tenant, session.id, MAIN, wanted, key)
+            turn = await self._open(named, asked.model, wanted, key)
+            exchange.headers[SESSION_HEADER] = turn.session
             exchange.headers[TURN_HEADER] = turn.id
             with self._sessions.watching(turn):
                 await self._tell(exchange, asked, turn)
@@ -96,14 +98,14 @@ class Conversing(Generating):
         remaining = ends - asyncio.get_running_loop().time()
         return Asked(items, sampling, asked.tokens_asked is not None, remaining, toolbox=asked.toolbox)
 
-    async def _session(self, named: str, asked: ChatRequest, key: Key | None) -> Session:
-        store, tenant = self._sessions.store, calling().tenant or self._settings.tenant
-        if named != _NEW:
-            found, _ = await store.get(tenant, SessionId(named[:MAX_HEADER]))
-            if found.model != asked.model:
-                raise InvalidArgument(f"the session is one of model {found.model!r}", field="model")
-            return found
-        return await self._sessions.create(tenant, asked.model, key)
+    async def _open(self, named: str, model: str, wanted: Asked, key: Key | None) -> TurnRecord:
+        tenant = calling().tenant or self._settings.tenant
+        if named == _NEW:
+            return await self._sessions.open_alone(tenant, model, wanted, key, hidden=False)
+        found, _ = await self._sessions.store.get(tenant, SessionId(named[:MAX_HEADER]))
+        if found.model != model:
+            raise InvalidArgument(f"the session is one of model {found.model!r}", field="model")
+        return (await self._sessions.open(tenant, found.id, MAIN, wanted, key))[0]
 
 
 class SessionTally(Tally):
@@ -119,6 +121,16 @@ class SessionTally(Tally):
     def usage(self, *others: Tally) -> Json:
         told = super().usage(*others)
         return told | {"prompt_tokens_details": {"cached_tokens": self._ending.spent.cached}}
+
+    def baton(self) -> Json:
+        return super().baton() | spent_of(self._ending)
+
+
+def _expecting(head: str | None, wanted: Asked) -> Asked:
+    """Only after the turn that the header names; `none` is a session's beginning."""
+    if head is None:
+        return wanted
+    return replace(wanted, expected_head=None if head == _NONE else TurnId(head), head_is_expected=True)
 
 
 async def _deltas(sessions: SessionRole, turn: TurnRecord, tally: SessionTally) -> AsyncIterator[tuple[int, Delta]]:
@@ -141,7 +153,8 @@ def _called(field: str) -> str:
     """What a request here calls a field of a turn."""
     if field in ("session", "on_conflict", "rerender") or field.startswith("limits."):
         return SESSION_HEADER
-    return KEY_HEADER if field == "idempotency_key" else field.replace("items", "messages", 1)
+    headers = {"idempotency_key": KEY_HEADER, "expected_head": HEAD_HEADER}
+    return headers.get(field) or field.replace("items", "messages", 1)
 
 
 def _finish(ending: Ending) -> FinishReason:

@@ -298,7 +298,9 @@ class ChatRequest(GenerationRequest):
 
     @cached_property
     def toolbox(self) -> Toolbox:
-        return toolbox_of(self.tools or (), self.tool_choice, self.parallel_tool_calls)
+        tools = self.tools or ()
+        strict = any(tool.function.strict for tool in tools)
+        return toolbox_of([tool.tool for tool in tools], self.tool_choice, self.parallel_tool_calls, strict=strict)
 
     def called(self, field: str) -> str:
         if field == "grammar" and self.toolbox.tools and not self._grammars():

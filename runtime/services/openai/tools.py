@@ -38,7 +38,7 @@ class ChatTool(_Object):
         return Tool(asked.name, asked.description or "", json.dumps(parameters, ensure_ascii=False))
 
 
-def _object(text: str) -> str:
+def json_object(text: str) -> str:
     if arguments_of(text) is None:
         raise invalid("must be the JSON of an object")
     return text
@@ -46,7 +46,7 @@ def _object(text: str) -> str:
 
 class CalledFunction(_Object):
     name: Label
-    arguments: Annotated[str, AfterValidator(_object)]
+    arguments: Annotated[str, AfterValidator(json_object)]
 
 
 class MessageCall(_Object):
@@ -135,12 +135,10 @@ def read_tool_choice(value: object) -> tuple[ToolChoice, str | None]:
 
 
 def toolbox_of(
-    tools: Sequence[ChatTool], choice: tuple[ToolChoice, str | None] | None, parallel: bool | None
+    tools: Sequence[Tool], choice: tuple[ToolChoice, str | None] | None, parallel: bool | None, *, strict: bool
 ) -> Toolbox:
     """Raises `InvalidArgument` or `TooLarge` naming the field at fault."""
     wanted, function = choice or (ToolChoice.AUTO, None)
-    strict = any(tool.function.strict for tool in tools)
-    offered = tuple(tool.tool for tool in tools)
-    toolbox = Toolbox(offered, wanted, function, parallel is not False, strict)
+    toolbox = Toolbox(tuple(tools), wanted, function, parallel is not False, strict)
     check_toolbox(toolbox)
     return toolbox

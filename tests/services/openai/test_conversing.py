@@ -1,5 +1,6 @@
 """Chat completions on a session, by the unmodified OpenAI client: only what is new is sent, a retry is no new turn."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -75,6 +76,52 @@ async def test_only_what_is_new_is_sent(api: Api) -> None:
     assert second.usage.prompt_tokens > len(texts[0]) + len(texts[1])
     assert second.usage.prompt_tokens_details is not None
     assert second.usage.prompt_tokens_details.cached_tokens
+    told = second.model_dump()["baton"]
+    assert told["sources"]["pool"] + told["sources"]["handed_over"] == second.usage.prompt_tokens_details.cached_tokens
+    assert (told["took"]["completion_tokens"], told["took"]["turns"], told["limit"]) == (NEW, 1, None)
+
+
+async def test_who_expects_another_head_is_refused(api: Api) -> None:
+    expecting = "x-baton-expected-head"
+    session, first, _ = await api.say("Hello.", "new", **{expecting: "none"})
+    _, second, _ = await api.say("And?", session, **{expecting: first})
+    for stale in (first, "none", "turn-none"):
+        with pytest.raises(openai.ConflictError, match="not what was expected") as refused:
+            await api.say("More?", session, **{expecting: stale})
+        assert refused.value.param == expecting
+        assert refused.value.response.headers["x-should-retry"] == "false"
+    assert (await api.user.branch(session)).head == second
+
+
+HELLO: dict[str, object] = {"role": "user", "content": "Hello."}
+BAD: dict[str, tuple[int, str, list[dict[str, object]]]] = {
+    "a NUL": (400, "messages[0].content", [{"role": "user", "content": "a\0b"}]),
+    "a message too large": (413, "messages[1].content", [HELLO, {"role": "user", "content": "x" * ((1 << 20) + 1)}]),
+    "a result of no call": (409, "messages[0].tool_call_id", [{"role": "tool", "tool_call_id": "c", "content": "x"}]),
+}
+
+
+async def test_bad_input_is_refused_by_its_field_and_nothing_is_half_written(api: Api) -> None:
+    session, head, _ = await api.say("Hello.", "new")
+    for place in (session, "new"):
+        for case, (status, field, messages) in BAD.items():
+            with pytest.raises(openai.APIStatusError) as refused:
+                await api.client.chat.completions.create(
+                    model="simulated",
+                    messages=messages,  # type: ignore[arg-type]
+                    extra_headers={"x-baton-session": place},
+                )
+            assert (refused.value.status_code, refused.value.param) == (status, field), case
+    many = json.dumps({"model": "simulated", "messages": [HELLO] * 10_000}).encode()
+    half = b'{"model": "simulated", "messages": [{"role": "user", "content": "a\\ud800b"}]}'
+    for body, field in ((many, "messages"), (half, "body")):
+        raw = await api.client._client.post(
+            f"{api.client.base_url}chat/completions", content=body, headers={"x-baton-session": session}
+        )
+        assert (raw.status_code, raw.json()["error"]["param"]) == (400, field)
+    assert (await api.user.branch(session)).head == head
+    listed = await api.user.stub.ListSessions(pb.ListSessionsRequest())
+    assert [each.id for each in listed.sessions] == [session]
 
 
 async def test_a_stream_is_the_same(api: Api) -> None:

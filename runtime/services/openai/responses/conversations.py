@@ -4,10 +4,14 @@ Items that are added are said without an answer: the next response answers them.
 it out, go on from an earlier response.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from starlette.routing import Route
 
-from runtime.domain.sessions import MAIN, Session, check_items, check_metadata
-from runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from runtime.domain.sessions import MAIN, Item, Session, check_items, check_metadata
+from runtime.domain.settling import settled
+from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound
 from runtime.ids import TenantId
 from runtime.roles.sessions import SessionRole
 from runtime.services.access import calling
@@ -16,7 +20,9 @@ from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.responses.acting import Acting, Query
 from runtime.services.openai.responses.finding import conversation_named
 from runtime.services.openai.responses.ids import conversation_id, item_named, no_item
-from runtime.services.openai.responses.objects import Json, conversation, item, listed, page
+from runtime.services.openai.responses.items import Gathered
+from runtime.services.openai.responses.objects import conversation
+from runtime.services.openai.responses.said import Json, beyond, listed, parts, parts_of
 from runtime.services.openai.responses.schema import ConversationChange, ConversationRequest, ItemsRequest, added
 from runtime.services.openai.responses.telling import respond
 from runtime.services.openai.retrying import retried_key
@@ -43,17 +49,15 @@ class Conversations:
 
     async def create(self, exchange: Exchange, body: bytes, _ends: float) -> None:
         asked = parse_body(ConversationRequest, body or b"{}")
-        items, metadata = added(asked.items), asked.metadata or {}
-        if items:
-            check_items(items)
+        said, metadata = added(asked.items), asked.metadata or {}
+        with _naming(said):
+            items = _whole(said)
         check_metadata(metadata)
         key = retried_key(exchange.scope, body)
         gateway = self._sessions.gateway
         model = self._only_model() if asked.model is None else asked.model
         anew = gateway.served(model).tokenizer.no_deltas() is not None
-        made = await self._sessions.create(self._tenant, model, key, metadata=metadata, rerender=anew)
-        if items:
-            await self._sessions.add(self._tenant, made.id, MAIN, items, key)
+        made = await self._sessions.create(self._tenant, model, key, metadata=metadata, rerender=anew, said=items)
         await respond(exchange, conversation(made))
 
     async def retrieve(self, exchange: Exchange, _body: bytes, _ends: float) -> None:
@@ -74,25 +78,33 @@ class Conversations:
 
     async def add_items(self, exchange: Exchange, body: bytes, _ends: float) -> None:
         Query(exchange.scope)
-        items = added(parse_body(ItemsRequest, body).items)
-        check_items(items)
-        key = retried_key(exchange.scope, body)
-        found = await self._session(exchange)
-        turn = await self._sessions.add(self._tenant, found.id, MAIN, items, key)
-        await respond(exchange, listed([item(turn.id, number, each) for number, each in enumerate(turn.asked.items)]))
+        said = added(parse_body(ItemsRequest, body).items)
+        with _naming(said):
+            items = _whole(said)
+            key = retried_key(exchange.scope, body)
+            found = await self._session(exchange)
+            turn = await self._sessions.add(self._tenant, found.id, MAIN, items, key)
+        told = [each for number, item in enumerate(turn.asked.items) for each in parts(turn.id, number, item)]
+        await respond(exchange, listed(told, len(told)))
 
     async def list_items(self, exchange: Exchange, _body: bytes, _ends: float) -> None:
         query = Query(exchange.scope, "after", "limit", "order")
         limit, newest_first, named = query.limit(), query.newest_first(), query.text("after")
         found = await self._session(exchange)
-        after = None if named is None else item_named(named, "after")
+        store, after = self._sessions.store, None
+        told: list[Json] = []
         try:
-            said = await self._sessions.store.page(
-                self._tenant, found.id, MAIN, after, limit + 1, newest_first=newest_first
-            )
+            if named is not None:
+                after = item_named(named, "after")
+                own = await store.item(self._tenant, found.id, MAIN, *after)
+                left = beyond(parts_of([own], newest_first=newest_first), named)
+                if left is None:
+                    raise no_item("after")
+                told += left
+            said = await store.page(self._tenant, found.id, MAIN, after, limit + 1, newest_first=newest_first)
         except NotFound as error:
             raise no_item("after") from error
-        await respond(exchange, page(said, limit))
+        await respond(exchange, listed(told + parts_of(said, newest_first=newest_first), limit))
 
     async def retrieve_item(self, exchange: Exchange, _body: bytes, _ends: float) -> None:
         Query(exchange.scope)
@@ -119,13 +131,33 @@ class Conversations:
         return await conversation_named(self._sessions, self._tenant, named, "conversation_id")
 
     async def _item(self, exchange: Exchange) -> Json:
-        found = await self._session(exchange)
-        turn, number = item_named(exchange.scope["path_params"]["item"], "item_id")
+        found, named = await self._session(exchange), exchange.scope["path_params"]["item"]
+        turn, number = item_named(named, "item_id")
         try:
             said = await self._sessions.store.item(self._tenant, found.id, MAIN, turn, number)
         except NotFound as error:
             raise no_item("item_id") from error
-        return item(said.turn, said.number, said.item)
+        for told in parts(said.turn, said.number, said.item):
+            if told["id"] == named:
+                return told
+        raise no_item("item_id")
+
+
+def _whole(said: Gathered) -> tuple[Item, ...]:
+    """With the names of the calls whose results are among them. What a response called, only the next one resolves."""
+    check_items(said.items)
+    return settled((), said.items)
+
+
+@contextmanager
+def _naming(said: Gathered) -> Iterator[None]:
+    """Tells the field at fault as the request has it, where each call is an item of its own."""
+    try:
+        yield
+    except BatonError as error:
+        if error.field is not None and error.field.startswith("items["):
+            error.field = said.called(error.field, "items")
+        raise
 
 
 def _called(field: str) -> str:

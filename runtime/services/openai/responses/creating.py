@@ -9,6 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from runtime.domain.generation import Delta, Handoffs
@@ -69,7 +70,7 @@ class CreatingResponses(Generating):
                 await respond(exchange, response(turn, status_of(turn, turn.ending)))
                 return
             with self._sessions.watching(turn):
-                await _tell(exchange, asked, turn, self._sessions.watch(turn, 0))
+                await self._tell(exchange, asked, turn, self._sessions.watch(turn, 0))
         except BatonError as error:
             await exchange.fail(error, called)
 
@@ -87,6 +88,7 @@ class CreatingResponses(Generating):
             sampling,
             asked.tokens_asked is not None,
             ends - asyncio.get_running_loop().time(),
+            toolbox=asked.toolbox,
             instructions=asked.instructions,
             memo=memo_of(asked, int(time.time())).pack(),
         )
@@ -120,9 +122,20 @@ class CreatingResponses(Generating):
             except FailedPrecondition as error:
                 if error.field not in ("expected_head", "on_conflict"):
                     raise
+        return await self._open_aside(previous, wanted, key)
+
+    async def _open_aside(self, previous: TurnRecord, wanted: Asked, key: Key | None) -> TurnRecord:
+        """On a branch of its own, which goes with a turn that is refused."""
+        store, tenant, session = self._sessions.store, previous.tenant, previous.session
         forking = None if key is None else replace(key, name=f"fork/{key.name}")
-        fork = await store.fork(tenant, session.id, previous.branch, previous.id, f"resp-{uuid.uuid4().hex}", forking)
-        return (await self._sessions.open(tenant, session.id, fork.name, wanted, key))[0]
+        fork = await store.fork(tenant, session, previous.branch, previous.id, f"resp-{uuid.uuid4().hex}", forking)
+        try:
+            return (await self._sessions.open(tenant, session, fork.name, wanted, key))[0]
+        except BatonError as error:
+            if not error.status.retryable:
+                with suppress(BatonError):
+                    await store.drop_branch(tenant, session, fork.name)
+            raise
 
     async def _forgotten(self, exchange: Exchange, asked: ResponseRequest, wanted: Asked, ends: float) -> None:
         """Of a response that is not to be stored nothing is."""
@@ -132,14 +145,15 @@ class CreatingResponses(Generating):
         owner = self._gateway.gateway
         turn = TurnRecord(ident, SessionId(""), self._tenant, MAIN, served.spec.name, running, 0, owner, wanted)
         async with self._gateway.open(generation) as deltas:
-            await _tell(exchange, asked, turn, _heard(turn, deltas, len(generation.prompt)))
+            await self._tell(exchange, asked, turn, _heard(turn, deltas, len(generation.prompt)))
 
-
-async def _tell(exchange: Exchange, asked: ResponseRequest, turn: TurnRecord, heard: AsyncIterator[Progress]) -> None:
-    if asked.stream:
-        await stream(exchange, turn, heard)
-    else:
-        await respond(exchange, await whole(turn, _succeeding(heard)))
+    async def _tell(
+        self, exchange: Exchange, asked: ResponseRequest, turn: TurnRecord, heard: AsyncIterator[Progress]
+    ) -> None:
+        if asked.stream:
+            await stream(exchange, self._gateway, turn, heard)
+        else:
+            await respond(exchange, await whole(self._gateway, turn, _succeeding(heard)))
 
 
 async def _succeeding(heard: AsyncIterator[Progress]) -> AsyncIterator[Progress]:
@@ -156,7 +170,7 @@ async def _heard(turn: TurnRecord, deltas: AsyncIterator[Delta], prompt: int) ->
     async for delta in deltas:
         handoffs.add(delta)
         given += len(delta.tokens)
-        events = (TurnEvent(0, 0, (), delta.text),)
+        events = (TurnEvent(0, 0, tuple(sampled.token for sampled in delta.tokens), delta.text),)
         if delta.finish is None:
             yield Progress(turn, events)
             continue

@@ -5,27 +5,30 @@ other characters for ends of lines.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from runtime.domain.sessions import Ending, Progress, TurnRecord
+from runtime.domain.tools import ToolCall
 from runtime.errors import BatonError
+from runtime.roles.gateway import GatewayRole
+from runtime.services.openai.responses.given import Given
 from runtime.services.openai.responses.memo import unpack_memo
-from runtime.services.openai.responses.objects import Json, answer_id, message, output, part, response, status_of
+from runtime.services.openai.responses.objects import output, response, status_of
+from runtime.services.openai.responses.said import Json, answer_id, call, message, part
 
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class ResponseEvents:
-    """`told` is how many events there were so far, `text` all of the answer."""
+    """`told` is how many events there were so far."""
 
-    def __init__(self, turn: TurnRecord) -> None:
+    def __init__(self, turn: TurnRecord, gateway: GatewayRole) -> None:
         self.told = 0
-        self.text = ""
         self._turn = turn
-        self._begun = False
-        where = {"item_id": answer_id(turn), "output_index": 0, "content_index": 0}
-        self._where = where
-        self._before_delta = f'{_json({"type": "response.output_text.delta", **where})[:-1]},"logprobs":[],"delta":'
+        self._given = Given(gateway)
+        self._calls = 0
+        self._where: Json | None = None
+        self._before_delta = ""
 
     def opening(self) -> Iterator[str]:
         background = unpack_memo(self._turn.asked.memo).background
@@ -36,36 +39,50 @@ class ResponseEvents:
 
     def more(self, progress: Progress) -> Iterator[str]:
         """`progress` follows on what was told."""
-        yield from self._deltas(event.text for event in progress.events)
+        self._turn = progress.turn  # one that waited has begun
+        for found in self._given.take(progress):
+            yield from self._delta(found) if isinstance(found, str) else self._call(found)
         ending = progress.turn.ending
         if ending is not None:
             yield from self._closing(ending)
 
-    def _deltas(self, texts: Iterable[str]) -> Iterator[str]:
-        for text in texts:
-            if not text:
-                continue
-            yield from self._begin()
-            self.text += text
-            yield _framed("response.output_text.delta", f"{self._before_delta}{_json(text)},{self._numbered()}}}")
+    def _delta(self, text: str) -> Iterator[str]:
+        yield from self._begin()
+        yield _framed("response.output_text.delta", f"{self._before_delta}{_json(text)},{self._numbered()}}}")
 
     def _begin(self) -> Iterator[str]:
-        if not self._begun:
-            self._begun = True
-            item = message(self._turn, None, "in_progress")
-            yield self._event("response.output_item.added", output_index=0, item=item)
-            yield self._event("response.content_part.added", **self._where, part=part(""))
+        """The message."""
+        if self._where is not None:
+            return
+        ident, place = answer_id(self._turn), self._given.message_index
+        self._where = where = {"item_id": ident, "output_index": place, "content_index": 0}
+        self._before_delta = f'{_json({"type": "response.output_text.delta", **where})[:-1]},"logprobs":[],"delta":'
+        item = message(ident, None, "in_progress")
+        yield self._event("response.output_item.added", output_index=place, item=item)
+        yield self._event("response.content_part.added", **where, part=part(""))
+
+    def _call(self, made: ToolCall) -> Iterator[str]:
+        """One that is found is whole."""
+        number, self._calls = self._calls, self._calls + 1
+        ident, place = answer_id(self._turn, number), self._given.call_index(number)
+        of, kind = {"item_id": ident, "output_index": place}, "response.function_call_arguments"
+        yield self._event("response.output_item.added", output_index=place, item=call(ident, made, "in_progress"))
+        yield self._event(f"{kind}.delta", **of, delta=made.arguments)
+        yield self._event(f"{kind}.done", **of, name=made.name, arguments=made.arguments)
+        yield self._event("response.output_item.done", output_index=place, item=call(ident, made))
 
     def _closing(self, ending: Ending) -> Iterator[str]:
         status = status_of(self._turn, ending)
-        for item in output(self._turn, self.text, status):
-            yield from self._begin()
-            yield self._event("response.output_text.done", **self._where, text=self.text, logprobs=[])
-            yield self._event("response.content_part.done", **self._where, part=part(self.text))
-            yield self._event("response.output_item.done", output_index=0, item=item)
+        for place, item in enumerate(output(self._turn, self._given, status)):
+            if item["type"] == "message":
+                yield from self._begin()
+                text, where = self._given.text, self._where or {}
+                yield self._event("response.output_text.done", **where, text=text, logprobs=[])
+                yield self._event("response.content_part.done", **where, part=part(text))
+                yield self._event("response.output_item.done", output_index=place, item=item)
         # OpenAI has no event of its own for what was cancelled; the status tells.
         kind = "incomplete" if status == "cancelled" else status
-        yield self._event(f"response.{kind}", response=response(self._turn, status, self.text, ending))
+        yield self._event(f"response.{kind}", response=response(self._turn, status, self._given, ending))
 
     def _event(self, kind: str, **fields: object) -> str:
         told: Json = {"type": kind, **fields}

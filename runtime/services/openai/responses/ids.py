@@ -10,7 +10,7 @@ from runtime.ids import SessionId, TurnId
 
 _RESPONSE = re.compile(r"resp_([0-9a-f]{16})")
 _CONVERSATION = re.compile(r"conv_([0-9a-f]{16})")
-_ITEM = re.compile(r"msg_([0-9a-f]{16})_([0-9]{1,5})")
+_ITEM = re.compile(r"(?:msg|fc|fco)_([0-9a-f]{16})_([0-9]{1,5})(?:_[0-9]{1,5})?")
 
 
 def response_id(turn: TurnId) -> str:
@@ -23,6 +23,16 @@ def conversation_id(session: SessionId) -> str:
 
 def item_id(turn: TurnId, number: int) -> str:
     return f"msg_{turn.removeprefix('turn-')}_{number}"
+
+
+def call_id(turn: TurnId, number: int, call: int) -> str:
+    """Of a call that the item makes."""
+    return f"fc_{turn.removeprefix('turn-')}_{number}_{call}"
+
+
+def result_id(turn: TurnId, number: int) -> str:
+    """Of an item that is the result of a call."""
+    return f"fco_{turn.removeprefix('turn-')}_{number}"
 
 
 def turn_named(ident: str, field: str) -> TurnId:
@@ -40,6 +50,7 @@ def session_named(ident: str, field: str) -> SessionId:
 
 
 def item_named(ident: str, field: str) -> tuple[TurnId, int]:
+    """The turn and the number of what it would be a part of; only that knows whether it is there."""
     match = _ITEM.fullmatch(ident)
     if match is None:
         raise no_item(field)

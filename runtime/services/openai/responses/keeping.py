@@ -11,8 +11,10 @@ from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.responses.acting import Acting, Query
 from runtime.services.openai.responses.events import ResponseEvents
 from runtime.services.openai.responses.finding import response_named
-from runtime.services.openai.responses.ids import item_named, no_item
-from runtime.services.openai.responses.objects import item, listed, response, status_of
+from runtime.services.openai.responses.given import Given
+from runtime.services.openai.responses.ids import no_item
+from runtime.services.openai.responses.objects import response, status_of
+from runtime.services.openai.responses.said import beyond, listed, parts
 from runtime.services.openai.responses.telling import respond, stream, whole
 from runtime.services.openai.serving import within
 from runtime.services.openai.settings import OpenAiSettings
@@ -40,33 +42,37 @@ class KeptResponses:
         after, streamed = query.number("starting_after"), query.flag("stream")
         if after is not None and not streamed:
             raise InvalidArgument("starting_after needs stream to be true", field="starting_after")
-        turn = await self._turn(exchange)
+        turn, gateway = await self._turn(exchange), self._sessions.gateway
         progress = await self._sessions.store.progress(turn.tenant, turn.session, turn.id, 0)
         if not streamed:
-            text = "".join(event.text for event in progress.events)
-            now = progress.turn
-            await respond(exchange, response(now, status_of(now, now.ending), text, now.ending))
+            given, now = Given(gateway), progress.turn
+            given.take(progress)
+            await respond(exchange, response(now, status_of(now, now.ending), given, now.ending))
             return
         if after is not None:
-            events = ResponseEvents(turn)
+            events = ResponseEvents(turn, gateway)
             told = [*events.opening(), *events.more(progress)]
             if after >= len(told):
                 so_far = f"the last event so far has {len(told) - 1}"
                 raise InvalidArgument(f"starting_after is {after}, {so_far}", field="starting_after")
         with self._sessions.watching(turn):
-            await stream(exchange, turn, self._sessions.watch(turn, 0), -1 if after is None else after)
+            heard = self._sessions.watch(turn, 0)
+            await stream(exchange, gateway, turn, heard, -1 if after is None else after)
 
     async def cancel(self, exchange: Exchange, _body: bytes, ends: float) -> None:
         """What has ended already is told as it ended."""
         turn = await self._turn(exchange)
         if turn.ending is None:
             await self._sessions.halt(turn.tenant, turn.session, turn.id, Halt.DISCARD)
-        await respond(exchange, await within(ends, whole(turn, self._sessions.watch(turn, 0))))
+        ended = whole(self._sessions.gateway, turn, self._sessions.watch(turn, 0))
+        await respond(exchange, await within(ends, ended))
 
-    async def delete(self, exchange: Exchange, _body: bytes, _ends: float) -> None:
+    async def delete(self, exchange: Exchange, _body: bytes, ends: float) -> None:
+        """What has not ended is ended first, so that it leaves nothing."""
         turn = await self._turn(exchange)
         if turn.ending is None:
             await self._sessions.halt(turn.tenant, turn.session, turn.id, Halt.DISCARD)
+            await within(ends, whole(self._sessions.gateway, turn, self._sessions.watch(turn, 0)))
         await self._sessions.store.forget(turn.tenant, turn.id)
         await respond(exchange, {"id": self._named(exchange), "object": "response", "deleted": True})
 
@@ -75,17 +81,13 @@ class KeptResponses:
         query = Query(exchange.scope, "after", "limit", "order")
         limit, newest_first, after = query.limit(), query.newest_first(), query.text("after")
         turn = await self._turn(exchange)
-        asked = [*enumerate(turn.asked.items)]
+        told = [each for number, said in enumerate(turn.asked.items) for each in parts(turn.id, number, said)]
         if newest_first:
-            asked.reverse()
-        if after is not None:
-            numbers = [number for number, _ in asked]
-            of, number = item_named(after, "after")
-            if of != turn.id or number not in numbers:
-                raise no_item("after")
-            asked = asked[numbers.index(number) + 1 :]
-        shown = [item(turn.id, number, said) for number, said in asked[:limit]]
-        await respond(exchange, listed(shown, more=len(asked) > limit))
+            told.reverse()
+        left = told if after is None else beyond(told, after)
+        if left is None:
+            raise no_item("after")
+        await respond(exchange, listed(left, limit))
 
     @property
     def _tenant(self) -> TenantId:

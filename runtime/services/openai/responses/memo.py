@@ -11,7 +11,7 @@ from runtime.services.openai.responses.schema import PLAIN_TEXT, ResponseRequest
 @dataclass(frozen=True, slots=True)
 class Memo:
     """`created` is unix seconds, 0 where the turn was asked for in another way. `conversation`: it belongs to one, and
-    not to a session of its own."""
+    not to a session of its own. `strict`: which of the tools that it named are strict; None where it named none."""
 
     created: int = 0
     conversation: bool = True
@@ -24,6 +24,7 @@ class Memo:
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     parallel_tool_calls: bool = True
+    strict: list[bool] | None = None
 
     def pack(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -42,6 +43,7 @@ def memo_of(asked: ResponseRequest, created: int) -> Memo:
         asked.safety_identifier,
         asked.prompt_cache_key,
         asked.parallel_tool_calls is not False,
+        [bool(tool.strict) for tool in asked.tools] if asked.tools else None,
     )
 
 

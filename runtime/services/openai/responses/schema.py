@@ -1,47 +1,35 @@
 """What a request for a response or a conversation may say, field by field: read, or refused by name, never ignored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import cached_property
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, FailFast, Field, PlainValidator
+from pydantic import Field, PlainValidator, model_validator
 
 from runtime.domain.grammar import Grammar
 from runtime.domain.sessions import Item
+from runtime.domain.settling import settled
+from runtime.domain.tools import Toolbox, ToolChoice
 from runtime.errors import InvalidArgument
 from runtime.ports import Tokenizer
-from runtime.services.openai.fields import invalid, only, word
+from runtime.services.openai.fields import invalid, only
 from runtime.services.openai.grammars import read_response_format
+from runtime.services.openai.responses.items import Gathered, Input, Items, Said, Strict, gathered
+from runtime.services.openai.responses.tools import ResponseTool, read_tool_choice
 from runtime.services.openai.schema import GenerationRequest, Label, Limit, NoList, Nothing
+from runtime.services.openai.tools import toolbox_of
 
 MAX_ADDED = 20
 _FRAME_CHARS = 32  # what a template writes around a message, about
-_OTHER_PARTS = ("input_image", "input_file", "input_audio", "refusal")
-_OTHER_ITEMS = (
-    "function_call", "function_call_output", "item_reference", "reasoning", "custom_tool_call",
-    "custom_tool_call_output", "compaction", "computer_call", "computer_call_output", "web_search_call",
-    "file_search_call", "image_generation_call", "code_interpreter_call", "local_shell_call",
-    "local_shell_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call",
-)  # fmt: skip
-
-
-class Strict(BaseModel):
-    model_config = GenerationRequest.model_config
-
-
-def read_input(value: object) -> object:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else read_items(value)
-
-
-def read_items(value: object) -> object:
-    return [] if value is None else value
-
-
-def read_parts(value: object) -> object:
-    if isinstance(value, str):
-        return [{"type": "input_text", "text": value}]
-    if not isinstance(value, list):
-        raise invalid("must be a string or a list of text parts")
-    return value
+_CALLED = {
+    "max_tokens": "max_output_tokens",
+    "prompt": "input",
+    "messages": "input",
+    "session": "conversation",
+    "on_conflict": "conversation",
+    "idempotency_key": "idempotency-key",
+}
 
 
 def read_conversation(value: object) -> str | None:
@@ -81,35 +69,8 @@ class TextConfig(Strict):
     verbosity: Annotated[Any, only("medium")] = None
 
 
-class Part(Strict):
-    type: Annotated[str, word(("input_text", "output_text", "text"), _OTHER_PARTS)]
-    text: str
-    # An answer's part may come back as it was given.
-    annotations: NoList = None
-    logprobs: NoList = None
-    prompt_cache_breakpoint: Nothing = None
-
-
-class InputItem(Strict):
-    type: Annotated[str, word(("message",), _OTHER_ITEMS)] = "message"
-    role: Annotated[str, word(("user", "assistant", "system", "developer"), ())]
-    content: Annotated[list[Part], BeforeValidator(read_parts)]
-    # An answer's item may come back as it was given.
-    id: Label | None = None
-    status: Label | None = None
-    phase: Annotated[Any, only("commentary", "final_answer")] = None
-
-    def as_item(self) -> Item:
-        """Chat templates know the older name of a developer's message."""
-        role = "system" if self.role == "developer" else self.role
-        return Item(role, "".join(part.text for part in self.content))
-
-
-Items = Annotated[list[InputItem], FailFast(), BeforeValidator(read_items)]
-
-
 class ResponseRequest(GenerationRequest):
-    input: Annotated[list[InputItem], FailFast(), BeforeValidator(read_input)] = Field(default_factory=list)
+    input: Input = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: Label | None = None
     conversation: Annotated[str | None, PlainValidator(read_conversation)] = None
@@ -122,13 +83,14 @@ class ResponseRequest(GenerationRequest):
     # They ask for nothing that shows in the answer.
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    parallel_tool_calls: bool | None = None
     service_tier: Annotated[Any, only("auto", "default")] = None
     truncation: Annotated[Any, only("disabled")] = None
     top_logprobs: Annotated[Any, only(0)] = None
 
-    tools: NoList = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Annotated[tuple[ToolChoice, str | None] | None, PlainValidator(read_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+
     max_tool_calls: Nothing = None
     include: NoList = None
     reasoning: Annotated[Any, only({})] = None
@@ -148,14 +110,33 @@ class ResponseRequest(GenerationRequest):
     prompt_logprobs: Nothing = None
     priority: Nothing = None
 
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        assert self.toolbox is not None, "reading it checks it"
+        return self
+
+    @cached_property
+    def toolbox(self) -> Toolbox:
+        """Without tools of its own a response calls none, whatever the one before could call."""
+        tools, choice = self.tools or (), self.tool_choice
+        if not tools and (choice is None or choice[0] is ToolChoice.AUTO):
+            choice = ToolChoice.NONE, None
+        strict = any(tool.strict for tool in tools)
+        return toolbox_of([tool.tool for tool in tools], choice, self.parallel_tool_calls, strict=strict)
+
     def _grammars(self) -> list[tuple[str, Grammar]]:
         format_ = PLAIN_TEXT if self.text is None else self.text.format
         named = [] if format_.grammar is None else [("text.format", format_.grammar)]
         return [*named, *super()._grammars()]
 
+    @cached_property
+    def said(self) -> Gathered:
+        """Raises `InvalidArgument` naming `input`."""
+        return gathered(self.input, "input")
+
     @property
     def items(self) -> tuple[Item, ...]:
-        return tuple(item.as_item() for item in self.input)
+        return self.said.items
 
     @property
     def tokens_asked(self) -> int | None:
@@ -167,26 +148,27 @@ class ResponseRequest(GenerationRequest):
 
     @property
     def text_size(self) -> int:
-        return sum(_FRAME_CHARS + len(item.content) for item in self.items) + len(self.instructions or "")
+        offered = sum(len(tool.parameters) + len(tool.description) for tool in self.toolbox.tools)
+        return offered + sum(map(_size, self.items)) + len(self.instructions or "")
 
     def tokenize(self, tokenizer: Tokenizer) -> list[int]:
         first = () if self.instructions is None else (Item("system", self.instructions),)
-        return tokenizer.render_chat([item.message for item in (*first, *self.items)])
+        messages = [item.message for item in (*first, *settled((), self.items))]
+        tools = [tool.for_template for tool in self.toolbox.tools] if self.toolbox.callable else []
+        return tokenizer.render_chat(messages, tools)
 
     def called(self, field: str) -> str:
-        match field:
-            case "max_tokens":
-                return "max_output_tokens"
-            case "prompt" | "messages":
-                return "input"
-            case _ if field in ("session", "on_conflict") or field.startswith("limits."):
-                return "conversation"
-            case "idempotency_key":
-                return "idempotency-key"
-            case _ if field.startswith("items"):
-                return field.replace("items", "input", 1)
-            case _:
-                return super().called(field)
+        if field.startswith("items"):
+            return self.said.called(field, "input")
+        if field.startswith("limits."):
+            return "conversation"
+        if field == "grammar" and self.toolbox.tools and not self._grammars():
+            return "tools"
+        return _CALLED.get(field) or super().called(field)
+
+
+def _size(item: Item) -> int:
+    return _FRAME_CHARS + len(item.content) + sum(len(call.arguments) for call in item.calls)
 
 
 class ConversationRequest(Strict):
@@ -205,9 +187,9 @@ class ItemsRequest(Strict):
     items: Items
 
 
-def added(items: list[InputItem]) -> tuple[Item, ...]:
+def added(items: Sequence[Said]) -> Gathered:
     """Raises `InvalidArgument` when that is too many at once."""
     if len(items) > MAX_ADDED:
         told = f"items has {len(items)} entries, at most {MAX_ADDED} can be added at a time"
         raise InvalidArgument(told, field="items")
-    return tuple(item.as_item() for item in items)
+    return gathered(items, "items")

@@ -6,18 +6,23 @@ from collections.abc import AsyncIterator, Iterable
 from runtime.domain.sessions import Progress, TurnRecord
 from runtime.errors import BatonError
 from runtime.pacing import let_others_run
+from runtime.roles.gateway import GatewayRole
 from runtime.services.openai.exchange import Exchange
 from runtime.services.openai.responses.events import ResponseEvents, broken_off
-from runtime.services.openai.responses.objects import Json, response, status_of
+from runtime.services.openai.responses.given import Given
+from runtime.services.openai.responses.objects import response, status_of
+from runtime.services.openai.responses.said import Json
 
 
 async def respond(exchange: Exchange, content: Json) -> None:
     await exchange.respond(200, json.dumps(content).encode(), {})
 
 
-async def stream(exchange: Exchange, turn: TurnRecord, heard: AsyncIterator[Progress], after: int = -1) -> None:
+async def stream(
+    exchange: Exchange, gateway: GatewayRole, turn: TurnRecord, heard: AsyncIterator[Progress], after: int = -1
+) -> None:
     """The events above the number `after`. `heard` is the turn from its beginning, as it becomes durable."""
-    events = ResponseEvents(turn)
+    events = ResponseEvents(turn, gateway)
 
     def add(more: Iterable[str]) -> None:
         for event in more:
@@ -38,11 +43,10 @@ async def stream(exchange: Exchange, turn: TurnRecord, heard: AsyncIterator[Prog
     await exchange.end()
 
 
-async def whole(turn: TurnRecord, heard: AsyncIterator[Progress]) -> Json:
+async def whole(gateway: GatewayRole, turn: TurnRecord, heard: AsyncIterator[Progress]) -> Json:
     """The response once it has ended."""
-    texts: list[str] = []
-    ended = turn
+    given, ended = Given(gateway), turn
     async for progress in heard:
-        texts.extend(event.text for event in progress.events)
+        given.take(progress)
         ended = progress.turn
-    return response(ended, status_of(ended, ended.ending), "".join(texts), ended.ending)
+    return response(ended, status_of(ended, ended.ending), given, ended.ending)

@@ -88,6 +88,39 @@ async def test_a_deleted_response_is_gone_and_what_went_on_from_it_is_not(api: A
         await api.user.branch(session)
 
 
+async def test_a_deleted_response_takes_what_was_said_in_it_along(api: Api) -> None:
+    one = await api.ask("Hello.")
+    before = api.rows()
+    two = await api.ask("And?", previous_response_id=one.id)
+    running = await api.ask("More?", previous_response_id=two.id, background=True, max_output_tokens=LONG)
+    aside = await api.ask("Or?", previous_response_id=one.id)
+    for made in (aside, two, running):
+        await api.client.responses.delete(made.id)
+    assert api.rows() | {"notices": 0} == before | {"notices": 0}
+    again = await api.ask("And?", previous_response_id=one.id)
+    assert again.output_text == two.output_text
+    for made in (again, one):
+        await api.client.responses.delete(made.id)
+    assert set(api.rows().values()) == {0}
+
+
+async def test_a_response_that_was_tried_twice_is_deleted_with_both_tries(api: Api) -> None:
+    once = api.client.with_options(max_retries=0)
+    asked = {"model": "simulated", "input": "Hello.", "max_output_tokens": LONG, "temperature": 0}
+    for patience in (500, 2000, 8000):
+        late = {"x-baton-deadline-ms": str(patience)}
+        with pytest.raises(openai.InternalServerError):
+            await once.responses.create(**asked | {"user": str(patience)}, extra_headers=late)  # type: ignore[call-overload]
+        if api.rows()["turns"]:
+            break
+    made = await once.responses.create(  # type: ignore[call-overload]
+        **asked | {"user": str(patience)}, extra_headers={"x-stainless-retry-count": "1"}
+    )
+    assert (api.rows()["sessions"], api.rows()["turns"]) == (1, 2)
+    await once.responses.delete(made.id)
+    assert set(api.rows().values()) == {0}
+
+
 async def test_a_response_of_a_conversation_leaves_it_what_was_said(api: Api) -> None:
     made = await api.client.conversations.create()
     one = await api.ask("Hello.", conversation=made.id)

@@ -9,15 +9,42 @@ import pytest
 
 from tests.services.openai.responses.conftest import Api
 
-USER = {"role": "user", "content": "Hello."}
+USER: dict[str, object] = {"role": "user", "content": "Hello."}
+TOOL: dict[str, object] = {"type": "function", "name": "f", "parameters": {}}
+CALL: dict[str, object] = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+RESULT: dict[str, object] = {"type": "function_call_output", "call_id": "c", "output": "x"}
 REFUSED: dict[str, tuple[str, dict[str, object]]] = {
-    "tools": ("tools", {"tools": [{"type": "function", "name": "f", "parameters": {}}]}),
-    "a forced tool": ("tool_choice", {"tool_choice": "required"}),
-    "an image": ("input[0].content[0].type", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
-    "a tool's result": (
-        "input[0].type",
-        {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
+    "another kind of tool": ("tools[0].type", {"tools": [{"type": "web_search"}]}),
+    "a tool as chat completions have it": ("tools[0].name", {"tools": [{"type": "function", "function": TOOL}]}),
+    "a bad name": ("tools[0].name", {"tools": [TOOL | {"name": "a b"}]}),
+    "an unknown field of a tool": ("tools[0].colour", {"tools": [TOOL | {"colour": "red"}]}),
+    "a tool that runs on": ("tools[0].async", {"tools": [TOOL | {"async": True}]}),
+    "a NUL in a tool": ("tools[0].description", {"tools": [TOOL | {"description": "a\0b"}]}),
+    "two of a name": ("tools", {"tools": [TOOL, TOOL]}),
+    "129 tools": ("tools", {"tools": [TOOL | {"name": f"f{n}"} for n in range(129)]}),
+    "a forced call of nothing": ("tool_choice", {"tool_choice": "required"}),
+    "a forced call of another": ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}),
+    "some of the tools": ("tool_choice", {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}),
+    "a choice that is none": ("tool_choice", {"tools": [TOOL], "tool_choice": "sometimes"}),
+    "a bound of calls": ("max_tool_calls", {"tools": [TOOL], "max_tool_calls": 1}),
+    "two grammars with tools": (
+        "tool_choice",
+        {"tools": [TOOL], "tool_choice": "required", "text": {"format": {"type": "json_object"}}},
     ),
+    "a call without its result": ("input[1]", {"input": [USER, CALL]}),
+    "a second call without its result": ("input[1]", {"input": [USER, CALL, CALL | {"call_id": "d"}, RESULT]}),
+    "arguments that are no object": ("input[0].arguments", {"input": [CALL | {"arguments": "[]"}, RESULT]}),
+    "a call of no name": ("input[0].name", {"input": [CALL | {"name": "a b"}, RESULT]}),
+    "an id with a NUL": ("input[1].call_id", {"input": [CALL, RESULT | {"call_id": "a\0b"}]}),
+    "an id too long": ("input[0].call_id", {"input": [CALL | {"call_id": "c" * 65}]}),
+    "a result without an id": ("input[1].call_id", {"input": [CALL, {"type": "function_call_output", "output": "x"}]}),
+    "a result with a NUL": ("input[2].output", {"input": [USER, CALL, RESULT | {"output": "a\0b"}]}),
+    "a result that is an image": (
+        "input[1].output[0].type",
+        {"input": [CALL, RESULT | {"output": [{"type": "input_image"}]}]},
+    ),
+    "a message with an id of a call": ("input[0].call_id", {"input": [USER | {"call_id": "c"}]}),
+    "an image": ("input[0].content[0].type", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
     "a reference": ("input[1].type", {"input": [USER, {"type": "item_reference", "id": "msg_1"}]}),
     "an unknown role": ("input[0].role", {"input": [{"role": "captain", "content": "x"}]}),
     "truncation": ("truncation", {"truncation": "auto"}),
@@ -33,7 +60,6 @@ REFUSED: dict[str, tuple[str, dict[str, object]]] = {
     "no input": ("input", {"input": []}),
     "a NUL": ("input[0].content", {"input": "a\0b"}),
     "a NUL in the instructions": ("instructions", {"instructions": "a\0b"}),
-    "10,000 items": ("input", {"input": [USER] * 10_000}),
     "17 pairs": ("metadata", {"metadata": {f"key{n}": "x" for n in range(17)}}),
     "a long key": ("metadata", {"metadata": {"k" * 65: "x"}}),
     "a long value": ("metadata", {"metadata": {"k": "x" * 513}}),
@@ -59,6 +85,15 @@ async def test_what_a_response_does_not_take_is_refused_by_name(api: Api) -> Non
         assert refused.value.param == field, name
         assert refused.value.response.headers["x-should-retry"] == "false", name
     assert set(api.rows().values()) == {0}
+
+
+async def test_a_schema_that_no_worker_takes_fails_the_turn_by_its_field(api: Api) -> None:
+    """Only a worker reads grammars, so there is a turn by then: it failed."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        await api.ask("Hello.", tools=[TOOL | {"parameters": {"type": "odd"}}], tool_choice="required")
+    assert refused.value.param == "tools"
+    turn = refused.value.response.headers["x-baton-turn"]
+    assert (await api.client.responses.retrieve(f"resp_{turn.removeprefix('turn-')}")).status == "failed"
 
 
 async def test_an_item_that_is_too_large_is_refused_with_its_size(api: Api) -> None:
@@ -117,7 +152,9 @@ async def test_items_are_refused_by_name(api: Api) -> None:
     for field, added in {
         "items": [USER] * 21,
         "items[1].content": [USER, {"role": "user", "content": "a\0b"}],
-        "items[0].type": [{"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}],
+        "items[0].type": [{"type": "reasoning", "id": "r", "summary": []}],
+        "items[1]": [USER, CALL],
+        "items[0].arguments": [CALL | {"arguments": "x"}],
     }.items():
         for asked in (
             lambda added=added: items.create(made.id, items=added),
@@ -138,6 +175,29 @@ async def test_items_are_refused_by_name(api: Api) -> None:
         with pytest.raises(openai.NotFoundError) as unknown:
             await items.retrieve(ident, conversation_id=made.id)
         assert unknown.value.param == "item_id"
+
+
+async def test_a_conversation_takes_no_more_than_a_response(api: Api) -> None:
+    pairs = {"17 pairs": {f"key{n}": "x" for n in range(17)}, "a long key": {"k" * 65: "x"}, "a NUL": {"k": "\0"}}
+    for case, metadata in pairs.items():
+        with pytest.raises(openai.BadRequestError) as refused:
+            await api.client.conversations.create(metadata=metadata, items=[USER])  # type: ignore[list-item]
+        assert refused.value.param == "metadata", case
+    large = [USER, {"role": "user", "content": "x" * ((1 << 20) + 1)}]
+    with pytest.raises(openai.APIStatusError, match="the limit is 1048576") as too_large:
+        await api.client.conversations.create(items=large)  # type: ignore[arg-type]
+    assert (too_large.value.status_code, too_large.value.param) == (413, "items[1].content")
+    assert set(api.rows().values()) == {0}
+
+
+async def test_10_000_items_are_too_many_whatever_they_are(api: Api) -> None:
+    """Not by the client, which takes seconds to look through them."""
+    async with httpx.AsyncClient(base_url=f"{api.url}/", verify=False) as http:
+        for path, field in (("responses", "input"), ("conversations", "items")):
+            for each in (USER, CALL):
+                refused = await http.post(path, json={"model": "simulated", field: [each] * 10_000})
+                assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert set(api.rows().values()) == {0}
 
 
 async def test_a_query_is_refused_by_name(api: Api) -> None:

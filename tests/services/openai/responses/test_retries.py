@@ -135,6 +135,24 @@ async def test_a_key_of_the_clients_own_is_honoured(api: Api) -> None:
         assert refused.value.param == "idempotency-key"
 
 
+async def test_a_key_of_the_clients_own_is_honoured_by_conversations_too(api: Api) -> None:
+    keyed, conversations = {"idempotency-key": "mine"}, api.client.conversations
+    one, two = ([{"role": "user", "content": text}] for text in ("One.", "Two."))
+    made = [await conversations.create(items=one, extra_headers=keyed) for _ in range(2)]  # type: ignore[arg-type]
+    assert made[0] == made[1]
+    for _ in range(2):
+        await conversations.items.create(made[0].id, items=two, extra_headers=keyed)  # type: ignore[arg-type]
+    for asked in (
+        conversations.create(items=two, extra_headers=keyed),  # type: ignore[arg-type]
+        conversations.items.create(made[0].id, items=one, extra_headers=keyed),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(openai.ConflictError, match="for another request") as refused:
+            await asked
+        assert refused.value.param == "idempotency-key"
+    assert texts((await conversations.items.list(made[0].id)).data) == ["Two.", "One."]
+    assert api.rows()["sessions"] == 1
+
+
 async def test_the_client_that_waits_does_as_well(api: Api, proxy: LosingProxy) -> None:
     def work() -> tuple[str, str]:
         http = DefaultHttpxClient(verify=False)

@@ -65,6 +65,11 @@ def _calls(client: AsyncOpenAI, conversation: str, response: str, item: str) -> 
         client.conversations.items.create(conversation, items=[{"role": "user", "content": "x"}]),
         client.conversations.items.retrieve(item, conversation_id=conversation),
         client.conversations.items.delete(item, conversation_id=conversation),
+        client.chat.completions.create(
+            model="simulated",
+            messages=[{"role": "user", "content": "x"}],
+            extra_headers={"x-baton-session": f"sess-{conversation.removeprefix('conv_')}"},
+        ),
     ]
 
 
