@@ -75,7 +75,7 @@ async def side(
     async with AsyncExitStack() as stack:
         channels: dict[tuple[str, int], grpc.aio.Channel] = {}
 
-        def channel(address: str, lane: int) -> grpc.aio.Channel:
+        def channel(address: str, _role: str, lane: int) -> grpc.aio.Channel:
             if (address, lane) not in channels:
                 own_connection = (("grpc.use_local_subchannel_pool", 1),)
                 channels[address, lane] = grpc.aio.insecure_channel(address, options=own_connection)
