@@ -26,11 +26,15 @@ from batonmesh import AsyncClient, Event
 from batonmesh.messages import whole
 from runtime.cli.bench.host import host
 from runtime.cli.bench.hosted import hosted
+from runtime.cli.bench.probe import Probe
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.cli.bench.shape import VOCAB, fast_dtype, stretched_146m
+from runtime.clients.channels import Channels
+from runtime.clients.peers import GrpcPeers
 from runtime.config import Config, EngineConfig, GatewayConfig, MeshConfig, ModelConfig, TimingConfig, WorkerConfig
-from runtime.domain.messages import Handoff
+from runtime.domain.messages import Handoff, PrefillCandidate
 from runtime.errors import StartError
+from runtime.ids import BootId, GatewayId, WorkerId
 from runtime.kv.transport.timing.plan import Listening
 from runtime.kv.transport.timing.senders import Senders
 from runtime.mesh.listening import free_ports
@@ -44,6 +48,7 @@ _HISTORY, _QUICK_HISTORY = 8192, 1024
 _RECEIVER = "runtime.kv.transport.timing.receiver"
 _BEFORE, _TOKENS = 16, 32
 _PAGE_BYTES, _MOVED_PAGES, _ROUNDS = 1 << 20, 128, 3
+_WARMINGS, _WARMING_TOKENS = 2, 1024
 _SEEN_S = 60.0
 _ANSWER_S = 300.0
 _MODEL = "baton-bench"
@@ -60,10 +65,11 @@ class _Mesh:
     stack: ExitStack
     grpc: str = ""
     pids: dict[str, int] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
 
     def start(self, worker: str) -> None:
         told = self.stack.enter_context(host(self.config, "worker", self.controller, worker))
-        self.pids[worker] = int(told["pid"])
+        self.pids[worker], self.addresses[worker] = int(told["pid"]), told["grpc"]
 
     def signal(self, worker: str, number: signal.Signals) -> None:
         os.kill(self.pids[worker], number)
@@ -149,8 +155,20 @@ async def _recover(mesh: _Mesh, history: int, say: _Say) -> list[_Recovery]:
 
 
 async def _joins(mesh: _Mesh, client: AsyncClient, worker: str) -> None:
-    """Start it, and wait until the gateway knows of it and those before it are still."""
+    """Start it, let it take pages as one that has served for a while, and wait until the gateway knows of it."""
     await asyncio.to_thread(mesh.start, worker)
+    prefill = PrefillCandidate(WorkerId("prefill-0"), BootId("any"), mesh.addresses["prefill-0"])
+    async with (
+        Channels() as channels,
+        GrpcPeers(channels, GatewayId("bench")).decode(mesh.addresses[worker]).attach() as stream,
+        asyncio.TaskGroup() as group,
+    ):
+        probe = Probe(stream, VOCAB)
+        running = group.create_task(probe.run())
+        await probe.wait_ready()
+        for _ in range(_WARMINGS):
+            await probe.measure(_WARMING_TOKENS, (prefill,))
+        running.cancel()
     async with asyncio.timeout(_SEEN_S):
         while worker not in [each.id for each in (await client.topology(timeout=_SEEN_S)).workers]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -186,7 +204,7 @@ def _report(machine: Machine, history: int, rate: float, recovered: list[_Recove
     floor_s = kill.handoff.restored_tokens * spec_bytes / rate
     ratios = {
         f"restore_over_floor_{history}": round(kill.own_s / floor_s, 3),
-        f"restore_speedup_{history}": round((anew.own_s + anew.step_s) / (kill.own_s + kill.step_s), 2),
+        f"restore_speedup_{history}": round((anew.pause_s - kill.detect_s) / (kill.pause_s - kill.detect_s), 2),
         "detect_s_kill": round(kill.detect_s, 3),
         "detect_s_stop": round(stop.detect_s, 3),
     }
@@ -237,7 +255,7 @@ def _mesh(folder: Path, history: int) -> Iterator[_Mesh]:
     config = Config(
         mesh=MeshConfig(name="bench", state=folder),
         model=ModelConfig(path=str(stretched_146m(folder / "model", 2 * _HISTORY)), name=_MODEL, dtype=fast_dtype()),
-        engine=engine.model_copy(update={"pages": 2 * history // engine.page_tokens, "max_running": 2}),
+        engine=engine.model_copy(update={"pages": 2 * history // engine.page_tokens + 128, "max_running": 2}),
         workers=(WorkerConfig(name="prefill", role="prefill"), WorkerConfig(name="decode", role="decode", count=4)),
         gateway=GatewayConfig(http_port=http_port, grpc_port=grpc_port),
         timing=_timing(),
