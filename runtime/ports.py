@@ -13,15 +13,18 @@ from runtime.domain.holdings import Changes
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import (
     GatewayCommand,
+    Holder,
     Offer,
     PrefillCall,
     PrefillDone,
+    Start,
     StepBatch,
     Ticket,
     TicketPage,
     View,
     Worker,
 )
+from runtime.domain.mirroring import FetchCall, Fetched, KeepCall, Kept
 from runtime.domain.sequence import Ref
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import EngineCommand, Forgotten, Frame, Load, StepOutput
@@ -187,6 +190,36 @@ class PrefillPeer(Protocol):
 
     async def prefill(self, call: PrefillCall) -> PrefillDone:
         """Compute and push; raises `Unavailable`, `ResourceExhausted` and their like. Cancelling it cancels there."""
+
+
+class MirrorPeer(Protocol):
+    """A worker that holds pages for others, as they see it."""
+
+    async def keep(self, call: KeepCall) -> Kept:
+        """Let it hold pages; raises `Unavailable`, `ResourceExhausted` and their like."""
+
+    async def fetch(self, call: FetchCall) -> Fetched:
+        """Let it push pages; raises `NotFound` when it has none of them, and `Unavailable` and its like."""
+
+
+class MirrorPeers(Protocol):
+    def holder(self, holder: Holder) -> MirrorPeer: ...
+
+
+class Mirror(Protocol):
+    """Copies of a decode worker's pages on other workers. None of this ever fails or waits, but for `fetch`."""
+
+    def grew(self, start: Start, tokens: Sequence[int]) -> None:
+        """A sequence has these tokens more, beside its prompt and what was forced; all before them have KV."""
+
+    def ended(self, ref: Ref) -> None:
+        """Nothing comes any more; what is full is still to be copied."""
+
+    def forget(self, session: SessionId) -> None:
+        """Copy nothing of it any more."""
+
+    async def fetch(self, holder: Holder, call: FetchCall) -> Fetched:
+        """Let a holder push what it has of a ticket; raises as `MirrorPeer.fetch`."""
 
 
 class DecodeStream(Protocol):

@@ -9,6 +9,7 @@ from runtime.cli import certs, configuration, keys, model, simtest
 from runtime.cli.bench.engine import engine
 from runtime.cli.bench.gateway import gateway
 from runtime.cli.bench.handoff import handoff
+from runtime.cli.bench.recovery import recovery
 from runtime.cli.bench.resume import resume
 from runtime.cli.bench.router import router
 from runtime.cli.bench.session import session as session_bench
@@ -77,6 +78,7 @@ bench.command()(gateway)
 bench.command()(router)
 bench.command()(transport)
 bench.command()(resume)
+bench.command()(recovery)
 bench.command("session")(session_bench)
 bench.command("simtest")(simtest_bench)
 app.add_typer(

@@ -58,10 +58,10 @@ class Channels:
         """For calls and streams of small messages to a member of this role."""
         return self._channel((address, role, None))
 
-    def bulk(self, address: str, lane: int) -> grpc.aio.Channel:
-        """A connection of its own for each lane to a decode worker, so that megabytes of pages never delay a token or a
-        cancel."""
-        return self._channel((address, Role.DECODE, lane))
+    def bulk(self, address: str, role: str, lane: int) -> grpc.aio.Channel:
+        """A connection of its own for each lane to a worker of this role, so that megabytes of pages never delay a
+        token or a cancel."""
+        return self._channel((address, Role(role), lane))
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -107,5 +107,5 @@ class Handoffs:
         token on, so the longer prefix is what nobody computed."""
         if self.first is None:
             return 0
-        here = self.first.cached_tokens + self.first.loaded_tokens
+        here = self.first.cached_tokens + self.first.loaded_tokens + self.first.restored_tokens
         return min(max(here, self.first.prefill_cached_tokens), prompt_tokens)

@@ -27,9 +27,21 @@ class PrefillCandidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """A worker of any role that holds pages, or may hold copies of them."""
+
+    worker: WorkerId
+    boot: BootId
+    address: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again. An
-    uncached suffix of `remote_min_tokens` or more is better prefilled elsewhere; None leaves that to the worker."""
+    uncached suffix of `remote_min_tokens` or more is better prefilled elsewhere; None leaves that to the worker.
+    `holders` likely have pages of it, the best first. Copies of its full pages are to be held by `copies` of `mirrors`,
+    the best first."""
 
     ref: Ref
     tenant: TenantId
@@ -41,6 +53,9 @@ class Start:
     priority: int = 0
     session: SessionId | None = None
     remote_min_tokens: int | None = None
+    holders: tuple[Holder, ...] = ()
+    copies: int = 0
+    mirrors: tuple[Holder, ...] = ()
 
     @property
     def scored(self) -> bool:
@@ -76,10 +91,11 @@ class Handoff:
     """How an attempt's prompt got its KV, for the client's usage, the demo and the metrics.
 
     Tokens add up: `cached_tokens` (prefix cache of the decode worker) + `host_tokens` + `cold_tokens` (its tiers) +
-    `moved_tokens` (from a prefill worker) + computed here = prompt + forced. `wait_ms` runs from the start of the
-    attempt to its admission to the batch, `transfer_ms` from the first frame to the last, `load_ms` as long as pages
-    came from the tiers. `prefill_ms` and `exposed_ms` are the prefill worker's: until all was computed, and from there
-    until all had arrived.
+    `restored_tokens` (from the pages of other workers, the last of them `holder`) + `moved_tokens` (from a prefill
+    worker) + computed here = prompt + forced. `wait_ms` runs from the start of the attempt to its admission to the
+    batch, `transfer_ms` from the first frame to the last, `load_ms` as long as pages came from the tiers, `restore_ms`
+    from asking the first holder to the last restored page. `prefill_ms` and `exposed_ms` are the prefill worker's:
+    until all was computed, and from there until all had arrived.
     """
 
     prompt_tokens: int
@@ -97,6 +113,9 @@ class Handoff:
     host_tokens: int = 0
     cold_tokens: int = 0
     load_ms: float = 0.0
+    restored_tokens: int = 0
+    holder: WorkerId | None = None
+    restore_ms: float = 0.0
 
     @property
     def loaded_tokens(self) -> int:
@@ -181,6 +200,7 @@ class Ticket:
     `boot` is the generation of the receiving worker; `endpoint` and `transport` say where and how it receives from
     everybody, `offers` how from some, best first. `encoding` is how small pages may be made for the way. `dtypes` are
     those of senders whose values may be rounded to `dtype`, on the way or there; `parts`: pages may come in parts.
+    `role` is the receiver's.
     """
 
     transfer: TransferId
@@ -196,6 +216,7 @@ class Ticket:
     encoding: Encoding = Encoding.PLAIN
     dtypes: tuple[str, ...] = ()
     parts: bool = False
+    role: str = "decode"
 
     def takes(self, dtype: str) -> bool:
         """Whether it takes pages of one that computes in this data type."""
@@ -246,6 +267,18 @@ class Traffic:
     refused: tuple[tuple[str, int], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class MirrorReport:
+    """What became of the pages that a worker was to have copies of since it started. `waiting` of them wait now;
+    `dropped` waited too long or were gone before their turn, `failures` counts what its holders refused or broke."""
+
+    pages: int = 0
+    bytes: int = 0
+    waiting: int = 0
+    dropped: int = 0
+    failures: int = 0
+
+
 def link_speeds(traffic: Traffic) -> tuple[tuple[str, float], ...]:
     """Gigabytes a second by each transport that sent any."""
     taken: dict[str, tuple[int, float]] = {}
@@ -292,6 +325,7 @@ class Worker:
     tiers: tuple[TierReport, ...] = ()
     pages: PageForm = PageForm()
     profile: Profile = UNMEASURED
+    mirror: MirrorReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

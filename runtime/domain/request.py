@@ -11,7 +11,7 @@ Owns where one attempt stands and what has to happen next; never waits, computes
     WAITING_ROOM  PagesFreed -> RESERVING                                              SubmitWork(awaiting)
     LANDING       PageLoaded, FrameVerified -> same                                    Land
                   LoadEnded -> as after Reserved                                       OpenLanding or RunSequence
-                  LandingComplete -> RUNNING                                           RunSequence
+                  LandingComplete -> RUNNING; of a holder's pages as after Reserved    RunSequence
                   LandingLost, candidates left -> LANDING, what is missing             FenceLanding, OpenLanding
                   LandingLost -> RUNNING, the engine recomputes what is missing        FenceLanding, RunSequence
     RUNNING       Generated -> same                                                    Emit
@@ -31,7 +31,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from runtime.domain.loading import LoadEnded, LoadPages, PageLoaded
-from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, PrefillDone, Start
+from runtime.domain.messages import AttemptFailed, Holder, Output, PrefillCandidate, PrefillDone, Start
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled
@@ -192,10 +192,11 @@ class SubmitWork:
 
 @dataclass(frozen=True, slots=True)
 class OpenLanding:
-    """Issue a ticket for the pages beyond `local_tokens` that are not `verified`, and call `peer` with it."""
+    """Issue a ticket for the pages beyond `local_tokens` that are not `verified`, and call `peer` with it: of one that
+    holds pages, for the full ones."""
 
     transfer: int
-    peer: PrefillCandidate
+    peer: Holder | PrefillCandidate
     local_tokens: int
     verified: frozenset[int]
 
@@ -314,20 +315,18 @@ class Request:
         self._sources.local_tokens = local_tokens
         self._to(RequestState.LANDING)
         if self._sources.stored_tokens <= local_tokens:
-            return self._go_on(1)
+            return self._go_on(self._policy.remote_min_tokens if self.start.holders else 1)
         self.transfer += 1
         return [LoadPages(self.transfer, local_tokens)]
 
     def _go_on(self, least: int) -> list[RequestCommand]:
-        """Ask a prefill worker when `least` tokens or more are still missing, else compute them here."""
-        if self._sources.elsewhere(self._sources.have, least):
-            return [self._open()]
-        return [*self._to(RequestState.RUNNING), RunSequence()]
-
-    def _open(self) -> RequestCommand:
-        self.transfer += 1
+        """Ask who holds what is missing, a prefill worker when that is `least` tokens or more, else compute it here."""
         sources = self._sources
-        return OpenLanding(self.transfer, sources.ask(), sources.local_tokens, frozenset(sources.verified))
+        peer = sources.ask(least)
+        if peer is None:
+            return [*self._to(RequestState.RUNNING), RunSequence()]
+        self.transfer += 1
+        return [OpenLanding(self.transfer, peer, sources.local_tokens, frozenset(sources.verified))]
 
     def _on_loading(self, event: PageLoaded | LoadEnded) -> list[RequestCommand]:
         if isinstance(event, LoadEnded):
@@ -346,9 +345,9 @@ class Request:
             self._sources.landed(event.frame)
             return [LandFrame(event.frame)]
         lost: list[RequestCommand] = [FenceLanding(self.transfer)] if isinstance(event, LandingLost) else []
-        if lost and self._sources.left:
-            return [*lost, self._open()]
-        return [*lost, *self._to(RequestState.RUNNING), RunSequence()]
+        if lost or self._sources.fetching:
+            return [*lost, *self._go_on(self._policy.remote_min_tokens if self._sources.fetching else 1)]
+        return [*self._to(RequestState.RUNNING), RunSequence()]
 
     def _generated(self, event: NewTokens) -> list[RequestCommand]:
         if self.state is not RequestState.RUNNING and not (self.state is RequestState.RESERVING and event.finish):

@@ -6,10 +6,10 @@ weighed in `runtime/router`.
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
-from runtime.domain.messages import PrefillCandidate, View, Worker
+from runtime.domain.messages import Holder, PrefillCandidate, View, Worker
 from runtime.ids import BootId, TenantId, WorkerId
 
 DECODE = "decode"
@@ -77,12 +77,23 @@ def rounded(estimate: Estimate) -> dict[str, str | int | float | None]:
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a turn goes: a decode worker, and the prefill workers that it may call, the best first, for an uncached
-    suffix of `remote_min_tokens` or more; None leaves that to the worker. `why` is there when it was weighed."""
+    suffix of `remote_min_tokens` or more; None leaves that to the worker. `why` is there when it was weighed. Of what
+    it lacks `holders` have pages, the most first; `copies` of `mirrors` are to hold its own, the best first."""
 
     worker: Worker
     candidates: tuple[PrefillCandidate, ...]
     remote_min_tokens: int | None = None
     why: Estimate | None = None
+    holders: tuple[Holder, ...] = ()
+    copies: int = 0
+    mirrors: tuple[Holder, ...] = ()
+
+    def after(self, mirrors: tuple[Holder, ...], view: View) -> "Route":
+        """For a turn that goes on: those who hold copies of its last attempt's pages are asked first, if they are
+        still there."""
+        here = {worker.boot for worker in view.workers} - {self.worker.boot}
+        first = {each.boot: each for each in mirrors if each.boot in here}
+        return replace(self, holders=tuple((first | {each.boot: each for each in self.holders}).values()))
 
 
 class Reason(enum.StrEnum):
@@ -130,6 +141,10 @@ def staying(view: View, role: str) -> list[Worker]:
 
 def candidate(worker: Worker) -> PrefillCandidate:
     return PrefillCandidate(worker.id, worker.boot, worker.address)
+
+
+def holder(worker: Worker) -> Holder:
+    return Holder(worker.id, worker.boot, worker.address, worker.role)
 
 
 def depth(worker: Worker) -> int:

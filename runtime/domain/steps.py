@@ -203,6 +203,7 @@ class Copied:
 
     page: PageId
     payload: bytes | None = field(repr=False)
+    asker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +265,10 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Tell what these pages of the prefix cache hold, all in the `copied` of one step."""
+    """Tell what these pages of the prefix cache hold, all in the `copied` of one step, for an `asker` among several."""
 
     pages: tuple[PageId, ...]
+    asker: str = ""
 
 
 EngineCommand = Submit | Land | Run | Cancel | Forget | Copy

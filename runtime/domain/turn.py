@@ -197,6 +197,11 @@ class Turn:
     def ended(self) -> bool:
         return self.state in ENDED
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """Output tokens that were given out, also by earlier attempts and owners."""
+        return tuple(self._given)
+
     def on(self, event: TurnEvent) -> list[TurnCommand]:  # noqa: C901, PLR0911 - the table, a row each
         if self.ended:
             return self._late(event)

@@ -190,8 +190,8 @@ class EngineCore:
                 self._batcher.run(sequence)
             case Cancel(sequence):
                 self._remove(sequence)
-            case Copy(pages):
-                self._copy(pages)
+            case Copy(pages, asker):
+                self._copy(pages, asker)
             case Forget(session):
                 self._forgotten.append(Forgotten(session, *self._batcher.pool.forget(session)))
 
@@ -281,11 +281,11 @@ class EngineCore:
         if page is not None:
             self._compute.write_page(page, frame.payload, frame.valid_tokens)
 
-    def _copy(self, pages: tuple[PageId, ...]) -> None:
+    def _copy(self, pages: tuple[PageId, ...], asker: str) -> None:
         here = {page: number for page in pages if (number := self._batcher.pool.find(page)) is not None}
         payloads = self._compute.read_pages((number, self.spec.page_tokens) for number in here.values())
         found = dict(zip(here, payloads, strict=True))
-        self._copied.extend(Copied(page, found.get(page)) for page in pages)
+        self._copied.extend(Copied(page, found.get(page), asker) for page in pages)
 
     def _admit(self) -> list[StepEvent]:
         events = self._batcher.admit()

@@ -32,6 +32,7 @@ from runtime.router.chains import Chains
 from runtime.router.cost import CostRouter, Model
 from runtime.router.holders import Holders
 from runtime.router.index import PageIndex
+from runtime.router.mirroring import MirrorPolicy, MirrorRouter
 from runtime.scope import Scope
 from runtime.services.explaining import GatewayMeshService
 from runtime.services.inference import InferenceService, InferenceSettings
@@ -90,7 +91,7 @@ async def gateway_process(
         group = await stack.enter_async_context(Scope())
         running = group.create_task(role.run())
         stack.callback(running.cancel)
-        if gateway.placement == "cost":
+        if gateway.placement == "cost" or config.kv.mirror.copies:
             following = group.create_task(DirectoryRole(GrpcPages(channels), index, clock).run(role.view))
             stack.callback(following.cancel)
         sessions = None
@@ -108,13 +109,21 @@ async def gateway_process(
 
 
 def _router(config: Config, spec: ModelSpec, index: PageIndex, tenants: Mapping[TenantId, bytes]) -> Explaining:
+    chains = Chains(tenants, spec.page_tokens, spec.kv_fingerprint)
+    placing = _placing(config, spec, Holders(index, chains, spec.page_tokens))
+    mirror = config.kv.mirror
+    if not mirror.copies:
+        return placing
+    policy = MirrorPolicy(mirror.copies, mirror.on)
+    return MirrorRouter(placing, Holders(index, chains, spec.page_tokens), policy)
+
+
+def _placing(config: Config, spec: ModelSpec, holders: Holders) -> Explaining:
     placement = Placement(config.gateway.placement)
     if placement is not Placement.COST:
         return Router(placement)
-    chains = Chains(tenants, spec.page_tokens, spec.kv_fingerprint)
-    model = Model(spec.token_bytes, spec.page_tokens)
     fixed = config.handoff.remote_min_tokens is not None
-    return CostRouter(model, Holders(index, chains, spec.page_tokens), fixed=fixed)
+    return CostRouter(Model(spec.token_bytes, spec.page_tokens), holders, fixed=fixed)
 
 
 def _server(config: Config, port: int, shared: bool, security: Security) -> GrpcServer:

@@ -10,11 +10,12 @@ from functools import partial
 
 from runtime.clients.channels import Channels
 from runtime.clients.directory import GrpcDirectory
+from runtime.clients.mirroring import GrpcMirrorPeers
 from runtime.clients.peers import GrpcPeers
 from runtime.clock import LoopClock
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.messages import PageForm, Worker, link_speeds
+from runtime.domain.messages import Holder, PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
 from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
@@ -32,18 +33,24 @@ from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
+from runtime.mirroring import MirrorConfig
 from runtime.ports import Engine, Tiers, Transport
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.holding import HoldingRole
+from runtime.roles.mirroring import MirrorRole, MirrorSettings
 from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
+from runtime.roles.tapping import Tapped
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.erasing import ErasureService
+from runtime.services.mirroring import MirrorService
 from runtime.services.pages import PagesService
 from runtime.services.prefill import PrefillService
-from runtime.services.server import GrpcServer
+from runtime.services.server import GrpcServer, Service
 
+_MIB = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -77,30 +84,25 @@ async def worker_process(
     async with AsyncExitStack() as stack:
         speed, held = Speedometer(), PagesRole(clock)
         engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
+        tapped = Tapped(engine)
         tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
         transport = stack.enter_context(_paths(config, engine.spec, address, channels))
         moving = _moving(transport)
-        role: DecodeRole | PrefillRole
-        if plan.role == DECODE:
-            peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
-            role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config), tiers=tiers)
-            server.add(DecodeService(role))
-        else:
-            role = PrefillRole(engine, moving, tenants, tiers)
-            server.add(PrefillService(role))
-        server.add(transport.service)
-        server.add(ErasureService(role))
-        server.add(PagesService(held))
+        there = Holder(worker, boot, address, plan.role)
+        role, face, holding, mirror = _roles(config, there, tapped, moving, channels, tenants, tiers)
+        for service in (face, transport.service, MirrorService(holding), ErasureService(holding), PagesService(held)):
+            server.add(service)
         form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
-        stack.callback(group.create_task(role.run()).cancel)
+        for serving in (role.run(), holding.run(), mirror.run()):
+            stack.callback(group.create_task(serving).cancel)
         await stack.enter_async_context(server)
         directory = GrpcDirectory(channels, controller, clock)
-        describe = partial(_now, here, engine, transport, speed, tiers)
+        describe = partial(_now, here, engine, transport, speed, tiers, mirror if config.kv.mirror.copies else None)
         belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
@@ -108,6 +110,32 @@ async def worker_process(
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await belonging.leave()
+
+
+def _roles(
+    config: Config,
+    here: Holder,
+    engine: Tapped,
+    transport: Transport,
+    channels: Channels,
+    tenants: Mapping[TenantId, bytes],
+    tiers: Tiers,
+) -> tuple[DecodeRole | PrefillRole, Service, HoldingRole, MirrorRole]:
+    """What it does itself with the face of that, and what it does for others."""
+    ids, clock, holders = Ids(random.SystemRandom()), LoopClock(), GrpcMirrorPeers(channels)
+    mirror = MirrorRole(here, engine.spec, holders, clock, _mirror_settings(config.kv.mirror))
+    role: DecodeRole | PrefillRole
+    face: Service
+    if here.role == DECODE:
+        peers, settings = GrpcPeers(channels, GatewayId(here.worker)), _decode_settings(config)
+        role = decode = DecodeRole(
+            engine, transport, peers, tenants, here.boot, ids, clock, settings, tiers=tiers, mirror=mirror
+        )
+        face = DecodeService(decode)
+    else:
+        role = prefill = PrefillRole(engine, transport, tenants, tiers)
+        face = PrefillService(prefill)
+    return role, face, HoldingRole(here, engine, transport, holders, tenants, ids, role.forget_session), mirror
 
 
 @contextmanager
@@ -158,6 +186,10 @@ def _decode_settings(config: Config) -> DecodeSettings:
     )
 
 
+def _mirror_settings(config: MirrorConfig) -> MirrorSettings:
+    return MirrorSettings(config.write_mib_s * _MIB, config.backlog_pages, config.patience_s)
+
+
 def _describe(
     worker: WorkerId, boot: BootId, role: str, device: str, address: str, spec: ModelSpec, pages: PageForm
 ) -> Worker:
@@ -177,10 +209,12 @@ def _describe(
     )
 
 
-def _now(here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers) -> Worker:
+def _now(
+    here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers, mirror: MirrorRole | None
+) -> Worker:
     traffic = transport.traffic()
-    profile = speed.profile(link_speeds(traffic))
-    return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports())
+    profile, told = speed.profile(link_speeds(traffic)), None if mirror is None else mirror.report()
+    return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports(), mirror=told)
 
 
 async def _join(belonging: Belonging) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from runtime.domain import request as r
 from runtime.domain.landing import Complete, Deliver, FrameArrived, Incomplete, Landing, LandingEvent
 from runtime.domain.loading import LoadPages
-from runtime.domain.messages import AttemptFailed, Handoff, Output, PrefillCall, Start, Ticket, TicketPage
+from runtime.domain.messages import AttemptFailed, Handoff, Holder, Output, PrefillCall, Start, Ticket, TicketPage
+from runtime.domain.mirroring import FetchCall
 from runtime.domain.pages import ROOT, extend_chain, page_id, pages_for
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Cancel, Land, Run, Submit
@@ -44,6 +45,8 @@ class Attempt:
         self._in_batch: float | None = None
         self._first_frame = self._last_frame = 0.0
         self._moved_by = ""
+        self._fetching = False
+        self._asked = self._restored = 0.0
         self._stopped = False
 
     def begin(self) -> None:
@@ -78,6 +81,8 @@ class Attempt:
             return
         if isinstance(event, r.InBatch):
             self._in_batch = self._in_batch or self._role.clock.now()
+        elif isinstance(event, r.NewTokens) and self.request.start.copies:
+            self._role.mirror.grew(self.request.start, [sampled.token for sampled in event.tokens])
         commands = self.request.on(event)
         self._role.observe(self.request.ref, event, commands)
         for command in commands:
@@ -112,6 +117,7 @@ class Attempt:
                 self.stop()
                 if self._transfer is not None:
                     self._transfer.call.cancel()
+                self._role.mirror.ended(self.request.ref)
                 self._role.forget(self)
 
     def _emit(self, output: Output | AttemptFailed) -> None:
@@ -130,6 +136,7 @@ class Attempt:
             transfer_ms=moved * 1000,
             transport=self._moved_by,
             load_ms=loaded * 1000,
+            restore_ms=max(self._restored - self._asked, 0.0) * 1000,
         )
 
     def _load(self, command: LoadPages) -> None:
@@ -139,8 +146,11 @@ class Attempt:
         self._role.group.create_task(loads.bring(command.transfer, first, self.feed, self._role.clock))
 
     def _open(self, command: r.OpenLanding) -> None:
-        role = self._role
+        role, self._fetching = self._role, isinstance(command.peer, Holder)
         pages = tuple(page for page in self._pages(command.local_tokens) if page.index not in command.verified)
+        if self._fetching:
+            pages = tuple(page for page in pages if page.valid_tokens == role.engine.spec.page_tokens)
+            self._asked = self._asked or role.clock.now()
         if not pages:
             # Of the transfer before, only the commit was lost.
             self.feed(r.LandingComplete(command.transfer))
@@ -149,11 +159,23 @@ class Attempt:
         endpoint = role.transport.expect(
             landing.transfer, landing.epoch, pages, lambda event: self._landed(landing, event)
         )
-        start, ticket = self.request.start, self._ticket(landing, pages, endpoint)
-        call = PrefillCall(start.tenant, self._sequence.tokens, ticket, start.priority, start.session)
-        task = role.group.create_task(self._call(command.transfer, command.peer.address, call))
-        self._transfer = _Transfer(landing, task)
+        self._transfer = _Transfer(landing, role.group.create_task(self._ask(command, landing, pages, endpoint)))
         self._arm_progress()
+
+    async def _ask(
+        self, command: r.OpenLanding, landing: Landing, pages: tuple[TicketPage, ...], endpoint: str
+    ) -> None:
+        start, peer, ticket = self.request.start, command.peer, self._ticket(landing, pages, endpoint)
+        try:
+            if isinstance(peer, Holder):
+                await self._role.mirror.fetch(peer, FetchCall(ticket, start.session))
+                return
+            call = PrefillCall(start.tenant, self._sequence.tokens, ticket, start.priority, start.session)
+            done = await self._role.peers.prefill(peer.address).prefill(call)
+        except BatonError as error:
+            self.feed(r.LandingLost(command.transfer, error.message))
+        else:
+            self.feed(r.PeerDone(command.transfer, done))
 
     def _ticket(self, landing: Landing, pages: tuple[TicketPage, ...], endpoint: str) -> Ticket:
         role, spec = self._role, self._role.engine.spec
@@ -186,14 +208,6 @@ class Attempt:
             pages.append(TicketPage(full, tail, upto - full * size))
         return pages
 
-    async def _call(self, number: int, address: str, call: PrefillCall) -> None:
-        try:
-            done = await self._role.peers.prefill(address).prefill(call)
-        except BatonError as error:
-            self.feed(r.LandingLost(number, error.message))
-        else:
-            self.feed(r.PeerDone(number, done))
-
     def _landed(self, landing: Landing, event: LandingEvent) -> None:
         if isinstance(event, FrameArrived):
             self._moved_by = event.path
@@ -202,6 +216,8 @@ class Attempt:
                 case Deliver(frame):
                     self._last_frame = self._role.clock.now()
                     self._first_frame = self._first_frame or self._last_frame
+                    if self._fetching:
+                        self._restored = self._last_frame
                     self._arm_progress()
                     self.feed(r.FrameVerified(landing.epoch, frame))
                 case Complete():
@@ -224,8 +240,10 @@ class Attempt:
         transfer.landing.fenced()
 
     def _arm_progress(self) -> None:
-        lost = r.LandingLost(self.request.transfer, "no page arrived in time")
-        self._arm("progress", self._role.settings.progress_s, lost)
+        lost, settings = r.LandingLost(self.request.transfer, "no page arrived in time"), self._role.settings
+        # What can be computed as well is not waited for as long.
+        seconds = min(settings.progress_s, settings.fetch_s) if self._fetching else settings.progress_s
+        self._arm("progress", seconds, lost)
 
     def _arm(self, name: str, seconds: float, event: r.RequestEvent) -> None:
         self._disarm(name)

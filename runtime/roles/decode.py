@@ -39,10 +39,11 @@ from runtime.domain.steps import (
 )
 from runtime.errors import BatonError, EngineFailed, InvalidArgument, NotFound, StaleAttempt
 from runtime.ids import BootId, GatewayId, Ids, SequenceId, SessionId, TenantId, TurnId
-from runtime.ports import Engine, Observe, Peers, Tiers, Transport, unobserved
+from runtime.ports import Engine, Mirror, Observe, Peers, Tiers, Transport, unobserved
 from runtime.roles.attempt import Attempt
 from runtime.roles.forgetting import Forgetting
 from runtime.roles.tierless import TIERLESS
+from runtime.roles.unmirrored import UNMIRRORED
 
 if TYPE_CHECKING:
     from runtime.domain.sequence import Ref
@@ -56,7 +57,8 @@ class DecodeSettings:
     """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
-    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's."""
+    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's. A
+    worker that holds pages and brings none for `fetch_s` is not waited for."""
 
     policy: Policy
     progress_s: float = 10.0
@@ -65,6 +67,7 @@ class DecodeSettings:
     batches: int = 4096
     encoding: Encoding = Encoding.PLAIN
     dtypes: tuple[str, ...] = ()
+    fetch_s: float = 2.0
 
 
 class Link:
@@ -126,9 +129,11 @@ class DecodeRole:
         settings: DecodeSettings,
         observe: Observe = unobserved,
         tiers: Tiers = TIERLESS,
+        mirror: Mirror = UNMIRRORED,
     ) -> None:
         self.engine = engine
         self.tiers = tiers
+        self.mirror = mirror
         self.transport = transport
         self.peers = peers
         self.boot = boot
@@ -205,6 +210,7 @@ class DecodeRole:
     async def forget_session(self, session: SessionId) -> Forgotten:
         """End what runs of it, drop its pages and take nothing of it any more; returns once that is done."""
         self._forgetting.bury(session)
+        self.mirror.forget(session)
         for attempt in list(self._attempts.values()):
             if attempt.request.start.session == session:
                 attempt.feed(r.SequenceLost(StaleAttempt("the session was erased", field="session")))

@@ -18,6 +18,7 @@ from runtime.domain.messages import (
     Acknowledge,
     Attach,
     CancelAttempt,
+    Holder,
     Output,
     Start,
     StepBatch,
@@ -82,6 +83,7 @@ class _Live:
         self.exclude: frozenset[BootId] | None = None
         self.stream: Stream | None = None
         self.route: Route | None = None
+        self.mirrors: tuple[Holder, ...] = ()
         self.heard = 0.0
         # Whether trying again is counted: it failed, and has given nothing yet.
         self.counted = False
@@ -283,13 +285,18 @@ class GatewayRole:
 
     def _place(self, live: _Live) -> None:
         assert live.exclude is not None
-        asks = live.generation
-        near = asks.claim.near if asks.claim else None
-        asked = self._asked(asks.tenant, asks.prompt, asks.sampling.max_tokens, live.exclude, near)
-        live.route = self._router.route(asked, self._clock.now())
-        if live.route is None:
+        asks, given = live.generation, live.turn.given
+        near = next(
+            (each.boot for each in live.mirrors if each.role == DECODE), asks.claim.near if asks.claim else None
+        )
+        more = asks.sampling.max_tokens - len(given)
+        asked = self._asked(asks.tenant, (*asks.prompt, *given) if given else asks.prompt, more, live.exclude, near)
+        route = self._router.route(asked, self._clock.now())
+        if route is None:
             return
-        worker, live.exclude = live.route.worker, None
+        live.route = route.after(live.mirrors, self._view) if live.mirrors else route
+        live.mirrors = route.mirrors
+        worker, live.exclude = route.worker, None
         self._disarm(live, t.NobodyServes.__name__)
         self._disarm(live, "forgive")
         self._breakers.placed(worker.boot, self._clock.now())
@@ -338,6 +345,7 @@ class GatewayRole:
         start = Start(
             command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, route.candidates, remaining_ms,
             asked.priority, None if asked.claim is None else asked.claim.session, route.remote_min_tokens,
+            route.holders, route.copies, route.mirrors,
         )  # fmt: skip
         stream.send(start)
 

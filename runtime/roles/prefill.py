@@ -7,13 +7,14 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.domain.messages import PrefillCall, PrefillDone, Ticket
+from runtime.domain.messages import PrefillCall, PrefillDone
 from runtime.domain.sequence import Sampling, Sequence
 from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
-from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
+from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, InvalidArgument, StaleAttempt
 from runtime.ids import SequenceId, SessionId, TenantId
 from runtime.ports import Engine, Sender, Tiers, Transport
 from runtime.roles.forgetting import Forgetting
+from runtime.roles.forms import check_form
 from runtime.roles.preloading import Preloading
 from runtime.roles.tierless import TIERLESS
 
@@ -70,11 +71,9 @@ class PrefillRole:
         salt = self._tenants.get(call.tenant)
         if salt is None:
             raise InvalidArgument(f"tenant {call.tenant!r} is unknown here", field="tenant")
-        if ticket.fingerprint != self.engine.spec.kv_fingerprint:
-            raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
+        check_form(self.engine.spec, ticket)
         if (erased := self._forgetting.refusal(call.session)) is not None:
             raise erased
-        self._check_form(ticket)
         sequence = Sequence(
             SequenceId(ticket.transfer),
             call.tokens,
@@ -103,22 +102,6 @@ class PrefillRole:
         finally:
             del self._running[sequence.id]
             self.engine.tell(Cancel(sequence.id))
-
-    def _check_form(self, ticket: Ticket) -> None:
-        """Refuse by name what this worker's pages cannot be made into."""
-        spec = self.engine.spec
-        if not ticket.pages:
-            raise InvalidArgument("the ticket names no page", field="ticket.pages")
-        if not ticket.takes(spec.dtype):
-            taken = " and ".join((ticket.dtype, *ticket.dtypes))
-            raise Incompatible(
-                f"the ticket takes pages computed in {taken} alone, and these are in {spec.dtype}", field="ticket.dtype"
-            )
-        if len(spec.page_groups) > 1 and not ticket.parts:
-            raise Incompatible(
-                f"a page has {len(spec.page_groups)} groups of layers here, and the receiver joins no parts",
-                field="ticket.parts",
-            )
 
     async def _push(self, call: PrefillCall, running: "_Running", sender: Sender) -> PrefillDone:
         wanted = {page.index for page in call.ticket.pages}

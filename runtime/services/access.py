@@ -50,9 +50,11 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Erasure/ForgetSession": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Prefill/Prefill": frozenset({Role.DECODE}),
     "/batonmesh.v1.Pages/WatchPages": frozenset({Role.GATEWAY}),
-    "/batonmesh.v1.Kv/Push": frozenset({Role.PREFILL}),
-    "/batonmesh.v1.Kv/Commit": frozenset({Role.PREFILL}),
-    "/batonmesh.v1.Kv/Abort": frozenset({Role.PREFILL}),
+    "/batonmesh.v1.Kv/Push": _WORKERS,
+    "/batonmesh.v1.Kv/Commit": _WORKERS,
+    "/batonmesh.v1.Kv/Abort": _WORKERS,
+    "/batonmesh.v1.Mirror/Keep": frozenset({Role.DECODE}),
+    "/batonmesh.v1.Mirror/Fetch": _WORKERS,
 }
 """What is not here nobody may call. Health and reflection are everybody's who gets through the handshake."""
 

@@ -15,12 +15,14 @@ from runtime.domain.messages import (
     Start,
     StepBatch,
 )
+from runtime.domain.mirroring import MAX_COPIES
 from runtime.domain.sequence import Sampled
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, GatewayId, TenantId, WorkerId
 from runtime.wire import fields
 from runtime.wire.errors import pack_error, unpack_error
 from runtime.wire.handoff import pack_handoff, unpack_handoff
+from runtime.wire.mirroring import pack_holder, unpack_holders
 from runtime.wire.sequence import (
     TO_FINISH,
     pack_load,
@@ -114,12 +116,17 @@ def _pack_start(start: Start) -> pb.Start:
         priority=start.priority,
         session=start.session or "",
         remote_min_tokens=start.remote_min_tokens,
+        holders=map(pack_holder, start.holders),
+        copies=start.copies,
+        mirrors=map(pack_holder, start.mirrors),
     )
 
 
 def _unpack_start(message: pb.Start) -> Start:
     fields.at_most(_MAX_CANDIDATES, len(message.candidates), "candidates")
     fields.at_most(0, len(message.sampling.bad_words), "bad_words")
+    if message.copies > MAX_COPIES:
+        raise InvalidArgument(f"copies must be at most {MAX_COPIES}, got {message.copies}", field="copies")
     return Start(
         ref=unpack_ref(message.ref),
         tenant=TenantId(fields.name(message.tenant, "tenant")),
@@ -138,6 +145,9 @@ def _unpack_start(message: pb.Start) -> Start:
         priority=message.priority,
         session=fields.session(message.session),
         remote_min_tokens=message.remote_min_tokens if message.HasField("remote_min_tokens") else None,
+        holders=unpack_holders(message.holders, "holders"),
+        copies=message.copies,
+        mirrors=unpack_holders(message.mirrors, "mirrors"),
     )
 
 

@@ -4,6 +4,7 @@ from batonmesh.v1 import common_pb2 as common
 from batonmesh.v1 import kv_pb2 as kv
 from batonmesh.v1 import worker_pb2 as pb
 from runtime.domain.messages import Handoff, Offer, PrefillCall, PrefillDone, Ticket, TicketPage
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.spec import DTYPE_BYTES
 from runtime.domain.steps import Encoding
 from runtime.errors import InvalidArgument
@@ -13,6 +14,7 @@ from runtime.wire.pages import unpack_dtypes
 
 _PAGE_ID_BYTES = 16
 _MAX_OFFERS = 16
+_ROLES = (PREFILL, DECODE)
 _ENCODINGS = {encoding.value: encoding for encoding in Encoding}
 
 
@@ -71,6 +73,7 @@ def pack_ticket(ticket: Ticket) -> kv.Ticket:
         encoding=ticket.encoding.value,
         dtypes=ticket.dtypes,
         parts=ticket.parts,
+        role=ticket.role,
     )
 
 
@@ -91,7 +94,14 @@ def unpack_ticket(message: kv.Ticket) -> Ticket:
         encoding=_ENCODINGS.get(fields.text(message.encoding, "ticket.encoding", 32), Encoding.PLAIN),
         dtypes=unpack_dtypes(message.dtypes, "ticket.dtypes"),
         parts=message.parts,
+        role=_unpack_role(message.role),
     )
+
+
+def _unpack_role(role: str) -> str:
+    if role not in ("", *_ROLES):
+        raise InvalidArgument(f"ticket.role must be one of {', '.join(_ROLES)}", field="ticket.role")
+    return role or DECODE
 
 
 def _unpack_offers(message: kv.Ticket) -> tuple[Offer, ...]:
@@ -137,6 +147,9 @@ def pack_handoff(handoff: Handoff) -> common.Handoff:
         host_tokens=handoff.host_tokens,
         cold_tokens=handoff.cold_tokens,
         load_ms=handoff.load_ms,
+        restored_tokens=handoff.restored_tokens,
+        holder=handoff.holder,
+        restore_ms=handoff.restore_ms,
     )
 
 
@@ -158,4 +171,7 @@ def unpack_handoff(message: common.Handoff) -> Handoff:
         host_tokens=message.host_tokens,
         cold_tokens=message.cold_tokens,
         load_ms=fields.milliseconds(message.load_ms, "handoff.load_ms"),
+        restored_tokens=message.restored_tokens,
+        holder=WorkerId(fields.name(message.holder, "handoff.holder")) if message.HasField("holder") else None,
+        restore_ms=fields.milliseconds(message.restore_ms, "handoff.restore_ms"),
     )

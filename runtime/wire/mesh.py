@@ -7,6 +7,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.errors import InvalidArgument
 from runtime.ids import BootId, WorkerId
 from runtime.wire import fields
+from runtime.wire.mirroring import pack_mirror, unpack_mirror
 from runtime.wire.pages import pack_pages, unpack_pages
 from runtime.wire.profile import pack_profile, unpack_profile
 from runtime.wire.sequence import pack_load, unpack_load
@@ -68,6 +69,7 @@ def pack_worker(worker: Worker) -> pb.Worker:
         tiers=map(pack_tier, worker.tiers),
         pages=pack_pages(worker.pages),
         profile=pack_profile(worker.profile),
+        mirror=None if worker.mirror is None else pack_mirror(worker.mirror),
     )
 
 
@@ -92,6 +94,7 @@ def unpack_worker(message: pb.Worker) -> Worker:
         tiers=unpack_tiers(message.tiers),
         pages=unpack_pages(message.pages),
         profile=unpack_profile(message.profile),
+        mirror=unpack_mirror(message.mirror) if message.HasField("mirror") else None,
     )
 
 

@@ -18,9 +18,9 @@ from tests.services.test_server import topology
 async def test_an_address_has_one_channel_for_messages_and_one_for_each_lane_of_pages() -> None:
     async with Channels() as channels:
         assert channels.to("a:1", Role.DECODE) is channels.to("a:1", Role.DECODE)
-        assert channels.bulk("a:1", 0) is channels.bulk("a:1", 0)
-        assert channels.bulk("a:1", 0) is not channels.bulk("a:1", 1)
-        assert channels.to("a:1", Role.DECODE) is not channels.bulk("a:1", 0)
+        assert channels.bulk("a:1", Role.DECODE, 0) is channels.bulk("a:1", Role.DECODE, 0)
+        assert channels.bulk("a:1", Role.DECODE, 0) is not channels.bulk("a:1", Role.DECODE, 1)
+        assert channels.to("a:1", Role.DECODE) is not channels.bulk("a:1", Role.DECODE, 0)
         assert channels.to("a:1", Role.DECODE) is not channels.to("b:1", Role.DECODE)
 
 

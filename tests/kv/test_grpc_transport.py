@@ -75,7 +75,7 @@ async def side(
     async with AsyncExitStack() as stack:
         channels: dict[tuple[str, int], grpc.aio.Channel] = {}
 
-        def channel(address: str, lane: int) -> grpc.aio.Channel:
+        def channel(address: str, _role: str, lane: int) -> grpc.aio.Channel:
             if (address, lane) not in channels:
                 own_connection = (("grpc.use_local_subchannel_pool", 1),)
                 channels[address, lane] = grpc.aio.insecure_channel(address, options=own_connection)
@@ -125,7 +125,7 @@ async def test_two_hundred_frames_land_in_order_before_the_commit(sender: Side, 
 
 async def test_what_is_written_by_hand_is_what_the_generated_code_writes(sender: Side) -> None:
     frames = [frame(index) for index in range(3)]
-    push = GrpcSender(ticket_for("unused:1"), CODEC, [sender.transport._channel("unused:1", 0)])
+    push = GrpcSender(ticket_for("unused:1"), CODEC, [sender.transport._channel("unused:1", "decode", 0)])
     push.outbox.extend(frames)
     message, size = push.message()
     push.close()

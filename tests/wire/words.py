@@ -14,6 +14,8 @@ from runtime.domain.messages import (
     GatewayCommand,
     Handoff,
     Hello,
+    Holder,
+    MirrorReport,
     Offer,
     Output,
     PageForm,
@@ -30,6 +32,7 @@ from runtime.domain.messages import (
     View,
     Worker,
 )
+from runtime.domain.mirroring import MAX_COPIES, FetchCall, Fetched, KeepCall, Kept
 from runtime.domain.pages import Occupancy
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
@@ -80,6 +83,7 @@ SAMPLINGS = st.builds(
     banned_tokens=st.lists(st.lists(TOKEN, min_size=1, max_size=5).map(tuple), max_size=4).map(tuple),
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
+HOLDERS = st.builds(Holder, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES, st.sampled_from((PREFILL, DECODE)))
 SESSIONS = st.none() | st.text(min_size=1, max_size=64).map(SessionId)
 STARTS = st.builds(
     Start,
@@ -92,6 +96,9 @@ STARTS = st.builds(
     remaining_ms=POSITIVE,
     priority=I32,
     session=SESSIONS,
+    holders=st.lists(HOLDERS, max_size=4).map(tuple),
+    copies=st.integers(0, MAX_COPIES),
+    mirrors=st.lists(HOLDERS, max_size=4).map(tuple),
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -118,6 +125,9 @@ HANDOFFS = st.builds(
     host_tokens=U32,
     cold_tokens=U32,
     load_ms=MILLISECONDS,
+    restored_tokens=U32,
+    holder=st.none() | NAMES.map(WorkerId),
+    restore_ms=MILLISECONDS,
 )
 SAMPLED = st.builds(Sampled, TOKEN, LOGPROBS, st.lists(st.tuples(TOKEN, LOGPROBS), max_size=20).map(tuple))
 
@@ -172,7 +182,20 @@ TICKETS = st.builds(
     encoding=st.sampled_from(Encoding),
     dtypes=DTYPE_LISTS,
     parts=st.booleans(),
+    role=st.sampled_from((PREFILL, DECODE)),
 )
+KEEP_CALLS = st.builds(
+    KeepCall,
+    NAMES.map(TenantId),
+    st.lists(TOKEN, min_size=2, max_size=40).map(tuple),
+    HOLDERS,
+    POSITIVE,
+    POSITIVE,
+    SESSIONS,
+)
+KEPT = st.builds(Kept, U32, U64)
+FETCH_CALLS = st.builds(FetchCall, TICKETS, SESSIONS)
+FETCHED = st.builds(Fetched, U32, U64)
 PREFILL_CALLS = st.builds(
     PrefillCall, NAMES.map(TenantId), st.lists(TOKEN, min_size=2, max_size=40).map(tuple), TICKETS, I32, SESSIONS
 )
@@ -234,6 +257,7 @@ WORKERS = st.builds(
         DTYPE_LISTS,
         st.lists(GROUPS, max_size=4).map(_apart),
     ),
+    mirror=st.none() | st.builds(MirrorReport, U64, U64, U64, U64, U64),
 )
 REFUSED = st.builds(Refused, NAMES.map(WorkerId), NAMES.map(BootId), st.text(max_size=256), st.text(max_size=400))
 VIEWS = st.builds(

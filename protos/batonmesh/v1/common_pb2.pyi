@@ -509,8 +509,8 @@ Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
 class Handoff(_message.Message):
-    """How a prompt got its KV. cached_tokens + host_tokens + cold_tokens + moved_tokens + those the decode worker computed =
-    tokens of the prompt and, after a failover, of the answer so far.
+    """How a prompt got its KV. cached_tokens + host_tokens + cold_tokens + restored_tokens + moved_tokens + those the decode
+    worker computed = tokens of the prompt and, after a failover, of the answer so far.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -530,6 +530,9 @@ class Handoff(_message.Message):
     HOST_TOKENS_FIELD_NUMBER: _builtins.int
     COLD_TOKENS_FIELD_NUMBER: _builtins.int
     LOAD_MS_FIELD_NUMBER: _builtins.int
+    RESTORED_TOKENS_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RESTORE_MS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the request's prompt."""
     cached_tokens: _builtins.int
@@ -560,6 +563,12 @@ class Handoff(_message.Message):
     """Tokens whose KV was in the store behind the decode worker, which it or another worker had filled."""
     load_ms: _builtins.float
     """Milliseconds in which the pages of these came."""
+    restored_tokens: _builtins.int
+    """Tokens whose KV came from pages that another worker held, such as a mirror."""
+    holder: _builtins.str
+    """The worker that was asked for them last; absent when none was. At most 128 characters."""
+    restore_ms: _builtins.float
+    """Milliseconds from the first such question until the last of these pages was here."""
     def __init__(
         self,
         *,
@@ -578,13 +587,21 @@ class Handoff(_message.Message):
         host_tokens: _builtins.int = ...,
         cold_tokens: _builtins.int = ...,
         load_ms: _builtins.float = ...,
+        restored_tokens: _builtins.int = ...,
+        holder: _builtins.str | None = ...,
+        restore_ms: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "prefill_worker", b"prefill_worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_holder", b"_holder", "_prefill_worker", b"_prefill_worker", "holder", b"holder", "prefill_worker", b"prefill_worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "cold_tokens", b"cold_tokens", "exposed_ms", b"exposed_ms", "host_tokens", b"host_tokens", "load_ms", b"load_ms", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_holder", b"_holder", "_prefill_worker", b"_prefill_worker", "cached_tokens", b"cached_tokens", "cold_tokens", b"cold_tokens", "exposed_ms", b"exposed_ms", "holder", b"holder", "host_tokens", b"host_tokens", "load_ms", b"load_ms", "moved_bytes", b"moved_bytes", "moved_pages", b"moved_pages", "moved_tokens", b"moved_tokens", "prefill_cached_tokens", b"prefill_cached_tokens", "prefill_ms", b"prefill_ms", "prefill_worker", b"prefill_worker", "prompt_tokens", b"prompt_tokens", "restore_ms", b"restore_ms", "restored_tokens", b"restored_tokens", "transfer_ms", b"transfer_ms", "transport", b"transport", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__holder: _TypeAlias = _typing.Literal["holder"]  # noqa: Y015
+    _WhichOneofArgType__holder: _TypeAlias = _typing.Literal["_holder", b"_holder"]  # noqa: Y015
     _WhichOneofReturnType__prefill_worker: _TypeAlias = _typing.Literal["prefill_worker"]  # noqa: Y015
     _WhichOneofArgType__prefill_worker: _TypeAlias = _typing.Literal["_prefill_worker", b"_prefill_worker"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__holder) -> _WhichOneofReturnType__holder | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_worker) -> _WhichOneofReturnType__prefill_worker | None: ...
 
 Global___Handoff: _TypeAlias = Handoff  # noqa: Y015

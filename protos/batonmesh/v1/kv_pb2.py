@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61tonmesh/v1/kv.proto\x12\x0c\x62\x61tonmesh.v1\"\x95\x02\n\x06Ticket\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\'\n\x05pages\x18\x08 \x03(\x0b\x32\x18.batonmesh.v1.TicketPage\x12\x14\n\x0cremaining_ms\x18\t \x01(\r\x12#\n\x06offers\x18\n \x03(\x0b\x32\x13.batonmesh.v1.Offer\x12\x10\n\x08\x65ncoding\x18\x0b \x01(\t\x12\x0e\n\x06\x64types\x18\x0c \x03(\t\x12\r\n\x05parts\x18\r \x01(\x08\",\n\x05Offer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"=\n\nTicketPage\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x0c\x12\x14\n\x0cvalid_tokens\x18\x03 \x01(\r\">\n\x0bPushRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x03(\x0c\"/\n\x0cPushResponse\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\x0f\n\x07\x63orrupt\x18\x02 \x01(\r\"@\n\rCommitRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x01(\r\"\x10\n\x0e\x43ommitResponse\"?\n\x0c\x41\x62ortRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse2\xce\x01\n\x02Kv\x12\x41\n\x04Push\x12\x19.batonmesh.v1.PushRequest\x1a\x1a.batonmesh.v1.PushResponse(\x01\x30\x01\x12\x43\n\x06\x43ommit\x12\x1b.batonmesh.v1.CommitRequest\x1a\x1c.batonmesh.v1.CommitResponse\x12@\n\x05\x41\x62ort\x12\x1a.batonmesh.v1.AbortRequest\x1a\x1b.batonmesh.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61tonmesh/v1/kv.proto\x12\x0c\x62\x61tonmesh.v1\"\xa3\x02\n\x06Ticket\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\'\n\x05pages\x18\x08 \x03(\x0b\x32\x18.batonmesh.v1.TicketPage\x12\x14\n\x0cremaining_ms\x18\t \x01(\r\x12#\n\x06offers\x18\n \x03(\x0b\x32\x13.batonmesh.v1.Offer\x12\x10\n\x08\x65ncoding\x18\x0b \x01(\t\x12\x0e\n\x06\x64types\x18\x0c \x03(\t\x12\r\n\x05parts\x18\r \x01(\x08\x12\x0c\n\x04role\x18\x1e \x01(\t\",\n\x05Offer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"=\n\nTicketPage\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x0c\x12\x14\n\x0cvalid_tokens\x18\x03 \x01(\r\">\n\x0bPushRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x03(\x0c\"/\n\x0cPushResponse\x12\x0e\n\x06\x66rames\x18\x01 \x01(\r\x12\x0f\n\x07\x63orrupt\x18\x02 \x01(\r\"@\n\rCommitRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x01(\r\"\x10\n\x0e\x43ommitResponse\"?\n\x0c\x41\x62ortRequest\x12\x10\n\x08transfer\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse2\xce\x01\n\x02Kv\x12\x41\n\x04Push\x12\x19.batonmesh.v1.PushRequest\x1a\x1a.batonmesh.v1.PushResponse(\x01\x30\x01\x12\x43\n\x06\x43ommit\x12\x1b.batonmesh.v1.CommitRequest\x1a\x1c.batonmesh.v1.CommitResponse\x12@\n\x05\x41\x62ort\x12\x1a.batonmesh.v1.AbortRequest\x1a\x1b.batonmesh.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'batonmesh.v1.kv_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TICKET']._serialized_start=40
-  _globals['_TICKET']._serialized_end=317
-  _globals['_OFFER']._serialized_start=319
-  _globals['_OFFER']._serialized_end=363
-  _globals['_TICKETPAGE']._serialized_start=365
-  _globals['_TICKETPAGE']._serialized_end=426
-  _globals['_PUSHREQUEST']._serialized_start=428
-  _globals['_PUSHREQUEST']._serialized_end=490
-  _globals['_PUSHRESPONSE']._serialized_start=492
-  _globals['_PUSHRESPONSE']._serialized_end=539
-  _globals['_COMMITREQUEST']._serialized_start=541
-  _globals['_COMMITREQUEST']._serialized_end=605
-  _globals['_COMMITRESPONSE']._serialized_start=607
-  _globals['_COMMITRESPONSE']._serialized_end=623
-  _globals['_ABORTREQUEST']._serialized_start=625
-  _globals['_ABORTREQUEST']._serialized_end=688
-  _globals['_ABORTRESPONSE']._serialized_start=690
-  _globals['_ABORTRESPONSE']._serialized_end=705
-  _globals['_KV']._serialized_start=708
-  _globals['_KV']._serialized_end=914
+  _globals['_TICKET']._serialized_end=331
+  _globals['_OFFER']._serialized_start=333
+  _globals['_OFFER']._serialized_end=377
+  _globals['_TICKETPAGE']._serialized_start=379
+  _globals['_TICKETPAGE']._serialized_end=440
+  _globals['_PUSHREQUEST']._serialized_start=442
+  _globals['_PUSHREQUEST']._serialized_end=504
+  _globals['_PUSHRESPONSE']._serialized_start=506
+  _globals['_PUSHRESPONSE']._serialized_end=553
+  _globals['_COMMITREQUEST']._serialized_start=555
+  _globals['_COMMITREQUEST']._serialized_end=619
+  _globals['_COMMITRESPONSE']._serialized_start=621
+  _globals['_COMMITRESPONSE']._serialized_end=637
+  _globals['_ABORTREQUEST']._serialized_start=639
+  _globals['_ABORTREQUEST']._serialized_end=702
+  _globals['_ABORTRESPONSE']._serialized_start=704
+  _globals['_ABORTRESPONSE']._serialized_end=719
+  _globals['_KV']._serialized_start=722
+  _globals['_KV']._serialized_end=928
 # @@protoc_insertion_point(module_scope)

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Ticket(_message.Message):
     """The right to write certain pages into one reservation, once. A decode worker issues it and sends it to a prefill
-    worker inside PrefillRequest.
+    worker inside PrefillRequest, any worker one to a holder of pages inside FetchRequest (mirror.proto).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -39,6 +39,7 @@ class Ticket(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     DTYPES_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     transfer: _builtins.str
     """Names the transfer, unique in the mesh; 1 to 128 characters."""
     epoch: _builtins.int
@@ -64,6 +65,8 @@ class Ticket(_message.Message):
     """
     parts: _builtins.bool
     """Pages may come in parts: of some of their heads, and of some of their groups of layers, a frame each (FRAME.md)."""
+    role: _builtins.str
+    """The receiver's role, `decode` or `prefill`, which its certificate shows; absent: `decode`."""
     @_builtins.property
     def pages(self) -> _containers.RepeatedCompositeFieldContainer[Global___TicketPage]:
         """The pages asked for, at least one, by rising index. Other pages are not accepted."""
@@ -95,10 +98,11 @@ class Ticket(_message.Message):
         encoding: _builtins.str = ...,
         dtypes: _abc.Iterable[_builtins.str] | None = ...,
         parts: _builtins.bool = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "dtypes", b"dtypes", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "parts", b"parts", "remaining_ms", b"remaining_ms", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "dtype", b"dtype", "dtypes", b"dtypes", "encoding", b"encoding", "endpoint", b"endpoint", "epoch", b"epoch", "fingerprint", b"fingerprint", "offers", b"offers", "pages", b"pages", "parts", b"parts", "remaining_ms", b"remaining_ms", "role", b"role", "transfer", b"transfer", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ Who belongs to a mesh."""
 
 from batonmesh.v1 import common_pb2 as _common_pb2
 from batonmesh.v1 import inference_pb2 as _inference_pb2
+from batonmesh.v1 import mirror_pb2 as _mirror_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -313,6 +314,7 @@ class Worker(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    MIRROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the worker, unique in the mesh and kept over its restarts; 1 to 128 characters."""
     boot: _builtins.str
@@ -357,6 +359,12 @@ class Worker(_message.Message):
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tier]:
         """What is kept behind its pool, the nearest first; at most 8. As last reported."""
 
+    @_builtins.property
+    def mirror(self) -> _mirror_pb2.MirrorReport:
+        """What became of the copies of its pages that others were to hold; absent where there were to be none. As last
+        reported.
+        """
+
     def __init__(
         self,
         *,
@@ -377,10 +385,11 @@ class Worker(_message.Message):
         profile: Global___Profile | None = ...,
         pages: Global___PageForm | None = ...,
         tiers: _abc.Iterable[Global___Tier] | None = ...,
+        mirror: _mirror_pb2.MirrorReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pages", b"pages", "profile", b"profile", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "mirror", b"mirror", "pages", b"pages", "profile", b"profile", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "profile", b"profile", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "tiers", b"tiers", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "device", b"device", "draining", b"draining", "frame_version", b"frame_version", "id", b"id", "kv_fingerprint", b"kv_fingerprint", "load", b"load", "max_tokens", b"max_tokens", "mirror", b"mirror", "model", b"model", "page_tokens", b"page_tokens", "pages", b"pages", "profile", b"profile", "role", b"role", "serving_fingerprint", b"serving_fingerprint", "tiers", b"tiers", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

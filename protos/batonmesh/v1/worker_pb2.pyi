@@ -7,6 +7,7 @@ by serving one of these, registering (mesh.proto), and moving pages (kv.proto).
 
 from batonmesh.v1 import common_pb2 as _common_pb2
 from batonmesh.v1 import kv_pb2 as _kv_pb2
+from batonmesh.v1 import mirror_pb2 as _mirror_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -204,6 +205,9 @@ class Start(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     REMOTE_MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    MIRRORS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
@@ -216,6 +220,8 @@ class Start(_message.Message):
     """An uncached suffix of so many tokens or more is better prefilled by one of the candidates; absent, the worker goes
     by its own setting.
     """
+    copies: _builtins.int
+    """So many of `mirrors` are to hold copies of the full pages of this sequence as they fill; 0 for none, at most 2."""
     @_builtins.property
     def ref(self) -> _common_pb2.Ref:
         """This attempt."""
@@ -236,6 +242,16 @@ class Start(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillCandidate]:
         """Prefill workers that may be called, the best first; at most 64."""
 
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[_mirror_pb2.PageHolder]:
+        """Workers that likely have pages of the prompt and of `forced`, the best first: what the worker lacks is fetched from
+        them before it is computed; at most 16.
+        """
+
+    @_builtins.property
+    def mirrors(self) -> _containers.RepeatedCompositeFieldContainer[_mirror_pb2.PageHolder]:
+        """Workers that may, the best first; at most 16."""
+
     def __init__(
         self,
         *,
@@ -249,10 +265,13 @@ class Start(_message.Message):
         priority: _builtins.int = ...,
         session: _builtins.str = ...,
         remote_min_tokens: _builtins.int | None = ...,
+        holders: _abc.Iterable[_mirror_pb2.PageHolder] | None = ...,
+        copies: _builtins.int = ...,
+        mirrors: _abc.Iterable[_mirror_pb2.PageHolder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "ref", b"ref", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "forced", b"forced", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "copies", b"copies", "forced", b"forced", "holders", b"holders", "mirrors", b"mirrors", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remote_min_tokens: _TypeAlias = _typing.Literal["remote_min_tokens"]  # noqa: Y015
     _WhichOneofArgType__remote_min_tokens: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens"]  # noqa: Y015

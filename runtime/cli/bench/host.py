@@ -6,6 +6,7 @@ Prints where it listens once it serves, and serves until its standard input ends
 import asyncio
 import json
 import logging
+import os
 import random
 import sys
 from collections.abc import AsyncIterator
@@ -40,7 +41,7 @@ class Part:
 
 
 def host(config: Config, kind: str, controller: str = "", worker: str = "") -> AbstractContextManager[dict[str, str]]:
-    """Host a part; yields where it listens, by protocol."""
+    """Host a part; yields where it listens, by protocol, and its `pid`."""
     part = Part(config.model_dump(mode="json"), kind, controller, worker)
     return hosted(__name__, asdict(part), start_s=_START_S)
 
@@ -76,7 +77,7 @@ async def _serve(part: Part) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, stopped.set)
     async with _KINDS[part.kind](parse_config(part.config, "bench"), part) as listening:
-        sys.stdout.write(json.dumps(listening) + "\n")
+        sys.stdout.write(json.dumps(listening | {"pid": str(os.getpid())}) + "\n")
         sys.stdout.flush()
         await stopped.wait()
 

@@ -5,7 +5,6 @@ full of the other: first from host memory, then, after a restart, from the store
 """
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from rich.console import Console
 from runtime.cli.bench.host import host
 from runtime.cli.bench.probe import Probe, Timing
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
-from runtime.cli.bench.shape import VOCAB, fast_dtype, llama_146m
+from runtime.cli.bench.shape import VOCAB, fast_dtype, stretched_146m
 from runtime.clients.channels import Channels
 from runtime.clients.peers import GrpcPeers
 from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, WorkerConfig
@@ -79,7 +78,7 @@ def resume(
 
 
 def _measure(machine: Machine, folder: Path, history: int, times: int, say: _Say) -> Report:
-    model = _model(folder / "model")
+    model = stretched_146m(folder / "model", 2 * _HISTORY)
     spec = _spec(model)
     pages, warm_config = history // spec.page_tokens, _config(folder, model, history, spec)
     with _worker(warm_config) as address:
@@ -169,18 +168,6 @@ def _report(machine: Machine, history: int, size: int, fresh: Sequence[Timing], 
         "The store is a folder that this machine wrote a moment ago: its files are in the kernel's cache.",
     )
     return Report("resume", machine, tuple(rows), ratios, wanted, remarks)
-
-
-def _model(folder: Path) -> Path:
-    """The shape of all benches, with room for a turn after a history that fills its context."""
-    folder.mkdir()
-    for file in llama_146m().iterdir():
-        (folder / file.name).symlink_to(file)
-    shape = folder / "config.json"
-    content = json.loads(shape.read_bytes())
-    shape.unlink()
-    shape.write_text(json.dumps(content | {"max_position_embeddings": 2 * _HISTORY}))
-    return folder
 
 
 def _spec(model: Path) -> ModelSpec:

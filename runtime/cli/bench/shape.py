@@ -1,5 +1,6 @@
 """The model that benches compute with: 146 million parameters with random weights, in what this CPU computes fast."""
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -27,3 +28,15 @@ def llama_146m() -> Path:
             make_llama_146m(Path(unfinished) / "model")
             (Path(unfinished) / "model").rename(path)
     return path
+
+
+def stretched_146m(folder: Path, tokens: int) -> Path:
+    """The same with a context of so many tokens, in a folder of its own."""
+    folder.mkdir()
+    for file in llama_146m().iterdir():
+        (folder / file.name).symlink_to(file)
+    shape = folder / "config.json"
+    content = json.loads(shape.read_bytes())
+    shape.unlink()
+    shape.write_text(json.dumps(content | {"max_position_embeddings": tokens}))
+    return folder

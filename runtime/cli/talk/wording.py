@@ -7,7 +7,8 @@ from runtime.domain.messages import Handoff
 def kv_in_words(handoff: Handoff) -> list[str]:
     """Who computed the prompt's KV and what moved: a phrase for each part of it."""
     told = []
-    here = handoff.prompt_tokens - handoff.cached_tokens - handoff.loaded_tokens - handoff.moved_tokens
+    brought = handoff.loaded_tokens + handoff.restored_tokens + handoff.moved_tokens
+    here = handoff.prompt_tokens - handoff.cached_tokens - brought
     if handoff.moved_tokens:
         cached = f", {handoff.prefill_cached_tokens:,} cached there" if handoff.prefill_cached_tokens else ""
         size = bytes_in_words(handoff.moved_bytes)
@@ -20,14 +21,22 @@ def kv_in_words(handoff: Handoff) -> list[str]:
         told.append(f"{handoff.prefill_worker} was asked, but none of its pages arrived")
     if handoff.cached_tokens:
         told.append(f"{handoff.cached_tokens:,} tokens from the decode worker's prefix cache")
-    for tokens, place in ((handoff.host_tokens, "host memory"), (handoff.cold_tokens, "the cold tier")):
-        if tokens:
-            told.append(f"{tokens:,} tokens loaded from {place}")
+    told += _brought_in_words(handoff)
     if here == 1:
         told.append("the last token by the decode worker, as its first step")
     elif here > 0:
         told.append(f"{here:,} tokens prefilled by the decode worker")
     return told
+
+
+def _brought_in_words(handoff: Handoff) -> list[str]:
+    restored = f"restored from {handoff.holder} in {handoff.restore_ms:.1f} ms"
+    places = (
+        (handoff.host_tokens, "loaded from host memory"),
+        (handoff.cold_tokens, "loaded from the cold tier"),
+        (handoff.restored_tokens, restored),
+    )
+    return [f"{tokens:,} tokens {place}" for tokens, place in places if tokens]
 
 
 def speed_in_words(reply: Reply) -> str:

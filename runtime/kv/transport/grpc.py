@@ -27,9 +27,9 @@ def message_bytes(spec: ModelSpec) -> int:
 
 
 class GrpcTransport:
-    """`endpoint` is host:port where others reach `service`; `channel` gives the channels to such an endpoint, numbered
-    from 0, each with a connection of its own. Pages are taken in `encoding` beside plain ones, and of `dtypes` beside
-    the model's own.
+    """`endpoint` is host:port where others reach `service`; `channel` gives the channels to such an endpoint of a
+    worker of some role, numbered from 0, each with a connection of its own. Pages are taken in `encoding` beside plain
+    ones, and of `dtypes` beside the model's own.
 
     Frames are copied by whoever receives them, on the event loop, so closing a transfer is its fence.
     """
@@ -41,7 +41,7 @@ class GrpcTransport:
         self,
         spec: ModelSpec,
         endpoint: str,
-        channel: Callable[[str, int], grpc.aio.Channel],
+        channel: Callable[[str, str, int], grpc.aio.Channel],
         encoding: Encoding = Encoding.PLAIN,
         dtypes: Iterable[str] = (),
     ) -> None:
@@ -54,7 +54,7 @@ class GrpcTransport:
     @asynccontextmanager
     async def open(self, ticket: Ticket) -> AsyncIterator[GrpcSender]:
         large = len(ticket.pages) * self.codec.max_bytes > 2 * MESSAGE_BYTES
-        channels = [self._channel(ticket.endpoint, lane) for lane in range(_LANES if large else 1)]
+        channels = [self._channel(ticket.endpoint, ticket.role, lane) for lane in range(_LANES if large else 1)]
         async with Scope() as group:
             sender = GrpcSender(ticket, self.codec, channels)
             sender.start(group)

@@ -16,12 +16,11 @@ from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, Simulate
 from runtime.errors import BatonError, InvariantViolation
 from runtime.ids import BootId, GatewayId, TurnId, WorkerId
 from runtime.mesh.checking.ledger import Ledger
+from runtime.mesh.simulated.network import Host
 from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.scenario import Ask
 from runtime.mesh.simulated.world import Process, World
 from runtime.ports import Observe
-from runtime.roles.decode import DecodeRole
-from runtime.roles.prefill import PrefillRole
 
 MAY_SEE = frozenset({"unavailable", "deadline", "poison", "exhausted"})
 INTRUDER = WorkerId("intruder")
@@ -160,11 +159,13 @@ class Checker:
                     told = f"{worker.id} is gone for {gateway}, only because a new controller does not know it yet"
                     self._world.violated(18, told)
 
-    def held(self, role: DecodeRole | PrefillRole, engine: SimulatedEngine, transport: OneSidedTransport) -> str:
+    def held(self, host: Host, engine: SimulatedEngine, transport: OneSidedTransport) -> str:
         """What a worker that should be idle still has, in words; empty when nothing."""
         load, slots = engine.load(), transport.staging.counts()
         counts = {
-            "requests": role.running(),
+            "requests": host.role.running(),
+            "calls for copies": host.holding.running(),
+            "pages to be copied": host.mirror.report().waiting,
             "running sequences": load.running,
             "waiting sequences": load.waiting,
             "awaiting sequences": load.awaiting,

@@ -6,21 +6,26 @@ controller with a higher incarnation, the store with what it had committed.
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from runtime.domain.batching import Limits
 from runtime.domain.breaking import BreakerPolicy, RetryPolicy
-from runtime.domain.messages import Worker
-from runtime.domain.routing import DECODE, PREFILL, Placement, Router
+from runtime.domain.messages import Holder, Worker
+from runtime.domain.pages import extend_chain
+from runtime.domain.routing import DECODE, PREFILL, Asked, Placement, Router
 from runtime.domain.sessions import Prepared
 from runtime.domain.sources import Policy
+from runtime.domain.spec import ModelSpec
 from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
 from runtime.errors import BatonError, Incompatible
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.mesh.simulated.checker import INTRUDER, Checker
 from runtime.mesh.simulated.database import SimulatedDatabase, SimulatedStore, StoreServer
+from runtime.mesh.simulated.holders import SimulatedHolders
 from runtime.mesh.simulated.network import Host, Network
 from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.registry import Controller, SimulatedDirectory
@@ -29,10 +34,15 @@ from runtime.mesh.simulated.world import Process, World
 from runtime.roles.belonging import Belonging, Drained
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
+from runtime.roles.holding import HoldingRole
+from runtime.roles.mirroring import MirrorRole, MirrorSettings
 from runtime.roles.prefill import PrefillRole
 from runtime.roles.session_settings import SessionSettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
+from runtime.roles.tapping import Tapped
+from runtime.router.holders import Held
+from runtime.router.mirroring import MirrorPolicy, MirrorRouter
 
 TENANT = TenantId("default")
 GRACE_S = 2.0
@@ -41,9 +51,10 @@ LEASE_S = 2.0
 LONGEST_OPEN_S = 1.0
 SESSIONS = SessionSettings(lease_s=1.5, beat_s=0.3, retry_s=0.1, store_grace_s=1.5, poll_s=0.05)
 PAGE_TOKENS = 4
-_SALT = b"simulated tenant secret"
-_POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2)
-_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4)
+SALT = b"simulated tenant secret"
+_POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2, fetch_min_tokens=PAGE_TOKENS)
+_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4, fetch_s=0.4)
+_MIRROR = MirrorSettings(bytes_per_s=16_384, backlog_pages=24, patience_s=0.6, rest_s=0.5)
 _STREAM = StreamSettings(attach_s=0.8, silence_s=1.2)
 _BREAKERS = BreakerPolicy(open_s=0.5, longest_s=LONGEST_OPEN_S, probe_s=1.0)
 _PROFILE = StepProfile(base_ms=4.0, token_ms=0.3, sequence_ms=0.2)
@@ -70,9 +81,12 @@ class Node:
 
     host: Host
     boot: BootId
-    role: DecodeRole | PrefillRole
     engine: SimulatedEngine
     transport: OneSidedTransport
+
+    @property
+    def role(self) -> DecodeRole | PrefillRole:
+        return self.host.role
 
     @property
     def process(self) -> Process:
@@ -156,22 +170,27 @@ class Fleet:
         transport = OneSidedTransport(
             self.world, process, name, self.network.transports, self.spec, scenario.slots, HOLD_S
         )
-        role = self._role(kind, process, boot, engine, transport)
-        host = Host(process, role)
+        host = self._host(kind, process, boot, Tapped(engine), transport)
         self.network.hosts[name] = host
         self.network.transports[name] = transport
-        self.nodes[name] = Node(host, boot, role, engine, transport)
+        self.nodes[name] = Node(host, boot, engine, transport)
         process.run(self._worker_main(host, kind, boot))
         return process
 
-    def _role(
-        self, kind: str, process: Process, boot: BootId, engine: SimulatedEngine, transport: OneSidedTransport
-    ) -> DecodeRole | PrefillRole:
-        tenants = {TENANT: _SALT}
+    def _host(self, kind: str, process: Process, boot: BootId, engine: Tapped, transport: OneSidedTransport) -> Host:
+        tenants, here = {TENANT: SALT}, Holder(WorkerId(process.name), boot, process.name, kind)
+        holders = SimulatedHolders(self.network, process)
+        mirror = MirrorRole(here, self.spec, holders, process, _MIRROR)
+        role: DecodeRole | PrefillRole
         if kind == PREFILL:
-            return PrefillRole(engine, transport, tenants)
-        observe, peers = self._checker.observer(process.name), self.network.peers(process)
-        return DecodeRole(engine, transport, peers, tenants, boot, self.ids, process, _DECODE, observe)
+            role = PrefillRole(engine, transport, tenants)
+        else:
+            observe, peers = self._checker.observer(process.name), self.network.peers(process)
+            role = DecodeRole(
+                engine, transport, peers, tenants, boot, self.ids, process, _DECODE, observe, mirror=mirror
+            )
+        holding = HoldingRole(here, engine, transport, holders, tenants, self.ids, role.forget_session)
+        return Host(process, role, holding, mirror)
 
     async def _worker_main(self, host: Host, kind: str, boot: BootId) -> None:
         """Until it is drained, or could not join."""
@@ -214,7 +233,7 @@ class Fleet:
         process, ident = self._process(name), self.ids.gateway()
         settings = self._settings()
         role = GatewayRole(
-            ident, (ServedModel(self.spec, SimulatedTokenizer(), created=0),), Router(Placement.LEAST_LOADED),
+            ident, (ServedModel(self.spec, SimulatedTokenizer(), created=0),), self._router(),
             SimulatedDirectory(self.controller, process), self.network.peers(process), self.ids, process,
             settings, self._checker.gateway(process, settings.retries),
         )  # fmt: skip
@@ -224,9 +243,27 @@ class Fleet:
         process.run(gateway.main())
         return process
 
+    def _router(self) -> MirrorRouter:
+        policy = MirrorPolicy(self._scenario.copies, self._scenario.mirrors_on, least_tokens=PAGE_TOKENS)
+        return MirrorRouter(Router(Placement.LEAST_LOADED), Knowing(self.nodes, self.spec), policy)
+
     def _settings(self) -> GatewaySettings:
         retries = RetryPolicy(per_turn=0.2, per_s=0.5, burst=self._scenario.retries)
         return GatewaySettings(_STREAM, placement_s=4.0, overdue_s=2.5, breakers=_BREAKERS, retries=retries)
+
+
+class Knowing:
+    """A directory of which nothing gets lost: what all that live have in their pools."""
+
+    def __init__(self, nodes: Mapping[str, Node], spec: ModelSpec) -> None:
+        self._nodes = nodes
+        self._spec = spec
+
+    def held(self, asked: Asked, boots: Sequence[BootId]) -> Held:
+        chain = extend_chain([], SALT, asked.tokens, PAGE_TOKENS, self._spec.kv_fingerprint)
+        pages = {node.boot: node.engine.match(chain) for node in self._nodes.values() if node.process.alive}
+        tokens = np.array([pages.get(boot, 0) * PAGE_TOKENS for boot in boots], dtype=np.int64)
+        return Held(tokens, tokens, tokens)
 
 
 async def _joined(belonging: Belonging) -> bool:

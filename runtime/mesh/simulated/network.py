@@ -16,6 +16,8 @@ from runtime.mesh.simulated.calling import REFUSED, RESET, fail, failing, try_sp
 from runtime.mesh.simulated.world import Process, World, cancel, flatten, resolve
 from runtime.ports import DecodeStream
 from runtime.roles.decode import DecodeRole
+from runtime.roles.holding import HoldingRole
+from runtime.roles.mirroring import MirrorRole
 from runtime.roles.prefill import PrefillRole
 
 if TYPE_CHECKING:
@@ -87,14 +89,19 @@ class Connection:
 class Host:
     """A worker process: what answers at its address."""
 
-    def __init__(self, process: Process, role: DecodeRole | PrefillRole) -> None:
+    def __init__(
+        self, process: Process, role: DecodeRole | PrefillRole, holding: HoldingRole, mirror: MirrorRole
+    ) -> None:
         self.process = process
         self.role = role
+        self.holding = holding
+        self.mirror = mirror
         self.group: asyncio.TaskGroup
 
     async def main(self) -> None:
         async with asyncio.TaskGroup() as self.group:
-            self.group.create_task(self.role.run())
+            for each in (self.role, self.holding, self.mirror):
+                self.group.create_task(each.run())
 
 
 class Network:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import VOCAB, WORDS
 from runtime.mesh.simulated.database import StoreWeather
@@ -43,7 +44,8 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`skew_s` is how far the store's clock is from the others'; `retries` how many a gateway keeps at most."""
+    """`skew_s` is how far the store's clock is from the others'; `retries` how many a gateway keeps at most; `copies`
+    of every sequence are held by workers of the role `mirrors_on`."""
 
     prefill: int
     decode: int
@@ -59,6 +61,8 @@ class Scenario:
     asks: tuple[Ask, ...]
     talks: tuple[Talk, ...]
     faults: tuple[Fault, ...]
+    copies: int
+    mirrors_on: str
 
 
 def make_scenario(seed: int) -> Scenario:
@@ -79,6 +83,8 @@ def make_scenario(seed: int) -> Scenario:
         asks=_asks(rng, span),
         talks=tuple(make_talk(rng, span, number) for number in range(rng.choice((0, 1, 1, 2)))),
         faults=_faults(rng, span),
+        copies=rng.choice((0, 1, 1, 2)),
+        mirrors_on=rng.choice((PREFILL, DECODE)),
     )
 
 

@@ -158,7 +158,7 @@ class Trial:
 
     def _left(self) -> dict[str, str]:
         nodes = self.fleet.nodes.items()
-        left = {name: self.checker.held(node.role, node.engine, node.transport) for name, node in nodes}
+        left = {name: self.checker.held(node.host, node.engine, node.transport) for name, node in nodes}
         for gateway in self._gateways():
             turns = gateway.role.in_flight() + gateway.sessions.running()
             if turns:

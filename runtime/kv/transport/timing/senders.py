@@ -45,7 +45,7 @@ class Senders:
         self._numbers = {name: count() for name in self.moves}
         self._memory = memoryview(mmap.mmap(-1, _COPY_BYTES))
         self._channels = {lane: _channel(there.grpc) for lane in range(_LANES)}
-        self._transport = GrpcTransport(self._spec, "", lambda _, lane: self._channels[lane])
+        self._transport = GrpcTransport(self._spec, "", lambda *place: self._channels[place[-1]])
         self._writers = {
             "shm": ShmWriters(FrameCodec(self._spec)),
             "shm_unverified": ShmWriters(Unverified(self._spec)),
