@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import Field
 
+from runtime.retaining import RetentionConfig
 from runtime.section import Section
 
 LOCAL = "local"
@@ -44,6 +45,7 @@ class KvKeepingConfig(Section):
     """How KV is kept."""
 
     tiers: TiersConfig = TiersConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     def anchored(self, folder: Path) -> Self:
         return self.model_copy(update={"tiers": self.tiers.anchored(folder)})

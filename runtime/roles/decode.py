@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runtime.clock import Clock
@@ -21,9 +21,11 @@ from runtime.domain.messages import (
     CancelAttempt,
     GatewayCommand,
     Output,
+    Paused,
     Start,
     StepBatch,
 )
+from runtime.domain.retention import Granted, KeptFor
 from runtime.domain.sources import Policy
 from runtime.domain.steps import (
     Admitted,
@@ -42,6 +44,7 @@ from runtime.ids import BootId, GatewayId, Ids, SequenceId, SessionId, TenantId,
 from runtime.ports import Engine, Observe, Peers, Tiers, Transport, unobserved
 from runtime.roles.attempt import Attempt
 from runtime.roles.forgetting import Forgetting
+from runtime.roles.retaining import Retaining, RetentionSettings
 from runtime.roles.tierless import TIERLESS
 
 if TYPE_CHECKING:
@@ -56,7 +59,8 @@ class DecodeSettings:
     """`progress_s`: a transfer that verifies no page for so long is given up. `grace_s`: how long a finished or
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
-    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's."""
+    pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's.
+    `retention` says what is kept for sessions that are away."""
 
     policy: Policy
     progress_s: float = 10.0
@@ -65,6 +69,7 @@ class DecodeSettings:
     batches: int = 4096
     encoding: Encoding = Encoding.PLAIN
     dtypes: tuple[str, ...] = ()
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
 
 
 class Link:
@@ -73,6 +78,7 @@ class Link:
     def __init__(self, role: "DecodeRole", gateway: GatewayId, bound: int) -> None:
         self.gateway = gateway
         self.pending: list[Output | AttemptFailed] = []
+        self.kept: tuple[KeptFor, ...] = ()
         self._role = role
         self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound)
         self._open = True
@@ -93,14 +99,14 @@ class Link:
 
     def flush(self, *, heartbeat: bool = False) -> None:
         """Send what is pending, with the load."""
-        if not self._open or not (self.pending or heartbeat):
+        if not self._open or not (self.pending or self.kept or heartbeat):
             return
         if self._queue.full():
             _log.warning("a gateway does not read its stream: broken", extra={"gateway": self.gateway})
             self.close()
             return
-        self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load()))
-        self.pending = []
+        self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load(), self.kept))
+        self.pending, self.kept = [], ()
 
     def close(self) -> None:
         """End the stream. Whoever still writes may hang at a gateway that does not read, so nothing waits for it."""
@@ -145,6 +151,7 @@ class DecodeRole:
         self._wakes = 0
         self._links: list[Link] = []
         self._forgetting = Forgetting(engine)
+        self.retaining = Retaining(engine, clock, settings.retention)
 
     async def run(self) -> None:
         """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""
@@ -162,6 +169,7 @@ class DecodeRole:
                 # What is told from here on finds a worker that can do nothing more.
                 for attempt in self._attempts.values():
                     attempt.stop()
+                self.retaining.stop()
 
     @asynccontextmanager
     async def attach(self, gateway: GatewayId) -> AsyncIterator[Link]:
@@ -185,6 +193,8 @@ class DecodeRole:
     def command(self, link: Link, command: GatewayCommand) -> None:
         if isinstance(command, Start):
             self._start(link, command)
+        elif isinstance(command, Paused):
+            self.retaining.paused(command)
         else:
             attempt = self._attempts.get(command.ref.sequence)
             if attempt is not None:
@@ -261,12 +271,22 @@ class DecodeRole:
         self._forgetting.on_step(step)
         for event in step.events:
             attempt = self._attempts.get(event.sequence)
+            if isinstance(event, Generated) and event.kept is not None:
+                self._keep(event.sequence, event.kept, attempt)
             if attempt is not None and (translated := _translate(event)) is not None:
                 self._note_room(event, attempt)
                 attempt.feed(translated)
+        self.retaining.on_step(step)
         if step.pages_freed and self._roomless:
             self._wake(step.load)
         self._flush()
+
+    def _keep(self, sequence: SequenceId, granted: Granted, attempt: Attempt | None) -> None:
+        """It has come to its end, and its pages are kept until somebody says for how long."""
+        if attempt is None:
+            self.retaining.unheard(sequence)
+        else:
+            attempt.promise = self.retaining.ended(attempt.request.start, granted)
 
     def _note_room(self, event: StepEvent, attempt: Attempt) -> None:
         """Who waits for room, in the order of their first try."""
@@ -290,6 +310,9 @@ class DecodeRole:
             attempt.feed(r.PagesFreed())
 
     def _flush(self) -> None:
+        if self._links:
+            # Any gateway knows the store that the sessions are in.
+            self._links[0].kept += self.retaining.drain()
         for link in self._links:
             link.flush()
 

@@ -11,16 +11,28 @@ from runtime.domain.messages import (
     GatewayCommand,
     Hello,
     Output,
+    Paused,
     PrefillCandidate,
     Start,
     StepBatch,
 )
+from runtime.domain.retention import MAX_KEEP_MS
 from runtime.domain.sequence import Sampled
 from runtime.errors import InvalidArgument
-from runtime.ids import BootId, GatewayId, TenantId, WorkerId
+from runtime.ids import BootId, GatewayId, SessionId, TenantId, WorkerId
 from runtime.wire import fields
 from runtime.wire.errors import pack_error, unpack_error
 from runtime.wire.handoff import pack_handoff, unpack_handoff
+from runtime.wire.retention import (
+    PAUSES,
+    pack_kept,
+    pack_promise,
+    pack_retention,
+    unpack_kept,
+    unpack_pause,
+    unpack_promise,
+    unpack_retention,
+)
 from runtime.wire.sequence import (
     TO_FINISH,
     pack_load,
@@ -82,6 +94,9 @@ def pack_command(command: Hello | GatewayCommand) -> pb.DecodeCommand:
             return pb.DecodeCommand(attach=pb.Attach(ref=pack_ref(ref), have=have))
         case Acknowledge(ref):
             return pb.DecodeCommand(acknowledge=pb.Acknowledge(ref=pack_ref(ref)))
+        case Paused(ref, session, pause, keep_ms):
+            paused = pb.Paused(ref=pack_ref(ref), session=session, pause=PAUSES[pause], keep_ms=keep_ms)
+            return pb.DecodeCommand(paused=paused)
 
 
 def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
@@ -96,8 +111,17 @@ def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
             return Attach(unpack_ref(message.attach.ref), message.attach.have)
         case "acknowledge":
             return Acknowledge(unpack_ref(message.acknowledge.ref))
+        case "paused":
+            return _unpack_paused(message.paused)
         case _:
             raise InvalidArgument("command is absent, unknown, or a batch within a batch", field="command")
+
+
+def _unpack_paused(message: pb.Paused) -> Paused:
+    if message.keep_ms > MAX_KEEP_MS:
+        raise InvalidArgument(f"keep_ms must be at most {MAX_KEEP_MS}, got {message.keep_ms}", field="keep_ms")
+    session = SessionId(fields.name(message.session, "session", 64))
+    return Paused(unpack_ref(message.ref), session, unpack_pause(message.pause, "pause"), message.keep_ms)
 
 
 def _pack_start(start: Start) -> pb.Start:
@@ -114,6 +138,7 @@ def _pack_start(start: Start) -> pb.Start:
         priority=start.priority,
         session=start.session or "",
         remote_min_tokens=start.remote_min_tokens,
+        retention=pack_retention(start.retention) if start.retention else None,
     )
 
 
@@ -138,6 +163,7 @@ def _unpack_start(message: pb.Start) -> Start:
         priority=message.priority,
         session=fields.session(message.session),
         remote_min_tokens=message.remote_min_tokens if message.HasField("remote_min_tokens") else None,
+        retention=unpack_retention(message.retention),
     )
 
 
@@ -145,6 +171,7 @@ def pack_batch(batch: StepBatch) -> pb.StepBatch:
     return pb.StepBatch(
         outputs=[_pack_output(output) for output in batch.outputs],
         load=None if batch.load is None else pack_load(batch.load),
+        kept=[pack_kept(kept) for kept in batch.kept],
     )
 
 
@@ -152,6 +179,7 @@ def unpack_batch(message: pb.StepBatch) -> StepBatch:
     return StepBatch(
         tuple([_unpack_output(output) for output in message.outputs]),
         unpack_load(message.load) if message.HasField("load") else None,
+        tuple([unpack_kept(kept) for kept in message.kept]),
     )
 
 
@@ -175,6 +203,8 @@ def _pack_output(output: Output | AttemptFailed) -> pb.Output:
         message.handoff.CopyFrom(pack_handoff(output.handoff))
     if output.scores is not None:
         message.prompt_logprobs.CopyFrom(pack_scores(output.scores))
+    if output.promise is not None:
+        message.promise.CopyFrom(pack_promise(output.promise))
     return message
 
 
@@ -191,6 +221,7 @@ def _unpack_output(message: pb.Output) -> Output | AttemptFailed:
         unpack_handoff(message.handoff) if message.HasField("handoff") else None,
         unpack_scores(message.prompt_logprobs, "prompt_logprobs") if message.HasField("prompt_logprobs") else None,
         _unpack_ends(message),
+        unpack_promise(message.promise) if message.HasField("promise") else None,
     )
 
 

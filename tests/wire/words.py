@@ -18,6 +18,7 @@ from runtime.domain.messages import (
     Output,
     PageForm,
     Path,
+    Paused,
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
@@ -31,6 +32,7 @@ from runtime.domain.messages import (
     Worker,
 )
 from runtime.domain.pages import Occupancy
+from runtime.domain.retention import MAX_KEEP_MS, KeptFor, KeptIn, Pause, Promise, Refusal, Retention
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
 from runtime.domain.scoring import PromptScores
@@ -81,6 +83,12 @@ SAMPLINGS = st.builds(
 ).flatmap(lambda sampling: st.integers(0, sampling.max_tokens).map(lambda least: replace(sampling, min_tokens=least)))
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
 SESSIONS = st.none() | st.text(min_size=1, max_size=64).map(SessionId)
+KEEP_MS = st.integers(0, MAX_KEEP_MS)
+RETENTIONS = st.builds(Retention, KEEP_MS, KEEP_MS)
+PROMISES = st.builds(Promise, U32, RETENTIONS, st.none(), st.sampled_from(KeptIn)) | st.builds(
+    Promise, refusal=st.sampled_from(Refusal)
+)
+SESSION_IDS = st.text(min_size=1, max_size=64).map(SessionId)
 STARTS = st.builds(
     Start,
     ref=REFS,
@@ -92,6 +100,7 @@ STARTS = st.builds(
     remaining_ms=POSITIVE,
     priority=I32,
     session=SESSIONS,
+    retention=RETENTIONS,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -99,6 +108,7 @@ COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(CancelAttempt, REFS),
     st.builds(Attach, REFS, U32),
     st.builds(Acknowledge, REFS),
+    st.builds(Paused, REFS, SESSION_IDS, st.sampled_from(Pause), KEEP_MS),
 )
 
 HANDOFFS = st.builds(
@@ -148,9 +158,13 @@ OUTPUTS = st.builds(
     finish=FINISHES,
     handoff=st.none() | HANDOFFS,
     scores=st.none() | scores(),
+    promise=st.none() | PROMISES,
 )
 LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
-BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
+KEPT = st.builds(KeptFor, SESSION_IDS, st.text(min_size=1, max_size=64).map(TurnId), U64)
+BATCHES = st.builds(
+    StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS, st.lists(KEPT, max_size=3).map(tuple)
+)
 
 TRANSPORTS = st.text(min_size=1, max_size=32)
 PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)
