@@ -86,6 +86,10 @@ class Grants:
             if not grant.pages:
                 del self._grants[sequence]
 
+    def all(self) -> list[SequenceId]:
+        """Of which sequences there are grants."""
+        return [*self._grants]
+
     def of(self, session: SessionId) -> list[SequenceId]:
         return [sequence for sequence, grant in self._grants.items() if grant.session == session]
 

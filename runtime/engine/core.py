@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from runtime.domain.batching import Batcher, Limits
 from runtime.domain.grammar import Grammar
+from runtime.domain.grants import Grants
 from runtime.domain.pages import PagePool
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, joined
@@ -163,6 +164,11 @@ class EngineCore:
 
     def match(self, chain: Iterable[PageId]) -> int:
         return self._batcher.pool.match(tuple(chain))
+
+    @property
+    def grants(self) -> Grants:
+        """What is kept for sessions that are away."""
+        return self._batcher.pool.grants
 
     def load(self) -> Load:
         return self._batcher.load()

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from batonmesh.v1 import common_pb2
+from batonmesh.v1 import common_pb2, limits_pb2
 from batonmesh.v1 import retention_pb2 as kept
 from batonmesh.v1 import session_pb2 as pb
 from runtime.config import Config, EngineConfig, WorkerConfig
@@ -162,8 +162,6 @@ async def test_what_is_not_granted_is_refused_with_the_reason(tmp_path: Path) ->
 
 
 async def test_a_budget_shortens_what_is_kept_and_then_refuses_it(tmp_path: Path) -> None:
-    from batonmesh.v1 import limits_pb2
-
     async with serving(tmp_path) as (_, somebody):
         session = await create(somebody, limits=limits_pb2.Limits(kv_byte_seconds=30_000))
         seen = await somebody.run(session, retention=BOTH)
@@ -177,16 +175,16 @@ async def test_a_turn_that_is_stopped_keeps_nothing_and_says_so(tmp_path: Path) 
         session = await somebody.create()
         seen = Seen()
         asked = common_pb2.Sampling(max_tokens=900, temperature=0)
-        running = asyncio.create_task(somebody.run(session, "Hello.", seen, sampling=asked, retention=BOTH))
 
         async def begun() -> bool:
             return len(seen.tokens) > 3
 
-        await until(begun)
-        assert seen.opened is not None
-        stop = pb.CancelTurnRequest(session=session, turn=seen.opened.id, keep=True)
-        await somebody.stub.CancelTurn(stop, timeout=20)
-        await running
+        async with asyncio.TaskGroup() as group:
+            group.create_task(somebody.run(session, "Hello.", seen, sampling=asked, retention=BOTH))
+            await until(begun)
+            assert seen.opened is not None
+            stop = pb.CancelTurnRequest(session=session, turn=seen.opened.id, keep=True)
+            await somebody.stub.CancelTurn(stop, timeout=20)
         assert seen.end.stop_reason == pb.STOP_REASON_INTERRUPTED
         assert seen.end.retained.refusal == kept.RETENTION_REFUSAL_STOPPED
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from runtime.domain.batching import Limits
 from runtime.domain.breaking import BreakerPolicy, RetryPolicy
 from runtime.domain.messages import Worker
+from runtime.domain.retention import Retention
 from runtime.domain.routing import DECODE, PREFILL, Placement, Router
 from runtime.domain.sessions import Prepared
 from runtime.domain.sources import Policy
@@ -30,6 +31,7 @@ from runtime.roles.belonging import Belonging, Drained
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
 from runtime.roles.prefill import PrefillRole
+from runtime.roles.retaining import RetentionSettings
 from runtime.roles.session_settings import SessionSettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
@@ -43,7 +45,9 @@ SESSIONS = SessionSettings(lease_s=1.5, beat_s=0.3, retry_s=0.1, store_grace_s=1
 PAGE_TOKENS = 4
 _SALT = b"simulated tenant secret"
 _POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2)
-_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4)
+KEEP_S = 3.0
+_RETENTION = RetentionSettings(0.4, 0.4, Retention(0, round(KEEP_S * 1000)))
+_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4, retention=_RETENTION)
 _STREAM = StreamSettings(attach_s=0.8, silence_s=1.2)
 _BREAKERS = BreakerPolicy(open_s=0.5, longest_s=LONGEST_OPEN_S, probe_s=1.0)
 _PROFILE = StepProfile(base_ms=4.0, token_ms=0.3, sequence_ms=0.2)
