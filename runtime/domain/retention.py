@@ -24,10 +24,9 @@ class Pause(enum.StrEnum):
 
 
 class KeptIn(enum.StrEnum):
-    """Where KV is kept: in the pool of the worker, or in the memory of its host behind it."""
+    """Where KV is kept: in the pool of the worker that ran the turn."""
 
     POOL = "pool"
-    HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Measure(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Amounts:
     """So much of each. `prompt_tokens` are those that were computed; `kv_byte_seconds` bytes of KV times the seconds
-    that they were held."""
+    that they were held, by turns or while the session was away."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -81,11 +81,11 @@ class Link:
         self.kept: tuple[KeptFor, ...] = ()
         self._role = role
         self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound)
-        self._open = True
+        self.open = True
 
     def command(self, command: GatewayCommand) -> None:
         """Take a command; what it leads to comes out of `batches`."""
-        if self._open:
+        if self.open:
             self._role.command(self, command)
 
     async def batches(self) -> AsyncIterator[StepBatch]:
@@ -99,7 +99,7 @@ class Link:
 
     def flush(self, *, heartbeat: bool = False) -> None:
         """Send what is pending, with the load."""
-        if not self._open or not (self.pending or self.kept or heartbeat):
+        if not self.open or not (self.pending or self.kept or heartbeat):
             return
         if self._queue.full():
             _log.warning("a gateway does not read its stream: broken", extra={"gateway": self.gateway})
@@ -110,8 +110,8 @@ class Link:
 
     def close(self) -> None:
         """End the stream. Whoever still writes may hang at a gateway that does not read, so nothing waits for it."""
-        if self._open:
-            self._open = False
+        if self.open:
+            self.open = False
             self.pending = []
             while not self._queue.empty():
                 self._queue.get_nowait()
@@ -310,15 +310,17 @@ class DecodeRole:
             attempt.feed(r.PagesFreed())
 
     def _flush(self) -> None:
-        if self._links:
-            # Any gateway knows the store that the sessions are in.
-            self._links[0].kept += self.retaining.drain()
+        # Any gateway knows the store that the sessions are in.
+        hears = next((link for link in self._links if link.open), None)
+        if hears is not None:
+            hears.kept += self.retaining.drain()
         for link in self._links:
             link.flush()
 
     async def _heartbeats(self) -> None:
         while True:
             await self.clock.sleep(self.settings.heartbeat_s)
+            self._flush()
             for link in self._links:
                 link.flush(heartbeat=True)
 

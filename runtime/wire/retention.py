@@ -9,7 +9,7 @@ from runtime.wire import fields
 _MAX_ID = 64
 PAUSES = {Pause.TOOLS: pb.PAUSE_TOOLS, Pause.ANSWER: pb.PAUSE_ANSWER}
 _PAUSES = {number: pause for pause, number in PAUSES.items()}
-KEPT_IN = {KeptIn.POOL: pb.KEPT_IN_POOL, KeptIn.HOST: pb.KEPT_IN_HOST}
+KEPT_IN = {KeptIn.POOL: pb.KEPT_IN_POOL}
 _KEPT_IN = {number: kept_in for kept_in, number in KEPT_IN.items()}
 REFUSALS = {
     Refusal.WORKER_QUOTA: pb.RETENTION_REFUSAL_WORKER_QUOTA,

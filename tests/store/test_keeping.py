@@ -1,4 +1,4 @@
-"""What is kept of a session's KV, in each of the stores: held in reserve, told, spent once, never for ever. And that who
+"""What is kept of a session's KV, in each of the stores: held in reserve, told, spent once, never for ever. And who
 resolves calls is heard of."""
 
 from dataclasses import replace

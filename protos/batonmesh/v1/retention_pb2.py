@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/retention.proto\x12\x0c\x62\x61tonmesh.v1\"m\n\tRetention\x12\x1b\n\x0e\x61\x66ter_tools_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0f\x61\x66ter_answer_ms\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x11\n\x0f_after_tools_msB\x12\n\x10_after_answer_ms\"\xb9\x01\n\x08Retained\x12\"\n\x05pause\x18\x01 \x01(\x0e\x32\x13.batonmesh.v1.Pause\x12%\n\x07kept_in\x18\x02 \x01(\x0e\x32\x14.batonmesh.v1.KeptIn\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07keep_ms\x18\x05 \x01(\x04\x12/\n\x07refusal\x18\x06 \x01(\x0e\x32\x1e.batonmesh.v1.RetentionRefusal\"\xa2\x01\n\x10RetentionPromise\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12&\n\x05keeps\x18\x02 \x01(\x0b\x32\x17.batonmesh.v1.Retention\x12%\n\x07kept_in\x18\x03 \x01(\x0e\x32\x14.batonmesh.v1.KeptIn\x12/\n\x07refusal\x18\x04 \x01(\x0e\x32\x1e.batonmesh.v1.RetentionRefusal\">\n\x07KeptFor\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x14\n\x0c\x62yte_seconds\x18\x03 \x01(\x04*A\n\x05Pause\x12\x15\n\x11PAUSE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPAUSE_TOOLS\x10\x01\x12\x10\n\x0cPAUSE_ANSWER\x10\x02*E\n\x06KeptIn\x12\x17\n\x13KEPT_IN_UNSPECIFIED\x10\x00\x12\x10\n\x0cKEPT_IN_POOL\x10\x01\x12\x10\n\x0cKEPT_IN_HOST\x10\x02*\xfc\x01\n\x10RetentionRefusal\x12!\n\x1dRETENTION_REFUSAL_UNSPECIFIED\x10\x00\x12\"\n\x1eRETENTION_REFUSAL_WORKER_QUOTA\x10\x01\x12\"\n\x1eRETENTION_REFUSAL_TENANT_QUOTA\x10\x02\x12\x1d\n\x19RETENTION_REFUSAL_NO_PAGE\x10\x03\x12\x1c\n\x18RETENTION_REFUSAL_BUDGET\x10\x04\x12!\n\x1dRETENTION_REFUSAL_NOT_OFFERED\x10\x05\x12\x1d\n\x19RETENTION_REFUSAL_STOPPED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61tonmesh/v1/retention.proto\x12\x0c\x62\x61tonmesh.v1\"m\n\tRetention\x12\x1b\n\x0e\x61\x66ter_tools_ms\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0f\x61\x66ter_answer_ms\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x11\n\x0f_after_tools_msB\x12\n\x10_after_answer_ms\"\xb9\x01\n\x08Retained\x12\"\n\x05pause\x18\x01 \x01(\x0e\x32\x13.batonmesh.v1.Pause\x12%\n\x07kept_in\x18\x02 \x01(\x0e\x32\x14.batonmesh.v1.KeptIn\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07keep_ms\x18\x05 \x01(\x04\x12/\n\x07refusal\x18\x06 \x01(\x0e\x32\x1e.batonmesh.v1.RetentionRefusal\"\xa2\x01\n\x10RetentionPromise\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12&\n\x05keeps\x18\x02 \x01(\x0b\x32\x17.batonmesh.v1.Retention\x12%\n\x07kept_in\x18\x03 \x01(\x0e\x32\x14.batonmesh.v1.KeptIn\x12/\n\x07refusal\x18\x04 \x01(\x0e\x32\x1e.batonmesh.v1.RetentionRefusal\">\n\x07KeptFor\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\t\x12\x14\n\x0c\x62yte_seconds\x18\x03 \x01(\x04*A\n\x05Pause\x12\x15\n\x11PAUSE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPAUSE_TOOLS\x10\x01\x12\x10\n\x0cPAUSE_ANSWER\x10\x02*3\n\x06KeptIn\x12\x17\n\x13KEPT_IN_UNSPECIFIED\x10\x00\x12\x10\n\x0cKEPT_IN_POOL\x10\x01*\xfc\x01\n\x10RetentionRefusal\x12!\n\x1dRETENTION_REFUSAL_UNSPECIFIED\x10\x00\x12\"\n\x1eRETENTION_REFUSAL_WORKER_QUOTA\x10\x01\x12\"\n\x1eRETENTION_REFUSAL_TENANT_QUOTA\x10\x02\x12\x1d\n\x19RETENTION_REFUSAL_NO_PAGE\x10\x03\x12\x1c\n\x18RETENTION_REFUSAL_BUDGET\x10\x04\x12!\n\x1dRETENTION_REFUSAL_NOT_OFFERED\x10\x05\x12\x1d\n\x19RETENTION_REFUSAL_STOPPED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSE']._serialized_start=574
   _globals['_PAUSE']._serialized_end=639
   _globals['_KEPTIN']._serialized_start=641
-  _globals['_KEPTIN']._serialized_end=710
-  _globals['_RETENTIONREFUSAL']._serialized_start=713
-  _globals['_RETENTIONREFUSAL']._serialized_end=965
+  _globals['_KEPTIN']._serialized_end=692
+  _globals['_RETENTIONREFUSAL']._serialized_start=695
+  _globals['_RETENTIONREFUSAL']._serialized_end=947
   _globals['_RETENTION']._serialized_start=46
   _globals['_RETENTION']._serialized_end=155
   _globals['_RETAINED']._serialized_start=158

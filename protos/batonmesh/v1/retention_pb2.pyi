@@ -51,8 +51,6 @@ class _KeptInEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeptIn.ValueTy
     """Nowhere."""
     KEPT_IN_POOL: _KeptIn.ValueType  # 1
     """In the pool of the worker that ran the turn."""
-    KEPT_IN_HOST: _KeptIn.ValueType  # 2
-    """In the memory of that worker's host, behind its pool."""
 
 class KeptIn(_KeptIn, metaclass=_KeptInEnumTypeWrapper):
     """Where KV is kept."""
@@ -61,8 +59,6 @@ KEPT_IN_UNSPECIFIED: KeptIn.ValueType  # 0
 """Nowhere."""
 KEPT_IN_POOL: KeptIn.ValueType  # 1
 """In the pool of the worker that ran the turn."""
-KEPT_IN_HOST: KeptIn.ValueType  # 2
-"""In the memory of that worker's host, behind its pool."""
 Global___KeptIn: _TypeAlias = KeptIn  # noqa: Y015
 
 class _RetentionRefusal:
