@@ -6,6 +6,7 @@ from typing import Protocol
 
 from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.notices import Change, Notice
+from runtime.domain.retention import KeptFor
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -89,6 +90,10 @@ class SessionStore(Protocol):
         """End a running turn, all in one transaction: `tokens` are its whole output, `events` all that it gave out.
         Raises as `append`, but finishing again as before changes nothing."""
 
+    async def book(self, kept: KeptFor) -> None:
+        """What a turn's grant came to, now that it is over; of each turn it counts once, and no more than what the turn
+        left in reserve for it."""
+
     async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
         """End a queued turn; False when it is not queued any more."""
 
@@ -171,8 +176,8 @@ class SessionStore(Protocol):
         naming `after` when some of these are not kept any more."""
 
     async def sweep(self, limit: int) -> tuple[SessionId, ...]:
-        """Delete up to `limit` sessions that have expired; never one of which a turn runs or waits. Each of them is a
-        transaction."""
+        """Delete up to `limit` sessions that have expired; never one of which a turn runs or waits. Give back what
+        grants hold in reserve of whose end no worker told. Each of them is a transaction."""
 
     def hearing(self, session: SessionId) -> AbstractContextManager[Bell]:
         """Rings when something happened to a session; perhaps too often, and perhaps not at all."""

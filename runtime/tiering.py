@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field
 
 from runtime.mirroring import MirrorConfig
+from runtime.retaining import RetentionConfig
 from runtime.section import Section
 
 LOCAL = "local"
@@ -46,6 +47,7 @@ class KvKeepingConfig(Section):
 
     tiers: TiersConfig = TiersConfig()
     mirror: MirrorConfig = MirrorConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     def anchored(self, folder: Path) -> Self:
         return self.model_copy(update={"tiers": self.tiers.anchored(folder)})

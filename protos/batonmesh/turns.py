@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from batonmesh.errors import InvalidArgument
 from batonmesh.messages import Options, sampling_of
-from batonmesh.v1 import inference_pb2, limits_pb2, session_pb2
+from batonmesh.v1 import inference_pb2, limits_pb2, retention_pb2, session_pb2
 
 Items = str | Sequence[Mapping[str, Any]]
 """What is said: one text of the user, or messages of {"role": ..., "content": ...}; nothing once all calls of the turn
@@ -21,10 +21,17 @@ RETRY_S = 0.2
 _PIECE = 256 << 10
 
 
+class Retention(TypedDict, total=False):
+    """For how many seconds KV is to be kept after a turn that called tools, and after one that answered."""
+
+    after_tools: float
+    after_answer: float
+
+
 class TurnOptions(TypedDict, total=False):
     """How a turn is run. `expected_head` is the turn that must be the branch's head, "" its beginning; `deadline`
-    seconds bound its generating; `tools` are what it may call. `key` makes the same request under it the same turn; by
-    default every call is a turn of its own, and only its own retries are not."""
+    seconds bound its generating; `tools` are what it may call; `retention` is asked of its worker. `key` makes the same
+    request under it the same turn; by default every call is a turn of its own, and only its own retries are not."""
 
     branch: str
     expected_head: str
@@ -33,6 +40,7 @@ class TurnOptions(TypedDict, total=False):
     deadline: float
     key: str
     tools: inference_pb2.Tools
+    retention: Retention
 
 
 Results = Mapping[str, str] | Iterable[session_pb2.ToolResult]
@@ -57,6 +65,7 @@ class Policies(TypedDict, total=False):
 
     on_conflict: Literal["reject", "enqueue", "interrupt", "rollback"]
     on_disconnect: Literal["continue", "cancel"]
+    retention: Retention
 
 
 class Limits(TypedDict, total=False):
@@ -105,6 +114,8 @@ def _keep(request: session_pb2.CreateSessionRequest | session_pb2.UpdateSessionR
         conflict = _number(session_pb2.OnConflict, "on_conflict", told.get("on_conflict"))
         disconnect = _number(session_pb2.OnDisconnect, "on_disconnect", told.get("on_disconnect"))
         request.policies.CopyFrom(session_pb2.TurnPolicies(on_conflict=conflict, on_disconnect=disconnect))
+        if "retention" in told:
+            request.policies.retention.CopyFrom(_retention(told["retention"]))
     try:
         if "ttl" in kept:
             request.ttl_ms = round(kept["ttl"] * 1000)
@@ -112,6 +123,15 @@ def _keep(request: session_pb2.CreateSessionRequest | session_pb2.UpdateSessionR
             request.limits.CopyFrom(limits_pb2.Limits(**kept["limits"]))
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"limits or ttl cannot be sent: {error}", code="invalid", field="limits") from error
+
+
+def _retention(told: Retention) -> retention_pb2.Retention:
+    """Raises `InvalidArgument` for what no request can hold."""
+    try:
+        tools, answer = round(told.get("after_tools", 0) * 1000), round(told.get("after_answer", 0) * 1000)
+        return retention_pb2.Retention(after_tools_ms=tools, after_answer_ms=answer)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"retention cannot be sent: {error}", code="invalid", field="retention") from error
 
 
 def run_request(session: str, items: Items, options: Options, turn: TurnOptions) -> session_pb2.RunTurnRequest:
@@ -130,6 +150,8 @@ def run_request(session: str, items: Items, options: Options, turn: TurnOptions)
         raise InvalidArgument(f"items cannot be sent: {error}", code="invalid", field="items") from error
     if "expected_head" in turn:
         request.expected_head = turn["expected_head"]
+    if "retention" in turn:
+        request.retention.CopyFrom(_retention(turn["retention"]))
     if "deadline" in turn:
         request.deadline_ms = max(round(turn["deadline"] * 1000), 1)
     request.on_conflict = _number(session_pb2.OnConflict, "on_conflict", turn.get("on_conflict"))

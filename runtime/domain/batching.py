@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 from runtime.domain.batched import Entry, Phase, Ready
 from runtime.domain.budget import StepBudget
+from runtime.domain.eviction import recomputing
 from runtime.domain.fairness import SHARE, Line, Served
 from runtime.domain.pages import ROOT, PagePool, extend_chain, page_id, pages_for
+from runtime.domain.retention import Granted
 from runtime.domain.sequence import Sequence
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import (
@@ -142,7 +144,7 @@ class Batcher:
         if taken is None:
             return False
         entry.table, hits = taken
-        self.pool.read_by(entry.table[:hits], entry.sequence.session)
+        self.pool.taken_by(entry.table[:hits], entry.sequence.session)
         entry.local = entry.computed = min(hits * self._spec.page_tokens, entry.target)
         return True
 
@@ -243,6 +245,17 @@ class Batcher:
         filled, self._filled = tuple(self._filled), []
         return filled
 
+    def finish(self, sequence: SequenceId) -> Granted | None:
+        """A sequence that decoded has come to its end, and is removed next: what is kept for its session, if asked."""
+        entry = self._entries[sequence]
+        asked = entry.sequence
+        if asked.session is None:
+            return None
+        self.pool.ended(sequence, entry.table)
+        if asked.keep is None:
+            return None
+        return self.pool.grant(sequence, asked.session, asked.salt, entry.table[: entry.published], asked.keep)
+
     def remove(self, sequence: SequenceId) -> bool:
         """Forget a finished, failed or cancelled sequence and free what it held; pages with a known id stay cached."""
         entry = self._entries.pop(sequence, None)
@@ -300,7 +313,7 @@ class Batcher:
             return NoRoom(entry.sequence.id)
         self._passed += waits
         entry.table, hits = taken
-        self.pool.read_by(entry.table[:hits], entry.sequence.session)
+        self.pool.taken_by(entry.table[:hits], entry.sequence.session)
         entry.local = hits * self._spec.page_tokens
         entry.phase = Phase.AWAITING
         return Reserved(entry.sequence.id, entry.local)
@@ -325,9 +338,11 @@ class Batcher:
         if full <= entry.published:
             return
         self._extend(entry)
+        parent = before = entry.chain[entry.published - 1] if entry.published else ROOT
         for index in range(entry.published, full):
-            entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index])
-        parent = entry.chain[entry.published - 1] if entry.published else ROOT
+            cost = recomputing(index * self._spec.page_tokens)
+            entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index], before, cost)
+            before = entry.chain[index]
         pages = tuple(entry.chain[entry.published : full])
         self._filled.append(Filled(pages, entry.published, parent, entry.sequence.salt))
         self.pool.read_by(entry.table[entry.published : full], entry.sequence.session)

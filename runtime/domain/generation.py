@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
 from runtime.domain.records import quick
+from runtime.domain.retention import NO_RETENTION, Promise, Retention
 from runtime.domain.routing import Estimate
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Sampled, Sampling
@@ -14,13 +15,15 @@ from runtime.ids import BootId, SessionId, TenantId, TurnId
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A turn that its owner keeps in a store: the owner's epoch, the tokens that are durable already and will be
-    forced, the decode worker that likely has its pages, to be preferred, and the session that it is of."""
+    forced, the decode worker that likely has its pages, to be preferred, the session that it is of, and for how long
+    its KV is to be kept after it."""
 
     turn: TurnId
     epoch: int
     given: tuple[int, ...] = ()
     near: BootId | None = None
     session: SessionId | None = None
+    retention: Retention = NO_RETENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ class Delta:
     `index` counts the output tokens before the first of `tokens`. `handoff` comes with the first delta of
     an attempt, and again with its last when it changed meanwhile; `finish` comes with the last. `attempt` is above 1
     after a failover, and `boot` the decode worker that it runs on. `scores` of the prompt come with the first token,
-    where they were asked for; `why` the attempt is there, where that was weighed, comes with its `handoff`. `ends` are
-    as in `Output`.
+    where they were asked for; `why` the attempt is there, where that was weighed, comes with its `handoff`. `ends` and
+    `promise` are as in `Output`.
     """
 
     index: int
@@ -59,6 +62,7 @@ class Delta:
     scores: PromptScores | None = None
     ends: tuple[int, ...] = ()
     why: Estimate | None = field(default=None, compare=False)
+    promise: Promise | None = None
 
     def texts(self) -> list[str]:
         """The text that each of `tokens` completes."""
@@ -68,7 +72,9 @@ class Delta:
 
     def first(self, count: int) -> "Delta":
         """Only so many of its tokens, and so not the end that came with the last."""
-        return replace(self, tokens=self.tokens[:count], text="".join(self.texts()[:count]), finish=None, ends=())
+        return replace(
+            self, tokens=self.tokens[:count], text="".join(self.texts()[:count]), finish=None, ends=(), promise=None
+        )
 
 
 def first_of(deltas: Iterable[Delta], tokens: int) -> list[Delta]:

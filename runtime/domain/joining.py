@@ -43,4 +43,5 @@ def _one(outputs: list[Output]) -> Output:
         text += output.text
         ends.append(len(text))
     tokens = tuple([token for output in outputs for token in output.tokens])
-    return Output(first.ref, first.index, tokens, text, last.finish, first.handoff, first.scores, tuple(ends[:-1]))
+    told = first.handoff, first.scores, tuple(ends[:-1]), last.promise
+    return Output(first.ref, first.index, tokens, text, last.finish, *told)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from runtime.domain.profile import UNMEASURED, Profile
 from runtime.domain.records import quick
+from runtime.domain.retention import NO_RETENTION, KeptFor, Pause, Promise, Retention
 from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.spec import LayerGroup
@@ -41,7 +42,7 @@ class Start:
     """Begin an attempt. `forced` are the tokens that the turn already gave out; nothing of them is sampled again. An
     uncached suffix of `remote_min_tokens` or more is better prefilled elsewhere; None leaves that to the worker.
     `holders` likely have pages of it, the best first. Copies of its full pages are to be held by `copies` of `mirrors`,
-    the best first."""
+    the best first. For how long its KV is to be kept after its end, `retention` asks."""
 
     ref: Ref
     tenant: TenantId
@@ -56,6 +57,7 @@ class Start:
     holders: tuple[Holder, ...] = ()
     copies: int = 0
     mirrors: tuple[Holder, ...] = ()
+    retention: Retention = NO_RETENTION
 
     @property
     def scored(self) -> bool:
@@ -83,7 +85,18 @@ class Acknowledge:
     ref: Ref
 
 
-GatewayCommand = Start | CancelAttempt | Attach | Acknowledge
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The turn of an attempt that has ended is committed, and its session waits for something now. What is kept of it
+    is kept for `keep_ms`, or no more with 0."""
+
+    ref: Ref
+    session: SessionId
+    pause: Pause
+    keep_ms: int = 0
+
+
+GatewayCommand = Start | CancelAttempt | Attach | Acknowledge | Paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +159,7 @@ class Output:
     `text` is what these tokens complete; `finish` ends the attempt; `scores` of the prompt come with the turn's first
     token, where they were asked for. `handoff` comes with the first
     tokens, and again with the last when it changed meanwhile. `ends` are where in `text` that of each token but the
-    last ends; empty where all of it belongs to the last.
+    last ends; empty where all of it belongs to the last. `promise` comes with the last, where retention was asked for.
     """
 
     ref: Ref
@@ -157,6 +170,7 @@ class Output:
     handoff: Handoff | None = None
     scores: PromptScores | None = None
     ends: tuple[int, ...] = ()
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +184,11 @@ class AttemptFailed:
 @quick
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """All that one engine step has for one gateway."""
+    """All that one engine step has for one gateway, and what grants that are over came to."""
 
     outputs: tuple[Output | AttemptFailed, ...]
     load: Load | None = None
+    kept: tuple[KeptFor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ class What(enum.StrEnum):
     ROLLED_BACK = "rolled_back"
     DROPPED = "dropped"
     UPDATED = "updated"
+    RESOLVED = "resolved"
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """`turn` is of a turn, or the head of a branch; `version` of an update."""
+    """`turn` is of a turn, or the head of a branch, whose calls were resolved; `version` of an update."""
 
     what: What
     branch: str = ""

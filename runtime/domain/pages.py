@@ -5,25 +5,30 @@ Every page is in exactly one of four places (invariant 16):
     FREE      holds nothing
     LANDING   reserved by one sequence for a frame that is on its way
     OWNED     pinned by `references` sequences
-    CACHED    pinned by none, its content known by a page id; the least recently used is evicted first
+    CACHED    pinned by none, its content known by a page id; which one is evicted first, eviction.py says
 
 A page enters the prefix cache with `publish`, once all its tokens have KV; until then it is private to its sequence.
-No content is there twice, so whoever holds a page holds all that it continues, and releases it before them: the
-least recently used page is always a leaf, and no eviction leaves a page that nobody can find.
+No content is there twice, so whoever holds a page holds all that it continues. Grants (grants.py) keep pages of those
+who are away: a page under one is evicted only when no other is left to evict (invariant 11).
 """
 
 import enum
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from runtime.domain.eviction import UNKNOWN_RETURN_S, EvictionOrder, Rank
+from runtime.domain.grants import Grants
 from runtime.domain.records import quick
+from runtime.domain.retention import Granted, Quota
 from runtime.errors import InvariantViolation
-from runtime.ids import PageId, SessionId
+from runtime.ids import PageId, SequenceId, SessionId
 
 ROOT = PageId(b"")
+# Sequences of sessions that have ended and of which it is not told yet when they are back.
+_ENDED = 1024
 
 
 def page_id(salt: bytes, parent: PageId, tokens: Sequence[int], page_tokens: int, fingerprint: str) -> PageId:
@@ -75,22 +80,43 @@ class Occupancy:
 
 @dataclass(slots=True)
 class _Page:
+    """`children` pages in the pool continue it, the page `parent` comes before it. It takes `cost` to have it again.
+    Once cached, it is unused since then, as the `number`th that came to be so, and likely so for `returns_s`."""
+
     state: PageState = PageState.FREE
     references: int = 0
     id: PageId | None = None
     readers: frozenset[SessionId | None] = frozenset()
+    parent: int | None = None
+    children: int = 0
+    cost: float = 1.0
+    since: float = 0.0
+    number: int = 0
+    returns_s: float = UNKNOWN_RETURN_S
+
+
+def _no_time() -> float:
+    return 0.0
 
 
 class PagePool:
-    """The pages of one accelerator. All numbers are pool page numbers, 0 to `pages` - 1."""
+    """The pages of one accelerator. All numbers are pool page numbers, 0 to `pages` - 1. `now` gives monotonic
+    seconds."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, now: Callable[[], float] = _no_time) -> None:
+        self.grants = Grants()
         self._pages = [_Page() for _ in range(pages)]
         self._free = list(range(pages - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached: set[int] = set()
+        # Of the cached pages those that nothing continues; and how many of all are under no grant.
+        self._leaves = EvictionOrder()
+        self._ungranted = 0
         self._by_id: dict[PageId, int] = {}
         self._landing = 0
         self._changed: dict[PageId, bool] = {}
+        self._now = now
+        self._number = 0
+        self._ended: OrderedDict[SequenceId, tuple[list[int], int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -137,8 +163,9 @@ class PagePool:
         self._landing -= 1
         entry.state, entry.references = PageState.OWNED, 1
 
-    def publish(self, page: int, ident: PageId) -> int:
-        """Make the content of an owned page known; returns the page that bears it from now on.
+    def publish(self, page: int, ident: PageId, parent: PageId = ROOT, cost: float = 1.0) -> int:
+        """Make the content of an owned page known, which continues that of `parent`; returns the page that bears it
+        from now on. `cost` is what it takes to have it again.
 
         When another page has the same content already, the reference moves to that one and this one is freed.
         """
@@ -147,7 +174,9 @@ class PagePool:
             raise InvariantViolation(16, f"page {page} published while {entry.state.value}, or under a second id")
         known = self._by_id.get(ident)
         if known is None:
-            entry.id = ident
+            entry.id, entry.cost, entry.parent = ident, cost, self._by_id.get(parent)
+            if entry.parent is not None:
+                self._pages[entry.parent].children += 1
             self._by_id[ident] = page
             self._changed[ident] = True
             return page
@@ -155,6 +184,45 @@ class PagePool:
             self.release([page])
             self._pin(known)
         return known
+
+    def taken_by(self, table: Sequence[int], session: SessionId | None) -> None:
+        """A sequence has taken resident pages: its session is back."""
+        self.read_by(table, session)
+        if session is not None and len(self.grants):
+            for sequence in self.grants.used_by(session, table):
+                self.let_go(sequence)
+
+    def grant(
+        self, sequence: SequenceId, session: SessionId, tenant: bytes, pages: Sequence[int], quota: Quota
+    ) -> Granted:
+        """Keep pages that a sequence owns, from the beginning of its context on, beyond its end."""
+        refusal = self.grants.refusal(tenant, pages, quota)
+        if refusal is not None:
+            return Granted(0, refusal)
+        self.grants.begin(sequence, session, tenant, pages, quota)
+        return Granted(len(pages))
+
+    def let_go(self, sequence: SequenceId) -> None:
+        """A grant is over, if it was not: its pages are as all others."""
+        for page in self.grants.end(sequence):
+            if page in self._cached:
+                self._ungranted += 1
+                self._file(page)
+
+    def ended(self, sequence: SequenceId, table: Sequence[int]) -> None:
+        """A sequence releases its pages now, and it will be told when its session is likely back."""
+        self._ended[sequence] = [*table], self._number
+        if len(self._ended) > _ENDED:
+            self._ended.popitem(last=False)
+
+    def expect(self, sequence: SequenceId, returns_s: float) -> None:
+        """The session of a sequence that has ended is likely back so long after that."""
+        table, number = self._ended.pop(sequence, ([], 0))
+        for page in table:
+            entry = self._pages[page]
+            if page in self._cached and number < entry.number <= number + len(table):
+                entry.returns_s = returns_s
+                self._file(page)
 
     def read_by(self, table: Iterable[int], session: SessionId | None) -> None:
         """Remember whose content these pages hold, also where it is nobody's session."""
@@ -166,12 +234,15 @@ class PagePool:
     def forget(self, session: SessionId) -> tuple[int, int]:
         """Drop what only this session has used, whose sequences are gone; gives how many pages, and how many of its
         others stay for those who have used them as well."""
+        for sequence in self.grants.of(session):
+            self.let_go(sequence)
         dropped = shared = 0
-        for page, entry in enumerate(self._pages):
-            if session not in entry.readers:
-                continue
+        read = [page for page, entry in enumerate(self._pages) if session in entry.readers]
+        # What continues a page was released before it.
+        for page in sorted(read, key=lambda page: self._pages[page].number):
+            entry = self._pages[page]
             if entry.state is PageState.CACHED and len(entry.readers) == 1:
-                del self._cached[page]
+                self._uncache(page)
                 self._drop(page)
                 dropped += 1
             else:
@@ -181,6 +252,7 @@ class PagePool:
 
     def release(self, table: Iterable[int]) -> None:
         """Give back one reference to each page of a block table."""
+        now = self._now()
         for page in reversed(list(table)):
             entry = self._pages[page]
             if entry.state is PageState.LANDING:
@@ -193,8 +265,12 @@ class PagePool:
             if entry.references == 0 and entry.id is None:
                 self._to_free(page)
             elif entry.references == 0:
-                entry.state = PageState.CACHED
-                self._cached[page] = None
+                self._number += 1
+                entry.state, entry.since, entry.number = PageState.CACHED, now, self._number
+                entry.returns_s = UNKNOWN_RETURN_S
+                self._cached.add(page)
+                self._ungranted += page not in self.grants
+                self._file(page)
 
     def drain_changes(self) -> tuple[tuple[PageId, ...], tuple[PageId, ...]]:
         """Page ids (stored, removed) since the last call, for the directory; each once, as it is now."""
@@ -203,15 +279,15 @@ class PagePool:
         return stored, tuple(ident for ident, here in changed.items() if not here)
 
     def check(self) -> None:
-        """Raise `InvariantViolation` 16 unless every page is in exactly one place."""
+        """Raise `InvariantViolation` 16 unless every page is in exactly one place, 11 unless grants are as they were
+        given."""
         states = [entry.state for entry in self._pages]
         counted = Occupancy(*(states.count(state) for state in PageState))
         if counted != self.occupancy():
             raise InvariantViolation(16, f"pages counted {counted}, accounted {self.occupancy()}")
         if len(set(self._free)) != len(self._free) or not all(states[page] is PageState.FREE for page in self._free):
             raise InvariantViolation(16, "the free list holds a page twice, or one that is not free")
-        if set(self._cached) != {page for page, state in enumerate(states) if state is PageState.CACHED}:
-            raise InvariantViolation(16, "the eviction order lacks a cached page, or has one that is not cached")
+        self._check_cached(states)
         if self._by_id != {entry.id: page for page, entry in enumerate(self._pages) if entry.id is not None}:
             raise InvariantViolation(16, "the prefix cache and the ids of the pages differ")
         for page, entry in enumerate(self._pages):
@@ -220,10 +296,20 @@ class PagePool:
             if entry.state in (PageState.FREE, PageState.LANDING) and entry.id is not None:
                 raise InvariantViolation(16, f"page {page} bears an id while {entry.state.value}")
 
+    def _check_cached(self, states: Sequence[PageState]) -> None:
+        if self._cached != {page for page, state in enumerate(states) if state is PageState.CACHED}:
+            raise InvariantViolation(16, "the pages that are cached are not those that may be evicted")
+        leaves = [page for page in self._cached if not self._pages[page].children]
+        if len(leaves) != len(self._leaves) or not all(page in self._leaves for page in leaves):
+            raise InvariantViolation(16, "the eviction order lacks a leaf, or has a page that is none")
+        self.grants.check()
+        if self._ungranted != sum(page not in self.grants for page in self._cached):
+            raise InvariantViolation(11, f"{self._ungranted} cached pages are accounted to be under no grant")
+
     def _pin(self, page: int) -> None:
         entry = self._pages[page]
         if entry.state is PageState.CACHED:
-            del self._cached[page]
+            self._uncache(page)
             entry.state = PageState.OWNED
         entry.references += 1
 
@@ -240,15 +326,39 @@ class PagePool:
         return page
 
     def _evict(self) -> None:
-        page, _ = self._cached.popitem(last=False)
+        page = self._leaves.take(self._now())
+        if page in self.grants:
+            if self._ungranted:
+                told = f"page {page} of a grant is evicted before {self._ungranted} that are of none"
+                raise InvariantViolation(11, told)
+            self._ungranted += 1
+            self.grants.lose(page)
+        self._uncache(page)
         self._drop(page)
 
+    def _file(self, page: int) -> None:
+        """Put a cached page where it belongs in the eviction order."""
+        entry = self._pages[page]
+        if not entry.children:
+            rank = Rank.of(entry.returns_s, entry.cost, granted=page in self.grants)
+            self._leaves.add(page, rank, entry.since, entry.number)
+
+    def _uncache(self, page: int) -> None:
+        self._cached.remove(page)
+        self._leaves.discard(page)
+        self._ungranted -= page not in self.grants
+
     def _drop(self, page: int) -> None:
-        ident = self._pages[page].id
+        ident, parent = self._pages[page].id, self._pages[page].parent
         assert ident is not None, "a cached page has an id"
         del self._by_id[ident]
         self._changed[ident] = False
         self._to_free(page)
+        if parent is not None:
+            before = self._pages[parent]
+            before.children -= 1
+            if before.state is PageState.CACHED:
+                self._file(parent)
 
     def _to_free(self, page: int) -> None:
         self._pages[page] = _Page()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from runtime.domain.grammar import Grammar
 from runtime.domain.records import quick
+from runtime.domain.retention import Quota
 from runtime.domain.sampling import (
     NO_PENALTIES,
     Penalties,
@@ -144,7 +145,7 @@ class Sequence:
 
     `prompt` are the request's token ids; `forced` the tokens that this turn already gave out, replayed without
     sampling. `salt` is the tenant's secret that keys its page ids. The lower `priority` comes first. `session` is whose
-    content it is.
+    content it is; with `keep` its pages are kept for that after its end, if that quota allows.
     """
 
     id: SequenceId
@@ -154,6 +155,7 @@ class Sequence:
     forced: tuple[int, ...] = ()
     priority: int = 0
     session: SessionId | None = None
+    keep: Quota | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ time; what comes meanwhile goes together with the next.
              Granted too little to go on -> ENDING, for its budget           StopGenerating, Finish with what fits
     both     Granted -> same                                                 HoldsUntil, Append or Finish
     ENDING   Stored of the append before -> same                             Publish, Finish
-             Stored of the end -> ENDED                                      Publish
+             Stored of the end -> ENDED                                      Publish, Rest
     both     StoreSilent -> same: it may have happened, so the same again    RetryLater; RetryDue: the same write
              GraceOver, while the store is silent -> ABANDONED               StopGenerating, GiveUp
              Fenced -> FENCED: another owner has it                          StopGenerating, GiveUp
@@ -20,14 +20,16 @@ The end is one transaction with the last tokens, so there is no turn whose token
 """
 
 import enum
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.domain.generation import Delta, Handoffs, first_of
+from runtime.domain.retention import NO_RETENTION, Pause, Promise
 from runtime.domain.reuse import Past
-from runtime.domain.sequence import FinishReason
-from runtime.domain.sessions import Ending, Halt, Spent, StopReason, TurnEvent, TurnRecord, TurnStatus
+from runtime.domain.sequence import FinishReason, Ref
+from runtime.domain.session_ending import Calls, End, Kept, Ran, ending_of, pause_of
+from runtime.domain.sessions import Ending, Halt, StopReason, TurnEvent, TurnRecord, TurnStatus
 from runtime.domain.spending import Amounts, Measure, Purse
 from runtime.domain.tools import ToolCall
 from runtime.errors import BatonError, IllegalTransition, Unavailable
@@ -50,12 +52,6 @@ _NEXT = {
     _S.ENDING: {_S.ENDED, _S.FENCED, _S.ABANDONED},
 }
 OVER = frozenset({_S.ENDED, _S.FENCED, _S.ABANDONED})
-
-Kept = Callable[[Sequence[int], str, bool], int]
-"""Given all output tokens, the text shown for them and whether it was stopped: how many of them stay in the context."""
-
-Calls = Callable[[Sequence[int], str], tuple[str, tuple[ToolCall, ...]]]
-"""Given the same: the text beside the calls that are in it, and these."""
 
 
 def no_calls(_tokens: Sequence[int], text: str) -> tuple[str, tuple[ToolCall, ...]]:
@@ -165,6 +161,16 @@ class StopGenerating:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """The session waits for something now: tell the worker of this attempt, and for how long to keep what it keeps."""
+
+    boot: "BootId"
+    attempt: Ref
+    pause: Pause
+    keep_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class RetryLater:
     pass
 
@@ -176,15 +182,7 @@ class GiveUp:
     error: BatonError
 
 
-SessionTurnCommand = Append | Extend | HoldsUntil | Finish | Publish | StopGenerating | RetryLater | GiveUp
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    status: TurnStatus
-    stop: StopReason | None = None
-    error: BatonError | None = None
-    limit: Measure | None = None
+SessionTurnCommand = Append | Extend | HoldsUntil | Finish | Publish | Rest | StopGenerating | RetryLater | GiveUp
 
 
 class SessionTurn:
@@ -211,14 +209,16 @@ class SessionTurn:
         self._tokens = [token for event in persisted for token in event.tokens]
         self._pending: list[Delta] = []
         self._writing: Append | Extend | Finish | None = None
-        self._end: _End | None = None
+        self._end: End | None = None
         self._prompt = prepared.context + len(prepared.prompt)
-        self._purse = Purse(record.reserve.held, self._prompt, prepared.max_tokens, token_bytes)
+        keep_ms = (record.asked.retention or NO_RETENTION).longest_ms
+        self._purse = Purse(record.reserve.held, self._prompt, prepared.max_tokens, token_bytes, keep_ms)
         self._ran = record.reserve.took
         self._slice_due = False
         self._handoffs = Handoffs()
         self._attempts = 1
         self._boot: BootId | None = None
+        self._promise: Promise | None = None
 
     @property
     def over(self) -> bool:
@@ -252,7 +252,7 @@ class SessionTurn:
             case Came(delta) if self.state is SessionTurnState.RUNNING:
                 return self._came(delta)
             case Broke(error) if self.state is SessionTurnState.RUNNING:
-                return self._ends(_End(TurnStatus.FAILED, error=error))
+                return self._ends(End(TurnStatus.FAILED, error=error))
             case Halted(how) if self.state is SessionTurnState.RUNNING:
                 return self._halted(how)
             case Stored():
@@ -279,17 +279,18 @@ class SessionTurn:
         self._handoffs.add(delta)
         self._attempts = delta.attempt
         self._boot = delta.boot or self._boot
+        self._promise = delta.promise
         if delta.finish is None:
             return self._write()
         stop = StopReason.LENGTH if delta.finish is FinishReason.LENGTH else StopReason.END_TURN
-        return self._ends(_End(TurnStatus.COMMITTED, stop))
+        return self._ends(End(TurnStatus.COMMITTED, stop))
 
     def _halted(self, how: Halt) -> list[SessionTurnCommand]:
         if how is Halt.INTERRUPT:
-            return [StopGenerating(), *self._ends(_End(TurnStatus.COMMITTED, StopReason.INTERRUPTED))]
-        return [StopGenerating(), *self._ends(_End(TurnStatus.CANCELLED))]
+            return [StopGenerating(), *self._ends(End(TurnStatus.COMMITTED, StopReason.INTERRUPTED))]
+        return [StopGenerating(), *self._ends(End(TurnStatus.CANCELLED))]
 
-    def _ends(self, end: _End) -> list[SessionTurnCommand]:
+    def _ends(self, end: End) -> list[SessionTurnCommand]:
         self._to(SessionTurnState.ENDING)
         self._end = end
         return self._write()
@@ -301,14 +302,14 @@ class SessionTurn:
         if not self._purse.fits(self._output):
             return self._cut()
         if self.state is SessionTurnState.RUNNING and self._purse.left_ms(self._output, self._ran) <= 0:
-            spent = _End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=self._purse.out_of(self._ran))
+            spent = End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=self._purse.out_of(self._ran))
             return [StopGenerating(), *self._ends(spent)]
         return [HoldsUntil(self.holds_for_ms), *self._write()]
 
     def _cut(self) -> list[SessionTurnCommand]:
         """No more tokens are to be had: what does not fit was never given out, and is not spent."""
         self._pending = first_of(self._pending, self._purse.held.completion_tokens - len(self._tokens))
-        spent = _End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=Measure.COMPLETION)
+        spent = End(TurnStatus.COMMITTED, StopReason.BUDGET, limit=Measure.COMPLETION)
         if self._end is None:
             return [StopGenerating(), *self._ends(spent)]
         if self._end.stop in (StopReason.END_TURN, StopReason.LENGTH):
@@ -342,35 +343,11 @@ class SessionTurn:
 
     def _finish(self, event: TurnEvent | None) -> Finish:
         assert self._end is not None
-        end, prepared = self._end, self.record.prepared
-        assert prepared is not None, "a turn is prepared before it runs"
         events = (*self.published, *(() if event is None else (event,)))
         tokens = (*self._tokens, *(() if event is None else event.tokens))
-        spent = Spent(self._prompt, self._handoffs.cached_tokens(self._prompt), len(tokens))
-        # A prompt that no worker began to compute costs nothing, and neither does a turn that failed.
-        prompted = self._handoffs.newest is not None or bool(self._tokens)
-        computed, cached = (spent.prompt - spent.cached) * prompted, spent.cached * prompted
-        took = Amounts(computed, cached, spent.completion, int(end.status is not TurnStatus.FAILED))
-        ending = Ending(
-            end.status,
-            end.stop,
-            end.error,
-            spent=spent,
-            attempts=self._attempts,
-            boot=self._boot,
-            handoff=self._handoffs.newest,
-            drift=prepared.drift,
-            took=self._purse.took(took, self._ran, end.limit),
-            limit=end.limit,
-            sources=None if self._past is None else self._past.sources(self._prompt, self._handoffs),
-            fingerprint=None if self._past is None else self._past.serves,
-        )
-        if end.status is TurnStatus.COMMITTED:
-            text = "".join(each.text for each in events)
-            said, calls = self._calls(tokens, text)
-            stop = StopReason.TOOL_CALLS if calls and end.stop is StopReason.END_TURN else end.stop
-            kept = self._kept(tokens, text, stop is not StopReason.LENGTH)
-            ending = replace(ending, stop=stop, kept=kept, calls=calls, said=said if calls else "")
+        ran = Ran(self._prompt, self._handoffs, self._purse, self._ran, self._attempts, self._boot, self._promise)
+        text = "".join(each.text for each in events)
+        ending = ending_of(self.record, self._end, ran, self._past, tokens, text, self._kept, self._calls)
         return Finish(ending, tokens, events)
 
     def _stored(self) -> list[SessionTurnCommand]:
@@ -385,9 +362,15 @@ class SessionTurn:
                 self._tokens = [*tokens]
                 self.ending = ending
                 self._to(SessionTurnState.ENDED)
-                return [Publish()]
+                return [Publish(), *self._rest(ending)]
             case _:
                 raise IllegalTransition("session turn", self.state, "Stored", self.record.id)
+
+    def _rest(self, ending: Ending) -> list[SessionTurnCommand]:
+        if ending.status is not TurnStatus.COMMITTED or ending.boot is None:
+            return []
+        attempt = Ref(self.record.id, self.record.epoch, ending.attempts)
+        return [Rest(ending.boot, attempt, pause_of(ending), 0 if ending.retained is None else ending.retained.keep_ms)]
 
     def _leave(self, state: SessionTurnState, error: BatonError) -> list[SessionTurnCommand]:
         self._to(state)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from runtime.domain.messages import Handoff
+from runtime.domain.retention import NO_RETENTION, Holding, Retained, Retention
 from runtime.domain.reuse import Sources
 from runtime.domain.sequence import Sampling
 from runtime.domain.spending import NO_ACCOUNT, NO_RESERVE, NOTHING, Account, Amounts, Measure, Reserve
@@ -96,6 +97,7 @@ class Policies:
 
     on_conflict: OnConflict = OnConflict.REJECT
     cancel_unwatched: bool = False
+    retention: Retention = NO_RETENTION
 
 
 DEFAULT_POLICIES = Policies()
@@ -130,7 +132,7 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """`head` is the last committed turn, None at the beginning; `tokens` its context with that turn; `live` the turn
-    that runs now."""
+    that runs now; `holding` what is kept of its KV, as far as is known."""
 
     name: str
     place: Place
@@ -138,13 +140,14 @@ class Branch:
     tokens: int
     epoch: int
     live: TurnId | None
+    holding: Holding | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a client wants of a turn. `max_tokens_given`: the sampling's own bound is the client's; else the answer may
     fill the context. `deadline_s` counts anew for whoever takes the turn over. `cancel_unwatched`: when the last who
-    watches it leaves, it is cancelled; where that or `on_conflict` is None, the session's policies say it.
+    watches it leaves, it is cancelled; where that, `on_conflict` or `retention` is None, the session's policies say it.
     `instructions` stand before all that was said, for this turn only. `memo` is what the face that took the turn wants
     to find again with it; nobody else reads it."""
 
@@ -159,12 +162,14 @@ class Asked:
     toolbox: Toolbox = NO_TOOLS
     instructions: str | None = field(default=None, repr=False)
     memo: bytes = field(default=b"", repr=False)
+    retention: Retention | None = None
 
     def settled(self, policies: Policies) -> "Asked":
         """With what the policies say for what it leaves open."""
         conflict = policies.on_conflict if self.on_conflict is None else self.on_conflict
         cancel = policies.cancel_unwatched if self.cancel_unwatched is None else self.cancel_unwatched
-        return replace(self, on_conflict=conflict, cancel_unwatched=cancel)
+        retention = policies.retention if self.retention is None else self.retention
+        return replace(self, on_conflict=conflict, cancel_unwatched=cancel, retention=retention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +212,8 @@ class Spent:
 class Ending:
     """How a turn ended. `kept` of its output tokens stay in the context; those of a stop belong to the next delta. Of
     one that made `calls`, `said` is the text beside them. `took` is what its session has spent on it, `limit` what
-    there was none left of, `sources` where its prompt's KV is from, `fingerprint` names that KV."""
+    there was none left of, `sources` where its prompt's KV is from, `fingerprint` names that KV, `retained` is what is
+    kept of it, where that was asked for."""
 
     status: TurnStatus
     stop: StopReason | None = None
@@ -224,6 +230,7 @@ class Ending:
     fingerprint: str | None = None
     calls: tuple[ToolCall, ...] = ()
     said: str = field(default="", repr=False)
+    retained: Retained | None = None
 
 
 @dataclass(frozen=True, slots=True)

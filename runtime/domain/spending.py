@@ -31,7 +31,7 @@ class Measure(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Amounts:
     """So much of each. `prompt_tokens` are those that were computed; `kv_byte_seconds` bytes of KV times the seconds
-    that they were held."""
+    that they were held, by turns or while the session was away."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -146,21 +146,23 @@ NO_ACCOUNT = Account()
 _AT_ONCE = frozenset({Measure.PROMPT, Measure.CACHED, Measure.TURNS})
 
 
-def first_slice(prompt: int, max_tokens: int, token_bytes: int) -> Amounts:
+def first_slice(prompt: int, max_tokens: int, token_bytes: int, keep_ms: int = 0) -> Amounts:
     """What a turn wants to hold before it begins: all that its prompt of so many tokens can cost, cached or not, and a
-    slice of the rest. `token_bytes` are the KV of one token."""
+    slice of the rest. `token_bytes` are the KV of one token, which is to be kept for `keep_ms` after it."""
     tokens = min(max_tokens, SLICE_TOKENS)
-    return Amounts(prompt, prompt, tokens, 1, SLICE_MS, _kv(token_bytes * (prompt + tokens), SLICE_MS))
+    return Amounts(prompt, prompt, tokens, 1, SLICE_MS, _kv(token_bytes * (prompt + tokens), SLICE_MS + keep_ms))
 
 
 class Purse:
-    """What a turn that runs holds. `tokens` are those of its answer so far, `ran` its time and KV so far."""
+    """What a turn that runs holds. `tokens` are those of its answer so far, `ran` its time and KV so far; `keep_ms` is
+    for how long its KV is to be kept after it."""
 
-    def __init__(self, held: Amounts, prompt: int, max_tokens: int, token_bytes: int) -> None:
+    def __init__(self, held: Amounts, prompt: int, max_tokens: int, token_bytes: int, keep_ms: int = 0) -> None:
         self.held = held
         self._prompt = prompt
         self._max_tokens = max_tokens
         self._token_bytes = token_bytes
+        self._keep_ms = keep_ms
         self._no_more_than: int | None = None
 
     def fits(self, tokens: int) -> bool:
@@ -174,7 +176,7 @@ class Purse:
     def want(self, tokens: int, ran: Amounts) -> Amounts:
         """What to hold next, in all."""
         most = max(min(self._max_tokens, tokens + SLICE_TOKENS), tokens)
-        kv = ran.kv_byte_seconds + _kv(self._token_bytes * (self._prompt + most), SLICE_MS)
+        kv = ran.kv_byte_seconds + _kv(self._token_bytes * (self._prompt + most), SLICE_MS + self._keep_ms)
         return replace(self.held, completion_tokens=most, wall_ms=ran.wall_ms + SLICE_MS, kv_byte_seconds=kv)
 
     def take(self, held: Amounts) -> None:
@@ -189,6 +191,13 @@ class Purse:
         wall = min(ran.wall_ms, self.held.wall_ms)
         kv = min(ran.kv_byte_seconds, self.held.kv_byte_seconds)
         return replace(counted, wall_ms=wall, kv_byte_seconds=self.held.kv_byte_seconds if limit is Measure.KV else kv)
+
+    def keeps(self, took: Amounts, tokens: int, keep_ms: int) -> tuple[int, int]:
+        """Of a turn that ends and took so much: the bytes of so many tokens' KV, and for how long of `keep_ms` what it
+        holds allows to keep them."""
+        size = self._token_bytes * tokens
+        left = max(self.held.kv_byte_seconds - took.kv_byte_seconds, 0)
+        return size, min(keep_ms, left * 1000 // size) if size else keep_ms
 
     def left_ms(self, tokens: int, ran: Amounts) -> int:
         """How much longer what is held lasts."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from runtime.domain.pages import Occupancy
 from runtime.domain.records import quick
+from runtime.domain.retention import Granted, Keeping
 from runtime.domain.scoring import PromptScores, Score
 from runtime.domain.sequence import FinishReason, Sampled, Sequence
 from runtime.errors import BatonError
@@ -127,7 +128,7 @@ class Admitted:
 @dataclass(frozen=True, slots=True)
 class Generated:
     """New tokens. `index` counts the output tokens before the first of `tokens`; `text` is what they complete. `scores`
-    are of the prompt, with the first token, where they were asked for."""
+    are of the prompt, with the first token, where they were asked for; `kept` with the last, where that was."""
 
     sequence: SequenceId
     index: int
@@ -135,6 +136,7 @@ class Generated:
     text: str
     finish: FinishReason | None
     scores: PromptScores | None = None
+    kept: Granted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class StepOutput:
     """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
 
     `ran_tokens` of `ran_sequences` went through the model in this step, of which `prefilled` were of prompts, the
-    longest now `reached` tokens long. `took_ms` is how long it ran.
+    longest now `reached` tokens long. `took_ms` is how long it ran. `keeping` is what grants have lost.
     """
 
     step: int
@@ -228,6 +230,7 @@ class StepOutput:
     prefilled: int = 0
     reached: int = 0
     took_ms: float = 0.0
+    keeping: tuple[Keeping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,4 +274,19 @@ class Copy:
     asker: str = ""
 
 
-EngineCommand = Submit | Land | Run | Cancel | Forget | Copy
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """The session of this sequence, which has ended, is likely back so long after its end."""
+
+    sequence: SequenceId
+    returns_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """Keep the pages of this sequence, which has ended, no more."""
+
+    sequence: SequenceId
+
+
+EngineCommand = Submit | Land | Run | Cancel | Forget | Copy | Expect | LetGo

@@ -264,8 +264,9 @@ class Turn:
         scores = None if known else output.scores
         attempt = output.ref.attempt
         delta = Delta(
-            output.index + known, fresh, text, output.finish, output.handoff, attempt, self.boot, scores, ends
-        )
+            output.index + known, fresh, text, output.finish, output.handoff, attempt, self.boot, scores, ends,
+            promise=output.promise,
+        )  # fmt: skip
         if output.finish is None:
             self._to(TurnState.STREAMING)
             return [Give(delta)]

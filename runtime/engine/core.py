@@ -6,10 +6,12 @@ The native and the simulated engine differ only in their compute and in who driv
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.domain.batching import Batcher, Limits
 from runtime.domain.grammar import Grammar
+from runtime.domain.grants import Grants
 from runtime.domain.pages import PagePool
 from runtime.domain.records import quick
 from runtime.domain.scoring import PromptScores, joined
@@ -22,12 +24,14 @@ from runtime.domain.steps import (
     Copied,
     Copy,
     EngineCommand,
+    Expect,
     Exported,
     Forget,
     Forgotten,
     Frame,
     Generated,
     Land,
+    LetGo,
     Load,
     NoRoom,
     Prefill,
@@ -133,12 +137,13 @@ class EngineCore:
         grammars: Grammars | None = None,
         *,
         scores: bool = True,
+        now: Callable[[], float] = monotonic,
     ) -> None:
         """Without `grammars`, sequences that ask for one are refused; without `scores` those that ask for
-        log-probabilities of their prompt."""
+        log-probabilities of their prompt. `now` gives monotonic seconds."""
         # A context is no longer than the pool: a sequence that outgrew it would wait for ever.
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, pages * spec.page_tokens))
-        self._batcher = Batcher(spec, PagePool(pages), limits)
+        self._batcher = Batcher(spec, PagePool(pages, now), limits)
         self._compute = compute
         self._eos_ids = eos_ids
         self._decoder = decoder
@@ -154,10 +159,16 @@ class EngineCore:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do or to tell."""
-        return self._batcher.busy or bool(self._early or self._forgotten or self._copied) or self._freed
+        told = self._early or self._forgotten or self._copied or self._batcher.pool.grants.changed
+        return self._batcher.busy or bool(told) or self._freed
 
     def match(self, chain: Iterable[PageId]) -> int:
         return self._batcher.pool.match(tuple(chain))
+
+    @property
+    def grants(self) -> Grants:
+        """What is kept for sessions that are away."""
+        return self._batcher.pool.grants
 
     def load(self) -> Load:
         return self._batcher.load()
@@ -194,6 +205,8 @@ class EngineCore:
                 self._copy(pages, asker)
             case Forget(session):
                 self._forgotten.append(Forgotten(session, *self._batcher.pool.forget(session)))
+            case Expect() | LetGo():
+                self._left(command)
 
     def step(self) -> StepOutput:
         """Admit, run one batch, and report."""
@@ -219,11 +232,20 @@ class EngineCore:
         return StepOutput(
             self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed,
             tuple(forgotten), filled, copied, prefilled, reached,
+            keeping=self._batcher.pool.grants.drain_changes(),
         )  # fmt: skip
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""
         self._batcher.took(seconds)
+
+    def _left(self, command: Expect | LetGo) -> None:
+        """What is told of a sequence that has ended."""
+        match command:
+            case Expect(sequence, returns_s):
+                self._batcher.pool.expect(sequence, returns_s)
+            case LetGo(sequence):
+                self._batcher.pool.let_go(sequence)
 
     def _submit(self, sequence: Sequence, work: Work) -> None:
         live = _Live(sequence, work, generated=len(sequence.forced))
@@ -326,9 +348,10 @@ class EngineCore:
         live.generated += 1
         if live.finish is None:
             self._batcher.append(sequence, sampled.token)
-        else:
-            self._remove(sequence)
-        return event
+            return event
+        kept = self._batcher.finish(sequence)
+        self._remove(sequence)
+        return event if kept is None else replace(event, kept=kept)
 
     def _export(self) -> list[StepEvent]:
         events: list[StepEvent] = []

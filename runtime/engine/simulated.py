@@ -298,7 +298,9 @@ class SimulatedEngine:
     def __init__(self, spec: ModelSpec, pages: int, limits: Limits, profile: StepProfile, clock: Clock) -> None:
         tokenizer = SimulatedTokenizer()
         compute = SimulatedCompute(pages, spec.page_tokens)
-        self.core = EngineCore(spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, simulated_grammars())
+        self.core = EngineCore(
+            spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, simulated_grammars(), now=clock.now
+        )
         self.spec = self.core.spec
         self._profile = profile
         self._clock = clock

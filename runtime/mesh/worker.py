@@ -17,6 +17,7 @@ from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import Holder, PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
+from runtime.domain.retention import Retention
 from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
@@ -35,12 +36,14 @@ from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
 from runtime.mirroring import MirrorConfig
 from runtime.ports import Engine, Tiers, Transport
+from runtime.retaining import RetentionConfig
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.holding import HoldingRole
 from runtime.roles.mirroring import MirrorRole, MirrorSettings
 from runtime.roles.pages import PagesRole
 from runtime.roles.prefill import PrefillRole
+from runtime.roles.retaining import RetentionSettings
 from runtime.roles.tapping import Tapped
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
@@ -183,11 +186,17 @@ def _decode_settings(config: Config) -> DecodeSettings:
         heartbeat_s=timing.heartbeat_s,
         encoding=Encoding(handoff.wire),
         dtypes=handoff.dtypes,
+        retention=_retention_settings(config.kv.retention),
     )
 
 
 def _mirror_settings(config: MirrorConfig) -> MirrorSettings:
     return MirrorSettings(config.write_mib_s * _MIB, config.backlog_pages, config.patience_s)
+
+
+def _retention_settings(config: RetentionConfig) -> RetentionSettings:
+    most = Retention(round(config.tools_s * 1000), round(config.answer_s * 1000))
+    return RetentionSettings(config.worker_share, config.tenant_share, most)
 
 
 def _describe(

@@ -17,6 +17,7 @@ from runtime.roles.loads import Loads
 
 if TYPE_CHECKING:
     from runtime.clock import Timer
+    from runtime.domain.retention import Promise
     from runtime.ids import PageId
     from runtime.roles.decode import DecodeRole, Link
 
@@ -33,9 +34,17 @@ class Attempt:
     def __init__(self, role: "DecodeRole", start: Start, salt: bytes, link: "Link") -> None:
         self.request = r.Request(start, role.settings.policy)
         self.link: Link | None = link
+        self.promise: Promise | None = None
         self._role = role
         self._sequence = Sequence(
-            start.ref.sequence, start.prompt, start.sampling, salt, start.forced, start.priority, start.session
+            start.ref.sequence,
+            start.prompt,
+            start.sampling,
+            salt,
+            start.forced,
+            start.priority,
+            start.session,
+            role.retaining.begins(start),
         )
         self._chain: list[PageId] = []
         self._timers: dict[str, Timer] = {}
@@ -124,6 +133,8 @@ class Attempt:
         assert self.link is not None, "the table emits only while attached"
         if isinstance(output, Output) and output.handoff is not None:
             output = replace(output, handoff=self._timed(output.handoff))
+        if isinstance(output, Output) and output.finish is not None:
+            output = replace(output, promise=self.promise)
         self.link.pending.append(output)
 
     def _timed(self, handoff: Handoff) -> Handoff:

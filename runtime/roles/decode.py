@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runtime.clock import Clock
@@ -21,9 +21,11 @@ from runtime.domain.messages import (
     CancelAttempt,
     GatewayCommand,
     Output,
+    Paused,
     Start,
     StepBatch,
 )
+from runtime.domain.retention import Granted, KeptFor
 from runtime.domain.sources import Policy
 from runtime.domain.steps import (
     Admitted,
@@ -42,6 +44,7 @@ from runtime.ids import BootId, GatewayId, Ids, SequenceId, SessionId, TenantId,
 from runtime.ports import Engine, Mirror, Observe, Peers, Tiers, Transport, unobserved
 from runtime.roles.attempt import Attempt
 from runtime.roles.forgetting import Forgetting
+from runtime.roles.retaining import Retaining, RetentionSettings
 from runtime.roles.tierless import TIERLESS
 from runtime.roles.unmirrored import UNMIRRORED
 
@@ -58,7 +61,8 @@ class DecodeSettings:
     detached request waits for its gateway. `heartbeat_s`: a stream is never silent for longer. `batches` bounds what
     is queued for a gateway that does not drain its stream; at the bound the stream is broken. `encoding` is how small
     pages may be made on their way here, `dtypes` those of prefill workers whose values are rounded to this one's. A
-    worker that holds pages and brings none for `fetch_s` is not waited for."""
+    worker that holds pages and brings none for `fetch_s` is not waited for. `retention` says what is kept for sessions
+    that are away."""
 
     policy: Policy
     progress_s: float = 10.0
@@ -68,6 +72,7 @@ class DecodeSettings:
     encoding: Encoding = Encoding.PLAIN
     dtypes: tuple[str, ...] = ()
     fetch_s: float = 2.0
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
 
 
 class Link:
@@ -76,13 +81,14 @@ class Link:
     def __init__(self, role: "DecodeRole", gateway: GatewayId, bound: int) -> None:
         self.gateway = gateway
         self.pending: list[Output | AttemptFailed] = []
+        self.kept: tuple[KeptFor, ...] = ()
         self._role = role
         self._queue: asyncio.Queue[StepBatch | None] = asyncio.Queue(bound)
-        self._open = True
+        self.open = True
 
     def command(self, command: GatewayCommand) -> None:
         """Take a command; what it leads to comes out of `batches`."""
-        if self._open:
+        if self.open:
             self._role.command(self, command)
 
     async def batches(self) -> AsyncIterator[StepBatch]:
@@ -96,19 +102,19 @@ class Link:
 
     def flush(self, *, heartbeat: bool = False) -> None:
         """Send what is pending, with the load."""
-        if not self._open or not (self.pending or heartbeat):
+        if not self.open or not (self.pending or self.kept or heartbeat):
             return
         if self._queue.full():
             _log.warning("a gateway does not read its stream: broken", extra={"gateway": self.gateway})
             self.close()
             return
-        self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load()))
-        self.pending = []
+        self._queue.put_nowait(StepBatch(tuple(self.pending), self._role.engine.load(), self.kept))
+        self.pending, self.kept = [], ()
 
     def close(self) -> None:
         """End the stream. Whoever still writes may hang at a gateway that does not read, so nothing waits for it."""
-        if self._open:
-            self._open = False
+        if self.open:
+            self.open = False
             self.pending = []
             while not self._queue.empty():
                 self._queue.get_nowait()
@@ -150,6 +156,7 @@ class DecodeRole:
         self._wakes = 0
         self._links: list[Link] = []
         self._forgetting = Forgetting(engine)
+        self.retaining = Retaining(engine, clock, settings.retention)
 
     async def run(self) -> None:
         """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""
@@ -167,6 +174,7 @@ class DecodeRole:
                 # What is told from here on finds a worker that can do nothing more.
                 for attempt in self._attempts.values():
                     attempt.stop()
+                self.retaining.stop()
 
     @asynccontextmanager
     async def attach(self, gateway: GatewayId) -> AsyncIterator[Link]:
@@ -190,6 +198,8 @@ class DecodeRole:
     def command(self, link: Link, command: GatewayCommand) -> None:
         if isinstance(command, Start):
             self._start(link, command)
+        elif isinstance(command, Paused):
+            self.retaining.paused(command)
         else:
             attempt = self._attempts.get(command.ref.sequence)
             if attempt is not None:
@@ -267,12 +277,22 @@ class DecodeRole:
         self._forgetting.on_step(step)
         for event in step.events:
             attempt = self._attempts.get(event.sequence)
+            if isinstance(event, Generated) and event.kept is not None:
+                self._keep(event.sequence, event.kept, attempt)
             if attempt is not None and (translated := _translate(event)) is not None:
                 self._note_room(event, attempt)
                 attempt.feed(translated)
+        self.retaining.on_step(step)
         if step.pages_freed and self._roomless:
             self._wake(step.load)
         self._flush()
+
+    def _keep(self, sequence: SequenceId, granted: Granted, attempt: Attempt | None) -> None:
+        """It has come to its end, and its pages are kept until somebody says for how long."""
+        if attempt is None:
+            self.retaining.unheard(sequence)
+        else:
+            attempt.promise = self.retaining.ended(attempt.request.start, granted)
 
     def _note_room(self, event: StepEvent, attempt: Attempt) -> None:
         """Who waits for room, in the order of their first try."""
@@ -296,12 +316,17 @@ class DecodeRole:
             attempt.feed(r.PagesFreed())
 
     def _flush(self) -> None:
+        # Any gateway knows the store that the sessions are in.
+        hears = next((link for link in self._links if link.open), None)
+        if hears is not None:
+            hears.kept += self.retaining.drain()
         for link in self._links:
             link.flush()
 
     async def _heartbeats(self) -> None:
         while True:
             await self.clock.sleep(self.settings.heartbeat_s)
+            self._flush()
             for link in self._links:
                 link.flush(heartbeat=True)
 

@@ -20,11 +20,13 @@ from runtime.domain.messages import (
     CancelAttempt,
     Holder,
     Output,
+    Paused,
     Start,
     StepBatch,
     View,
     Worker,
 )
+from runtime.domain.retention import NO_RETENTION, KeptFor
 from runtime.domain.routing import DECODE, Asked, Explained, Explaining, Route
 from runtime.domain.spec import ModelSpec
 from runtime.errors import (
@@ -107,6 +109,7 @@ class GatewayRole:
         observe: Observe = unobserved,
     ) -> None:
         self.gateway = gateway
+        self.on_kept: Callable[[tuple[KeptFor, ...]], None] | None = None
         self._models = {model.spec.name: model for model in models}
         self._served = self._models
         self._router = router
@@ -346,15 +349,22 @@ class GatewayRole:
             command.ref, asked.tenant, asked.prompt, asked.sampling, command.forced, route.candidates, remaining_ms,
             asked.priority, None if asked.claim is None else asked.claim.session, route.remote_min_tokens,
             route.holders, route.copies, route.mirrors,
+            NO_RETENTION if asked.claim is None else asked.claim.retention,
         )  # fmt: skip
         stream.send(start)
 
-    def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge) -> None:
+    def paused(self, boot: BootId, paused: Paused) -> None:
+        """Tell the worker that ran a session's turn what the session waits for."""
+        self._tell(boot, paused)
+
+    def _tell(self, boot: BootId, command: CancelAttempt | Acknowledge | Paused) -> None:
         stream = self._streams.get(boot)
         if stream is not None:
             stream.tell(command)
 
     def _on_batch(self, batch: StepBatch) -> None:
+        if batch.kept and self.on_kept is not None:
+            self.on_kept(batch.kept)
         for output in batch.outputs:
             live = self._live.get(output.ref.turn)
             if live is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from runtime.domain.generation import Generation
+from runtime.domain.retention import NO_RETENTION
 from runtime.domain.sessions import Asked, Context, Item, Prepared, Session
 from runtime.domain.settling import settled
 from runtime.domain.spending import Reserve, first_slice
@@ -55,7 +56,8 @@ class Rendering:
             Generation(context.session.model, tokens, sampling, context.session.tenant, asked.deadline_s)
         )
         token_bytes = self.served(context.session).spec.token_bytes
-        return prepared, Reserve(first_slice(len(tokens), prepared.max_tokens, token_bytes))
+        keep_ms = (asked.retention or NO_RETENTION).longest_ms
+        return prepared, Reserve(first_slice(len(tokens), prepared.max_tokens, token_bytes, keep_ms))
 
     def _render(self, context: Context, asked: Asked) -> Prepared:
         served = self.served(context.session)

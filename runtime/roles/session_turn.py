@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Generation
+from runtime.domain.messages import Paused
 from runtime.domain.reuse import Past
 from runtime.domain.sequence import Ref
+from runtime.domain.session_ending import Calls, Kept
 from runtime.domain.sessions import Progress, TurnEvent, TurnRecord
 from runtime.domain.spending import Meter
 from runtime.errors import BatonError, ResourceExhausted, StaleAttempt, Unavailable
@@ -32,8 +34,8 @@ class RunningTurn:
         record: TurnRecord,
         persisted: "Sequence[TurnEvent]",
         generation: Generation,
-        kept: st.Kept,
-        calls: st.Calls,
+        kept: Kept,
+        calls: Calls,
         token_bytes: int,
         past: Past,
     ) -> None:
@@ -82,6 +84,9 @@ class RunningTurn:
                 self._slice = self._role.clock.call_later(milliseconds / 1000, partial(self.feed, st.SliceDue()))
             case st.Publish():
                 self._tell()
+            case st.Rest(boot, attempt, pause, keep_ms):
+                paused = Paused(attempt, self.turn.record.session, pause, keep_ms)
+                self._role.gateway.paused(boot, paused)
             case st.StopGenerating():
                 self._generating.cancel()
             case st.RetryLater():

@@ -35,6 +35,7 @@ from runtime.domain.spending import NO_ACCOUNT, Account
 from runtime.errors import BatonError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from runtime.ids import Ids, SessionId, TenantId, TurnId
 from runtime.ports import Observe, unobserved
+from runtime.roles.booking import Booking
 from runtime.roles.gateway import GatewayRole
 from runtime.roles.making import beginning, fresh_session, hidden_session, to_run, unanswered
 from runtime.roles.rendering import Offload, Rendering
@@ -71,6 +72,8 @@ class SessionRole:
         self._waiting: dict[TurnId, TurnRecord] = {}
         self._opening: set[TurnId] = set()
         self._watchers: Counter[TurnId] = Counter()
+        self._booking = Booking(store, clock, settings.retry_s)
+        gateway.on_kept = self._booking.take
 
     async def run(self) -> None:
         """Serve until cancelled. What runs then is left to the next owner, who need not wait for the lease's end."""
@@ -80,6 +83,7 @@ class SessionRole:
                 self.group.create_task(self._beats())
                 self.group.create_task(self.store.tend())
                 self.group.create_task(sweeps(self.store, self.clock, self.settings.sweep_s))
+                self.group.create_task(self._booking.run())
                 while True:
                     await self._look_after()
                     await self.clock.sleep(self.settings.beat_s)

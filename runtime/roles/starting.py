@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.domain.generation import Claim, Generation
+from runtime.domain.retention import NO_RETENTION
 from runtime.domain.reuse import Past
 from runtime.domain.sessions import Context, TurnEvent, TurnRecord
 from runtime.roles.calls import calls_of
@@ -35,7 +36,14 @@ def start(
         replace(record.asked.sampling, max_tokens=prepared.max_tokens),
         record.tenant,
         record.asked.deadline_s,
-        claim=Claim(record.id, record.epoch, given, context.boot, record.session),
+        claim=Claim(
+            record.id,
+            record.epoch,
+            given,
+            context.boot,
+            record.session,
+            record.asked.retention or NO_RETENTION,
+        ),
     )
     sampling = generation.sampling
     enders = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else served.tokenizer.eos_ids)

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from runtime.domain.messages import Acknowledge, Attach, CancelAttempt, GatewayCommand, Start, StepBatch
+from runtime.domain.messages import Acknowledge, Attach, CancelAttempt, GatewayCommand, Paused, Start, StepBatch
 from runtime.errors import BatonError, Unavailable
 from runtime.ids import BootId
 from runtime.pacing import let_others_run
@@ -62,8 +62,8 @@ class Stream:
             self._session = self._group.create_task(self._run())
         self._put(command)
 
-    def tell(self, command: CancelAttempt | Acknowledge) -> None:
-        """Send if there is a connection; else the worker ends the attempt by its own grace."""
+    def tell(self, command: CancelAttempt | Acknowledge | Paused) -> None:
+        """Send if there is a connection; else the worker goes by its own grace."""
         if self._session is not None:
             self._put(command)
 

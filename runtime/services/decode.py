@@ -45,14 +45,15 @@ async def _write(link: Link, context: Context) -> None:
     """Until the link is closed. Batches that are ready together go out as one."""
     batches = aiter(link.batches())
     async for batch in batches:
-        outputs, load = [*batch.outputs], batch.load
+        outputs, load, kept = [*batch.outputs], batch.load, batch.kept
         for _ in range(_TOGETHER):
             if not link.ready() or (more := await anext(batches, None)) is None:
                 break
             outputs += more.outputs
             load = more.load
+            kept += more.kept
         together = outputs if load is batch.load else joined(outputs)
-        await context.write(pack_batch(StepBatch(tuple(together), load)))
+        await context.write(pack_batch(StepBatch(tuple(together), load, kept)))
         await let_others_run()
 
 

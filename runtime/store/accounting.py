@@ -42,7 +42,7 @@ async def open_account(tx: Transaction, session: SessionId, account: Account) ->
 
 async def hold(tx: Transaction, turn: TurnRecord, what: What) -> Reserve:
     """Reserve what a turn wants that is to run now; raises `BudgetSpent`, or `ResourceExhausted` for a while."""
-    account, _ = await _locked(tx, turn.session, turn.id)
+    account, _ = await locked(tx, turn.session, turn.id)
     want = turn.reserve.held
     refusal = account.refusal(want)
     if refusal is not None:
@@ -55,7 +55,7 @@ async def hold(tx: Transaction, turn: TurnRecord, what: What) -> Reserve:
 
 async def hold_more(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
     """What a running turn holds from now on. Asking again gives it once."""
-    account, held = await _locked(tx, turn.session, turn.id)
+    account, held = await locked(tx, turn.session, turn.id)
     granted = account.granted(held, want)
     all_held = account.held - held + granted
     await tx.run("UPDATE accounts SET held = $2 WHERE session = $1", turn.session, pack_amounts(all_held))
@@ -64,10 +64,12 @@ async def hold_more(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amou
 
 
 async def settle(tx: Transaction, turn: TurnRecord, ending: Ending) -> None:
-    """A running turn ends, and its row still says what it holds: what it took is spent, and the rest comes back."""
-    account, held = await _locked(tx, turn.session, turn.id)
+    """A running turn ends, and its row still says what it holds: what it took is spent, what is kept of its KV may cost
+    stays held, and the rest comes back."""
+    account, held = await locked(tx, turn.session, turn.id)
     happening = Happening(What.ENDED, turn.branch, turn.id, ending.status, ending.stop)
-    await _book(tx, turn.session, account.used + ending.took, account.held - held, happening)
+    kept = NOTHING if ending.retained is None else ending.retained.reserve
+    await _book(tx, turn.session, account.used + ending.took, account.held - held + kept, happening)
 
 
 async def tell(tx: Transaction, session: SessionId, happening: Happening) -> None:
@@ -125,7 +127,7 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
     found = await session_of(tx, tenant, session, lock=True)
     if key is not None and await known_result(tx, session, key) is not None:
         return
-    account, _ = await _locked(tx, session, None)
+    account, _ = await locked(tx, session, None)
     if change.expected_version not in (None, account.version):
         told = f"the session has version {account.version}, not what was expected"
         raise FailedPrecondition(told, field="expected_version")
@@ -147,8 +149,8 @@ async def update(tx: Transaction, tenant: TenantId, session: SessionId, change: 
     await remember(tx, session, key, str(account.version + 1))
 
 
-async def _locked(tx: Transaction, session: SessionId, turn: TurnId | None) -> tuple[Account, Amounts]:
-    """The account, and what a turn of it holds."""
+async def locked(tx: Transaction, session: SessionId, turn: TurnId | None) -> tuple[Account, Amounts]:
+    """The account, under its lock, and what a turn of it holds."""
     row = await tx.row(f"{_ACCOUNT} FOR UPDATE", session, turn)
     assert row is not None, "every session has its account"
     return account_from(tuple(row)[:-1]), unpack_reserve(row[-1]).held

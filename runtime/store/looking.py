@@ -33,6 +33,7 @@ from runtime.store.packing import (
     unpack_events,
     unpack_instructions,
     unpack_item,
+    unpack_kept,
     unpack_limits,
     unpack_policies,
     unpack_reserve,
@@ -46,6 +47,8 @@ _SESSION = """SELECT s.id, s.tenant, s.model, s.created, s.rerender, s.about, s.
     a.held, a.version, a.news, a.ttl, a.expires - now_ms()
     FROM sessions s JOIN session_keys k ON k.session = s.id JOIN accounts a ON a.session = s.id"""
 _BRANCH = "SELECT name, line, depth, head, tokens, epoch, live FROM branches WHERE session = $1"
+_BRANCHES = """SELECT b.name, b.line, b.depth, b.head, b.tokens, b.epoch, b.live, t.kept, t.kept_until - now_ms()
+    FROM branches b LEFT JOIN turns t ON t.id = b.head WHERE b.session = $1 ORDER BY b.name"""
 _TURN = """SELECT t.id, t.session, s.tenant, t.branch, s.model, t.status, t.epoch, t.owner, t.asked, t.line, t.depth,
     t.prompt, t.context, t.max_tokens, t.drift, t.halt, t.ending, k.wrapped, t.held
     FROM turns t JOIN sessions s ON s.id = t.session JOIN session_keys k ON k.session = t.session"""
@@ -91,7 +94,8 @@ async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None
 
 
 async def branches_of(tx: Transaction, session: SessionId) -> tuple[Branch, ...]:
-    return tuple(_branch(row) for row in await tx.rows(f"{_BRANCH} ORDER BY name", session))
+    """With what is kept of their KV."""
+    return tuple(_holding(row) for row in await tx.rows(_BRANCHES, session))
 
 
 async def branch_of(tx: Transaction, session: SessionId, name: str, *, lock: bool = False) -> Branch:
@@ -329,6 +333,13 @@ def account_from(row: Row) -> Account:
 def _branch(row: Row) -> Branch:
     name, line, depth, head, tokens, epoch, live = row
     return Branch(name, Place(line, depth), head and TurnId(head), tokens, epoch, live and TurnId(live))
+
+
+def _holding(row: Row) -> Branch:
+    *branch, kept, remaining_ms = row
+    if kept is None or remaining_ms <= 0:
+        return _branch(branch)
+    return replace(_branch(branch), holding=unpack_kept(kept, remaining_ms))
 
 
 async def turn_from(tx: Transaction, row: Row) -> TurnRecord:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.domain.messages import Handoff
 from runtime.domain.notices import Happening, What
+from runtime.domain.retention import Holding, KeptIn, Pause, Refusal, Retained, Retention
 from runtime.domain.reuse import Missed, Sources
 from runtime.domain.sessions import (
     Asked,
@@ -95,14 +96,18 @@ def pack_about(session: Session) -> bytes:
         {
             "metadata": dict(session.metadata),
             "vocabulary": session.vocabulary,
-            "policies": [policies.on_conflict.value, policies.cancel_unwatched],
+            "policies": [policies.on_conflict.value, policies.cancel_unwatched, policies.retention.each],
         }
     )
 
 
 def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed
     told = about.get("policies")
-    return Policies() if told is None else Policies(OnConflict(told[0]), told[1])
+    return (
+        Policies()
+        if told is None
+        else Policies(OnConflict(told[0]), told[1], *(Retention(*each) for each in told[2:3]))
+    )
 
 
 def pack_amounts(amounts: Amounts) -> bytes:
@@ -191,6 +196,7 @@ def pack_asked(asked: Asked) -> bytes:
             "toolbox": asked.toolbox.tools and _pack_toolbox(asked.toolbox),
             "instructions": asked.instructions,
             "memo": asked.memo,
+            "retention": None if asked.retention is None else asked.retention.each,
         }
     )
 
@@ -223,6 +229,7 @@ def unpack_asked(packed: bytes, items: tuple[Item, ...]) -> Asked:
         unpack_toolbox(packed),
         told.get("instructions"),
         told.get("memo", b""),
+        None if told.get("retention") is None else Retention(*told["retention"]),
     )
 
 
@@ -255,6 +262,7 @@ def pack_ending(ending: Ending, tokens: Sequence[int], events: Sequence[TurnEven
             "bounds": [[len(event.tokens), len(event.text)] for event in events],
             "calls": [_call(call) for call in ending.calls],
             "said": ending.said,
+            "retained": ending.retained and astuple(ending.retained),
         }
     )
 
@@ -280,7 +288,25 @@ def unpack_ending(packed: bytes) -> Ending:
         told["fingerprint"],
         tuple(ToolCall(*each) for each in told.get("calls", ())),
         told.get("said", ""),
+        told.get("retained") and _unpack_retained(*told["retained"]),
     )
+
+
+def _unpack_retained(
+    pause: str, tokens: int, kv_bytes: int, keep_ms: int, refusal: str | None, kept_in: str
+) -> Retained:
+    return Retained(
+        Pause(pause), tokens, kv_bytes, keep_ms, None if refusal is None else Refusal(refusal), KeptIn(kept_in)
+    )
+
+
+def pack_kept(retained: Retained) -> bytes:
+    return pack([retained.pause, retained.tokens, retained.kv_bytes, retained.kept_in])
+
+
+def unpack_kept(packed: bytes, remaining_ms: int) -> Holding:
+    pause, tokens, kv_bytes, kept_in, *_ = unpack(packed)
+    return Holding(Pause(pause), tokens, kv_bytes, remaining_ms, KeptIn(kept_in))
 
 
 def _unpack_sources(pool: int, handed_over: int, computed: int, missed: int, why: str | None) -> Sources:

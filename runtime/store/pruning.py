@@ -4,10 +4,12 @@ What a rollback left goes with its branch.
 """
 
 from runtime.domain.notices import Happening, What
+from runtime.domain.retention import KeptFor
 from runtime.domain.sessions import MAIN
 from runtime.errors import FailedPrecondition
 from runtime.ids import SessionId, TenantId
 from runtime.store.accounting import tell
+from runtime.store.keeping import book
 from runtime.store.looking import PATH, branch_of, session_of
 from runtime.store.transaction import Transaction
 
@@ -127,6 +129,9 @@ async def _left_without(tx: Transaction, session: SessionId, lines: Lines, lost:
 
 
 async def _delete_turns(tx: Transaction, session: SessionId, turns: list[str]) -> None:
+    kept = await tx.rows("SELECT id FROM turns WHERE session = $1 AND kept_until IS NOT NULL", session)
+    for turn in {row[0] for row in kept}.intersection(turns):
+        await book(tx, KeptFor(session, turn, 0))
     rows: list[tuple[object, ...]] = [(session, turn) for turn in turns]
     for table in _OF_A_TURN:
         await tx.run_many(f"DELETE FROM {table} WHERE session = $1 AND turn = $2", rows)

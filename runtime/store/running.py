@@ -12,6 +12,7 @@ from runtime.errors import Internal, NotFound, StaleAttempt
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.store.accounting import hold_more, settle, tell
 from runtime.store.calls import add_calls
+from runtime.store.keeping import hold_kept
 from runtime.store.looking import turn_in
 from runtime.store.packing import ROOT_CHAIN, chained, pack_ending, pack_item, pack_tokens
 from runtime.store.sealing import Seal, seal_of
@@ -56,11 +57,12 @@ async def finish_turn(
     await settle(tx, turn, ending)
     await tx.run("DELETE FROM events WHERE turn = $1", turn.id)
     await tx.run(
-        "UPDATE turns SET status = $2, ending = $3, prompt = NULL, held = NULL WHERE id = $1",
+        "UPDATE turns SET status = $2, ending = $3, prompt = NULL WHERE id = $1",
         turn.id,
         ending.status.value,
         (await seal_of(tx, turn.session)).seal(packed, "turns.ending", turn.id),
     )
+    await hold_kept(tx, turn.id, ending.retained)
     await tx.run("UPDATE branches SET live = NULL WHERE session = $1 AND name = $2", turn.session, turn.branch)
 
 

@@ -126,7 +126,13 @@ _SIXTH: tuple[Step, ...] = (
     "ALTER TABLE turns ADD COLUMN held BYTEA",
     "ALTER TABLE segments ADD COLUMN fingerprint TEXT",
 )
-MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+# What is kept of the KV of a turn that has ended, until when, and what that may cost (in `held`).
+_SEVENTH: tuple[Step, ...] = (
+    "ALTER TABLE turns ADD COLUMN kept BYTEA",
+    "ALTER TABLE turns ADD COLUMN kept_until BIGINT",
+    "CREATE INDEX turns_kept ON turns (kept_until) WHERE kept_until IS NOT NULL",
+)
+MIGRATIONS: tuple[tuple[Step, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
 _SEALED = MIGRATIONS.index(_THIRD) + 1
 
 

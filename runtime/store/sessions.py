@@ -7,6 +7,7 @@ from functools import partial
 
 from runtime.domain.erasure import Erasure, WorkerReceipt
 from runtime.domain.notices import Change, Notice
+from runtime.domain.retention import KeptFor
 from runtime.domain.sessions import (
     Branch,
     Context,
@@ -31,6 +32,7 @@ from runtime.store import (
     branching,
     editing,
     erasing,
+    keeping,
     looking,
     moving,
     opening,
@@ -107,6 +109,9 @@ class SqlSessionStore:
     async def extend(self, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:
         return await self._database.write(lambda tx: running.extend_turn(tx, turn, want, took))
 
+    async def book(self, kept: KeptFor) -> None:
+        await self._database.write(lambda tx: keeping.book(tx, kept))
+
     async def drop(self, turn: TurnRecord, ending: Ending) -> bool:
         dropped = await self._database.write(lambda tx: running.drop_turn(tx, turn, ending))
         self._bells.ring(turn.session)
@@ -147,7 +152,9 @@ class SqlSessionStore:
     async def submit(
         self, tenant: TenantId, session: SessionId, branch: str, results: Sequence[ToolResult], key: Key | None
     ) -> tuple[TurnId, tuple[Pending, ...]]:
-        return await self._database.write(lambda tx: submitting.submit(tx, tenant, session, branch, results, key))
+        told = await self._database.write(lambda tx: submitting.submit(tx, tenant, session, branch, results, key))
+        self._bells.ring(session)
+        return told
 
     async def calls(self, tenant: TenantId, session: SessionId, branch: str) -> tuple[Pending, ...]:
         async def work(tx: Transaction) -> tuple[Pending, ...]:
@@ -224,6 +231,8 @@ class SqlSessionStore:
         return await self._database.read(lambda tx: accounting.notices_of(tx, tenant, session, after, limit))
 
     async def sweep(self, limit: int) -> tuple[SessionId, ...]:
+        for lost in await self._database.read(lambda tx: keeping.untold(tx, limit)):
+            await self.book(lost)
         swept = []
         for tenant, session in await self._database.read(lambda tx: sweeping.expired(tx, limit)):
             if await self._database.write(partial(sweeping.sweep, tenant=tenant, session=session)):

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from runtime.domain.notices import Happening, What
 from runtime.domain.sessions import Branch, Key
 from runtime.domain.settling import resolved
 from runtime.domain.tools import OPEN, Pending, ToolResult
 from runtime.errors import BatonError, FailedPrecondition, NotFound
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.store.accounting import tell
 from runtime.store.calls import expire
 from runtime.store.looking import branch_of, calls_of, known_result, session_of
 from runtime.store.remembering import remember
@@ -41,6 +43,7 @@ async def submit(
         await _resolve(tx, session, branch, place, resolved(calls[place], result, field))
     assert branch.head is not None, "there are results, and each has its call"
     await remember(tx, session, key, branch.head)
+    await tell(tx, session, Happening(What.RESOLVED, name, branch.head))
     return branch.head, await calls_of(tx, session, line, branch.head)
 
 

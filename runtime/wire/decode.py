@@ -11,18 +11,30 @@ from runtime.domain.messages import (
     GatewayCommand,
     Hello,
     Output,
+    Paused,
     PrefillCandidate,
     Start,
     StepBatch,
 )
 from runtime.domain.mirroring import MAX_COPIES
+from runtime.domain.retention import MAX_KEEP_MS
 from runtime.domain.sequence import Sampled
 from runtime.errors import InvalidArgument
-from runtime.ids import BootId, GatewayId, TenantId, WorkerId
+from runtime.ids import BootId, GatewayId, SessionId, TenantId, WorkerId
 from runtime.wire import fields
 from runtime.wire.errors import pack_error, unpack_error
 from runtime.wire.handoff import pack_handoff, unpack_handoff
 from runtime.wire.mirroring import pack_holder, unpack_holders
+from runtime.wire.retention import (
+    PAUSES,
+    pack_kept,
+    pack_promise,
+    pack_retention,
+    unpack_kept,
+    unpack_pause,
+    unpack_promise,
+    unpack_retention,
+)
 from runtime.wire.sequence import (
     TO_FINISH,
     pack_load,
@@ -84,6 +96,9 @@ def pack_command(command: Hello | GatewayCommand) -> pb.DecodeCommand:
             return pb.DecodeCommand(attach=pb.Attach(ref=pack_ref(ref), have=have))
         case Acknowledge(ref):
             return pb.DecodeCommand(acknowledge=pb.Acknowledge(ref=pack_ref(ref)))
+        case Paused(ref, session, pause, keep_ms):
+            paused = pb.Paused(ref=pack_ref(ref), session=session, pause=PAUSES[pause], keep_ms=keep_ms)
+            return pb.DecodeCommand(paused=paused)
 
 
 def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
@@ -98,8 +113,17 @@ def unpack_command(message: pb.DecodeCommand) -> Hello | GatewayCommand:
             return Attach(unpack_ref(message.attach.ref), message.attach.have)
         case "acknowledge":
             return Acknowledge(unpack_ref(message.acknowledge.ref))
+        case "paused":
+            return _unpack_paused(message.paused)
         case _:
             raise InvalidArgument("command is absent, unknown, or a batch within a batch", field="command")
+
+
+def _unpack_paused(message: pb.Paused) -> Paused:
+    if message.keep_ms > MAX_KEEP_MS:
+        raise InvalidArgument(f"keep_ms must be at most {MAX_KEEP_MS}, got {message.keep_ms}", field="keep_ms")
+    session = SessionId(fields.name(message.session, "session", 64))
+    return Paused(unpack_ref(message.ref), session, unpack_pause(message.pause, "pause"), message.keep_ms)
 
 
 def _pack_start(start: Start) -> pb.Start:
@@ -119,6 +143,7 @@ def _pack_start(start: Start) -> pb.Start:
         holders=map(pack_holder, start.holders),
         copies=start.copies,
         mirrors=map(pack_holder, start.mirrors),
+        retention=pack_retention(start.retention) if start.retention else None,
     )
 
 
@@ -148,6 +173,7 @@ def _unpack_start(message: pb.Start) -> Start:
         holders=unpack_holders(message.holders, "holders"),
         copies=message.copies,
         mirrors=unpack_holders(message.mirrors, "mirrors"),
+        retention=unpack_retention(message.retention),
     )
 
 
@@ -155,6 +181,7 @@ def pack_batch(batch: StepBatch) -> pb.StepBatch:
     return pb.StepBatch(
         outputs=[_pack_output(output) for output in batch.outputs],
         load=None if batch.load is None else pack_load(batch.load),
+        kept=[pack_kept(kept) for kept in batch.kept],
     )
 
 
@@ -162,6 +189,7 @@ def unpack_batch(message: pb.StepBatch) -> StepBatch:
     return StepBatch(
         tuple([_unpack_output(output) for output in message.outputs]),
         unpack_load(message.load) if message.HasField("load") else None,
+        tuple([unpack_kept(kept) for kept in message.kept]),
     )
 
 
@@ -185,6 +213,8 @@ def _pack_output(output: Output | AttemptFailed) -> pb.Output:
         message.handoff.CopyFrom(pack_handoff(output.handoff))
     if output.scores is not None:
         message.prompt_logprobs.CopyFrom(pack_scores(output.scores))
+    if output.promise is not None:
+        message.promise.CopyFrom(pack_promise(output.promise))
     return message
 
 
@@ -201,6 +231,7 @@ def _unpack_output(message: pb.Output) -> Output | AttemptFailed:
         unpack_handoff(message.handoff) if message.HasField("handoff") else None,
         unpack_scores(message.prompt_logprobs, "prompt_logprobs") if message.HasField("prompt_logprobs") else None,
         _unpack_ends(message),
+        unpack_promise(message.promise) if message.HasField("promise") else None,
     )
 
 

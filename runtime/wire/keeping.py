@@ -52,21 +52,14 @@ def _unpack_ttl(ttl_ms: int) -> int:
 def pack_notice(notice: Notice) -> pb.SessionNotice:
     message = pb.SessionNotice(number=notice.number, at_ms=notice.at_ms)
     told = notice.happening
+    # The fields are called as what happens.
     match told.what:
         case What.UPDATED:
             message.updated = told.version
-        case What.FORKED:
-            message.forked.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
-        case What.ROLLED_BACK:
-            message.rolled_back.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
-        case What.DROPPED:
-            message.dropped.CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
-        case What.OPENED:
-            message.opened.CopyFrom(_pack_turn(notice))
-        case What.BEGUN:
-            message.begun.CopyFrom(_pack_turn(notice))
-        case What.ENDED:
-            message.ended.CopyFrom(_pack_turn(notice))
+        case What.OPENED | What.BEGUN | What.ENDED:
+            getattr(message, told.what).CopyFrom(_pack_turn(notice))
+        case _:
+            getattr(message, told.what).CopyFrom(pb.BranchNotice(branch=told.branch, head=told.turn))
     return message
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from batonmesh.v1 import inference_pb2
 from batonmesh.v1 import session_pb2 as pb
+from runtime.domain.retention import Holding
 from runtime.domain.reuse import Missed, Sources
 from runtime.domain.sequence import FinishReason
 from runtime.domain.sessions import (
@@ -32,6 +33,7 @@ from runtime.wire import fields
 from runtime.wire.errors import pack_error
 from runtime.wire.handoff import pack_handoff
 from runtime.wire.limits import pack_amounts, pack_limits
+from runtime.wire.retention import pack_holding, pack_retained, pack_retention, unpack_retained, unpack_retention
 from runtime.wire.sequence import unpack_sampling
 from runtime.wire.tools import pack_call, unpack_item, unpack_tools
 from runtime.wire.tools import pack_item as pack_message
@@ -151,6 +153,7 @@ def unpack_asked(request: pb.RunTurnRequest, *, seed: int, deadline_s: float) ->
         unpack_on_conflict(request.on_conflict, "on_conflict"),
         unpack_on_disconnect(request.on_disconnect, "on_disconnect"),
         unpack_tools(request.tools),
+        retention=unpack_retention(request.retention) if request.HasField("retention") else None,
     )
 
 
@@ -175,12 +178,15 @@ def unpack_policies(message: pb.TurnPolicies) -> Policies:
     return Policies(
         defaults.on_conflict if conflict is None else conflict,
         defaults.cancel_unwatched if cancel is None else cancel,
+        unpack_retention(message.retention, "policies.retention"),
     )
 
 
 def pack_policies(policies: Policies) -> pb.TurnPolicies:
     return pb.TurnPolicies(
-        on_conflict=ON_CONFLICT[policies.on_conflict], on_disconnect=ON_DISCONNECT[policies.cancel_unwatched]
+        on_conflict=ON_CONFLICT[policies.on_conflict],
+        on_disconnect=ON_DISCONNECT[policies.cancel_unwatched],
+        retention=pack_retention(policies.retention) if policies.retention else None,
     )
 
 
@@ -211,7 +217,13 @@ def pack_branch(branch: Branch) -> pb.Branch:
         turns=branch.place.depth,
         tokens=branch.tokens,
         running=branch.live,
+        retained=None if branch.holding is None else pack_holding(branch.holding),
     )
+
+
+def unpack_holding(message: pb.Branch) -> Holding | None:
+    """What a gateway tells to be kept of a branch's KV."""
+    return unpack_retained(message.retained) if message.HasField("retained") else None
 
 
 def pack_item(number: int, turn: TurnId, item: Item) -> pb.SessionItem:
@@ -281,6 +293,7 @@ def _pack_ending(ending: Ending) -> pb.Turn:
         limit=ending.limit or "",
         sources=None if ending.sources is None else _pack_sources(ending.sources),
         spent=pack_amounts(ending.took),
+        retained=None if ending.retained is None else pack_retained(ending.retained),
     )
 
 

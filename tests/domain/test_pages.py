@@ -21,7 +21,8 @@ def filled(pool: PagePool, chain: Sequence[PageId]) -> list[int]:
     """The block table of a sequence that computed all pages of `chain`."""
     taken = pool.try_take(chain, len(chain))
     assert taken is not None
-    return [pool.publish(page, ident) for page, ident in zip(taken[0], chain, strict=True)]
+    parents = [ROOT, *chain]
+    return [pool.publish(*each) for each in zip(taken[0], chain, parents, strict=False)]
 
 
 def test_the_identity_of_a_page_is_the_same_for_ever() -> None:
@@ -202,7 +203,7 @@ def test_a_page_has_one_identity_and_only_an_owned_page_has_any() -> None:
         pool.publish(0, PageId(b"b" * 16))
 
 
-@pytest.mark.parametrize("damage", ["count", "free twice", "cached", "id"])
+@pytest.mark.parametrize("damage", ["count", "free twice", "cached", "leaf", "id"])
 def test_check_finds_pages_that_are_in_two_places_or_none(damage: str) -> None:
     pool, chain = PagePool(3), chain_of(range(4))
     pool.release(filled(pool, chain))
@@ -213,7 +214,9 @@ def test_check_finds_pages_that_are_in_two_places_or_none(damage: str) -> None:
         case "free twice":
             pool._free[0] = pool._free[1]
         case "cached":
-            pool._cached[2] = pool._cached.pop(0)
+            pool._cached = {2}
+        case "leaf":
+            pool._leaves.discard(0)
         case "id":
             pool._by_id.clear()
     with pytest.raises(InvariantViolation, match="invariant 16"):

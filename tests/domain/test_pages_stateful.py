@@ -75,7 +75,7 @@ class Pool(RuleBasedStateMachine):
         if page in held.landing:
             self.pool.landed(page)
             held.landing.discard(page)
-        bearer = self.pool.publish(page, ident)
+        bearer = self.pool.publish(page, ident, self.parents[ident])
         assert bearer == self.resident.get(ident, page)
         if bearer != page:
             del self.references[page]

@@ -8,7 +8,8 @@ import pytest
 from runtime.domain import session_turn as st
 from runtime.domain.generation import Delta
 from runtime.domain.messages import Handoff
-from runtime.domain.sequence import FinishReason, Sampled, Sampling
+from runtime.domain.retention import Pause
+from runtime.domain.sequence import FinishReason, Ref, Sampled, Sampling
 from runtime.domain.session_turn import SessionTurnState as S
 from runtime.domain.sessions import (
     MAIN,
@@ -33,6 +34,7 @@ RECORD = TurnRecord(
     Asked((Item("user", "Hi."),), Sampling(9), True, 60.0), Prepared(Place(0, 1), (4, 5), 10, 9, 2),
     reserve=Reserve(HELD),
 )  # fmt: skip
+RESTS = st.Rest(BootId("boot-a"), Ref(TurnId("turn"), 3, 1), Pause.ANSWER, 0)
 FENCED = st.Fenced(StaleAttempt("older"))
 
 
@@ -94,7 +96,7 @@ def test_the_end_is_stored_with_the_last_tokens_and_published_after() -> None:
     assert commands == [st.Publish(), end]
     assert (end.tokens, end.events) == ((0, 1, 2), (event(1, 0), event(2, 1), event(3, 2)))
     assert (machine.state, machine.ending) == (S.ENDING, None)
-    assert machine.on(st.Stored()) == [st.Publish()]
+    assert machine.on(st.Stored()) == [st.Publish(), RESTS]
     assert (machine.state, machine.ending) == (S.ENDED, end.ending)
     assert machine.published == list(end.events)
 
@@ -173,7 +175,7 @@ def test_a_generation_that_failed_fails_the_turn() -> None:
 def test_an_end_that_is_decided_stays(late: st.SessionTurnEvent) -> None:
     machine = turn(came(0, finish=FinishReason.LENGTH))
     assert machine.on(late) == []
-    assert machine.on(st.Stored()) == [st.Publish()]
+    assert machine.on(st.Stored()) == [st.Publish(), RESTS]
     assert machine.ending is not None
     assert machine.ending.stop is StopReason.LENGTH
 

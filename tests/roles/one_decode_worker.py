@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
 from runtime.domain.messages import AttemptFailed, Output, PrefillCandidate, Start
+from runtime.domain.retention import KeptFor
 from runtime.domain.sequence import Ref, Sampling, Sequence
 from runtime.domain.sources import Policy
 from runtime.domain.steps import EngineCommand, Exported, Frame, Prefill, StepOutput, Submit
@@ -82,6 +83,7 @@ class Gateway:
 
     link: Link
     outputs: list[Output | AttemptFailed] = field(default_factory=list)
+    kept: list[KeptFor] = field(default_factory=list)
     batches: int = 0
     ended: bool = False
 
@@ -89,6 +91,7 @@ class Gateway:
         async for batch in self.link.batches():
             self.batches += 1
             self.outputs.extend(batch.outputs)
+            self.kept.extend(batch.kept)
         self.ended = True
 
     @property

@@ -20,6 +20,7 @@ from runtime.domain.messages import (
     Output,
     PageForm,
     Path,
+    Paused,
     PrefillCall,
     PrefillCandidate,
     PrefillDone,
@@ -34,6 +35,7 @@ from runtime.domain.messages import (
 )
 from runtime.domain.mirroring import MAX_COPIES, FetchCall, Fetched, KeepCall, Kept
 from runtime.domain.pages import Occupancy
+from runtime.domain.retention import MAX_KEEP_MS, KeptFor, KeptIn, Pause, Promise, Refusal, Retention
 from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sampling import Penalties
 from runtime.domain.scoring import PromptScores
@@ -85,6 +87,12 @@ SAMPLINGS = st.builds(
 CANDIDATES = st.builds(PrefillCandidate, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES)
 HOLDERS = st.builds(Holder, NAMES.map(WorkerId), NAMES.map(BootId), ADDRESSES, st.sampled_from((PREFILL, DECODE)))
 SESSIONS = st.none() | st.text(min_size=1, max_size=64).map(SessionId)
+KEEP_MS = st.integers(0, MAX_KEEP_MS)
+RETENTIONS = st.builds(Retention, KEEP_MS, KEEP_MS)
+PROMISES = st.builds(Promise, U32, RETENTIONS, st.none(), st.sampled_from(KeptIn)) | st.builds(
+    Promise, refusal=st.sampled_from(Refusal)
+)
+SESSION_IDS = st.text(min_size=1, max_size=64).map(SessionId)
 STARTS = st.builds(
     Start,
     ref=REFS,
@@ -99,6 +107,7 @@ STARTS = st.builds(
     holders=st.lists(HOLDERS, max_size=4).map(tuple),
     copies=st.integers(0, MAX_COPIES),
     mirrors=st.lists(HOLDERS, max_size=4).map(tuple),
+    retention=RETENTIONS,
 )
 COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(Hello, NAMES.map(GatewayId)),
@@ -106,6 +115,7 @@ COMMANDS: st.SearchStrategy[Hello | GatewayCommand] = st.one_of(
     st.builds(CancelAttempt, REFS),
     st.builds(Attach, REFS, U32),
     st.builds(Acknowledge, REFS),
+    st.builds(Paused, REFS, SESSION_IDS, st.sampled_from(Pause), KEEP_MS),
 )
 
 HANDOFFS = st.builds(
@@ -158,9 +168,13 @@ OUTPUTS = st.builds(
     finish=FINISHES,
     handoff=st.none() | HANDOFFS,
     scores=st.none() | scores(),
+    promise=st.none() | PROMISES,
 )
 LOADS = st.builds(Load, U32, U32, U32, U64, st.builds(Occupancy, U32, U32, U32, U32))
-BATCHES = st.builds(StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS)
+KEPT = st.builds(KeptFor, SESSION_IDS, st.text(min_size=1, max_size=64).map(TurnId), U64)
+BATCHES = st.builds(
+    StepBatch, st.lists(OUTPUTS, max_size=5).map(tuple), st.none() | LOADS, st.lists(KEPT, max_size=3).map(tuple)
+)
 
 TRANSPORTS = st.text(min_size=1, max_size=32)
 PAGES = st.builds(TicketPage, U32, st.binary(min_size=16, max_size=16).map(PageId), POSITIVE)

@@ -43,7 +43,7 @@ class Limits(_message.Message):
     wall_ms: _builtins.int
     """Milliseconds that turns ran, waiting for a worker included; of turns that ran at once the sum."""
     kv_byte_seconds: _builtins.int
-    """Bytes of KV times the seconds that turns held them."""
+    """Bytes of KV times the seconds that turns held them, or that they were kept for the session after a turn."""
     def __init__(
         self,
         *,

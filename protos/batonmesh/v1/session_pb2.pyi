@@ -6,6 +6,7 @@ Conversations that the mesh keeps."""
 from batonmesh.v1 import common_pb2 as _common_pb2
 from batonmesh.v1 import inference_pb2 as _inference_pb2
 from batonmesh.v1 import limits_pb2 as _limits_pb2
+from batonmesh.v1 import retention_pb2 as _retention_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -347,6 +348,7 @@ class Branch(_message.Message):
     TURNS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    RETAINED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 64 characters."""
     head: _builtins.str
@@ -357,6 +359,10 @@ class Branch(_message.Message):
     """Tokens of its context, up to the head."""
     running: _builtins.str
     """The turn that runs now; absent when none does."""
+    @_builtins.property
+    def retained(self) -> _retention_pb2.Retained:
+        """What is kept of its KV, as far as the store was told; absent when nothing is."""
+
     def __init__(
         self,
         *,
@@ -365,10 +371,11 @@ class Branch(_message.Message):
         turns: _builtins.int = ...,
         tokens: _builtins.int = ...,
         running: _builtins.str | None = ...,
+        retained: _retention_pb2.Retained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_running", b"_running", "head", b"head", "running", b"running"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_running", b"_running", "head", b"head", "retained", b"retained", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_running", b"_running", "head", b"head", "name", b"name", "running", b"running", "tokens", b"tokens", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_head", b"_head", "_running", b"_running", "head", b"head", "name", b"name", "retained", b"retained", "running", b"running", "tokens", b"tokens", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__head: _TypeAlias = _typing.Literal["head"]  # noqa: Y015
     _WhichOneofArgType__head: _TypeAlias = _typing.Literal["_head", b"_head"]  # noqa: Y015
@@ -568,6 +575,7 @@ class RunTurnRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session's id."""
     branch: _builtins.str
@@ -601,6 +609,10 @@ class RunTurnRequest(_message.Message):
         chat template tells them at the beginning only.
         """
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.Retention:
+        """For how long KV is to be kept after the turn. Absent: as the session's policies say."""
+
     def __init__(
         self,
         *,
@@ -614,10 +626,11 @@ class RunTurnRequest(_message.Message):
         deadline_ms: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
         tools: _inference_pb2.Tools | None = ...,
+        retention: _retention_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "retention", b"retention", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "branch", b"branch", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "idempotency_key", b"idempotency_key", "items", b"items", "on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect", "sampling", b"sampling", "session", b"session", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms", "_expected_head", b"_expected_head", "branch", b"branch", "deadline_ms", b"deadline_ms", "expected_head", b"expected_head", "idempotency_key", b"idempotency_key", "items", b"items", "on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect", "retention", b"retention", "sampling", b"sampling", "session", b"session", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_ms: _TypeAlias = _typing.Literal["deadline_ms"]  # noqa: Y015
     _WhichOneofArgType__deadline_ms: _TypeAlias = _typing.Literal["_deadline_ms", b"_deadline_ms"]  # noqa: Y015
@@ -790,6 +803,7 @@ class Turn(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    RETAINED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the turn; at most 64 characters."""
     session: _builtins.str
@@ -834,6 +848,10 @@ class Turn(_message.Message):
     def sources(self) -> Global___PromptSources:
         """Where the KV of its prompt came from, as its first attempt found it; absent when no worker began it."""
 
+    @_builtins.property
+    def retained(self) -> _retention_pb2.Retained:
+        """What is kept of its KV once it is committed, or why nothing; absent where that was not asked for."""
+
     def __init__(
         self,
         *,
@@ -853,10 +871,11 @@ class Turn(_message.Message):
         limit: _builtins.str = ...,
         spent: _limits_pb2.Spending | None = ...,
         sources: Global___PromptSources | None = ...,
+        retained: _retention_pb2.Retained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "sources", b"sources", "spent", b"spent", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handoff", b"handoff", "retained", b"retained", "sources", b"sources", "spent", b"spent", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "limit", b"limit", "rest", b"rest", "session", b"session", "sources", b"sources", "spent", b"spent", "status", b"status", "stop_reason", b"stop_reason", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "branch", b"branch", "drift_tokens", b"drift_tokens", "epoch", b"epoch", "error", b"error", "handoff", b"handoff", "id", b"id", "limit", b"limit", "rest", b"rest", "retained", b"retained", "session", b"session", "sources", b"sources", "spent", b"spent", "status", b"status", "stop_reason", b"stop_reason", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1024,19 +1043,25 @@ class TurnPolicies(_message.Message):
 
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
     ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     on_conflict: Global___OnConflict.ValueType
     """When its branch is busy."""
     on_disconnect: Global___OnDisconnect.ValueType
     """When nobody streams it any more."""
+    @_builtins.property
+    def retention(self) -> _retention_pb2.Retention:
+        """For how long KV is to be kept after a turn; absent: not at all."""
+
     def __init__(
         self,
         *,
         on_conflict: Global___OnConflict.ValueType = ...,
         on_disconnect: Global___OnDisconnect.ValueType = ...,
+        retention: _retention_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "on_disconnect", b"on_disconnect", "retention", b"retention"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1111,7 +1136,7 @@ class UpdateSessionRequest(_message.Message):
 
     @_builtins.property
     def policies(self) -> Global___TurnPolicies:
-        """Replaces the policies, both."""
+        """Replaces the policies, all of them."""
 
     @_builtins.property
     def limits(self) -> _limits_pb2.Limits:
@@ -1187,6 +1212,7 @@ class SessionNotice(_message.Message):
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
     UPDATED_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts the session's notices from 1, without gap; of `state` the last one before it, 0 for none."""
     at_ms: _builtins.int
@@ -1221,6 +1247,10 @@ class SessionNotice(_message.Message):
     def dropped(self) -> Global___BranchNotice:
         """A branch was deleted; its head is the one that it had."""
 
+    @_builtins.property
+    def resolved(self) -> Global___BranchNotice:
+        """Calls of a branch's head were resolved, approved or denied; ListToolCalls says how far each is."""
+
     def __init__(
         self,
         *,
@@ -1234,12 +1264,13 @@ class SessionNotice(_message.Message):
         rolled_back: Global___BranchNotice | None = ...,
         updated: _builtins.int = ...,
         dropped: Global___BranchNotice | None = ...,
+        resolved: Global___BranchNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "opened", b"opened", "resolved", b"resolved", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "number", b"number", "opened", b"opened", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "begun", b"begun", "dropped", b"dropped", "ended", b"ended", "forked", b"forked", "kind", b"kind", "number", b"number", "opened", b"opened", "resolved", b"resolved", "rolled_back", b"rolled_back", "state", b"state", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "opened", "begun", "ended", "forked", "rolled_back", "updated", "dropped"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "opened", "begun", "ended", "forked", "rolled_back", "updated", "dropped", "resolved"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -25,41 +25,44 @@ _sym_db = _symbol_database.Default()
 from batonmesh.v1 import common_pb2 as batonmesh_dot_v1_dot_common__pb2
 from batonmesh.v1 import kv_pb2 as batonmesh_dot_v1_dot_kv__pb2
 from batonmesh.v1 import mirror_pb2 as batonmesh_dot_v1_dot_mirror__pb2
+from batonmesh.v1 import retention_pb2 as batonmesh_dot_v1_dot_retention__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61tonmesh/v1/worker.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x15\x62\x61tonmesh/v1/kv.proto\x1a\x19\x62\x61tonmesh/v1/mirror.proto\"y\n\x0ePrefillRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12$\n\x06ticket\x18\x03 \x01(\x0b\x32\x14.batonmesh.v1.Ticket\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\x0f\n\x07session\x18\x05 \x01(\t\"v\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\r\n\x05pages\x18\x02 \x01(\r\x12\x15\n\rpayload_bytes\x18\x03 \x01(\x04\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x12\n\nexposed_ms\x18\x05 \x01(\x01\"\x95\x02\n\rDecodeCommand\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.batonmesh.v1.HelloH\x00\x12$\n\x05start\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.StartH\x00\x12&\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x14.batonmesh.v1.CancelH\x00\x12&\n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x14.batonmesh.v1.AttachH\x00\x12\x30\n\x0b\x61\x63knowledge\x18\x05 \x01(\x0b\x32\x19.batonmesh.v1.AcknowledgeH\x00\x12+\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1a.batonmesh.v1.CommandBatchH\x00\x42\t\n\x07\x63ommand\"=\n\x0c\x43ommandBatch\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.batonmesh.v1.DecodeCommand\"\x18\n\x05Hello\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"\x8a\x03\n\x05Start\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x0e\n\x06\x66orced\x18\x05 \x03(\r\x12\x32\n\ncandidates\x18\x06 \x03(\x0b\x32\x1e.batonmesh.v1.PrefillCandidate\x12\x14\n\x0cremaining_ms\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x0f\n\x07session\x18\t \x01(\t\x12\x1e\n\x11remote_min_tokens\x18\n \x01(\rH\x00\x88\x01\x01\x12)\n\x07holders\x18\x1e \x03(\x0b\x32\x18.batonmesh.v1.PageHolder\x12\x0e\n\x06\x63opies\x18\x1f \x01(\r\x12)\n\x07mirrors\x18  \x03(\x0b\x32\x18.batonmesh.v1.PageHolderB\x14\n\x12_remote_min_tokens\"A\n\x10PrefillCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"(\n\x06\x43\x61ncel\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\"6\n\x06\x41ttach\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\x0c\n\x04have\x18\x02 \x01(\r\"-\n\x0b\x41\x63knowledge\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\"T\n\tStepBatch\x12%\n\x07outputs\x18\x01 \x03(\x0b\x32\x14.batonmesh.v1.Output\x12 \n\x04load\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.Load\"\xe0\x02\n\x06Output\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12$\n\x03top\x18\x06 \x03(\x0b\x32\x17.batonmesh.v1.TopTokens\x12/\n\x06\x66inish\x18\x07 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReasonH\x00\x88\x01\x01\x12&\n\x07handoff\x18\x08 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12#\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x13.batonmesh.v1.Error\x12\x35\n\x0fprompt_logprobs\x18\n \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\x12\x11\n\ttext_ends\x18\x0b \x03(\rB\t\n\x07_finish2Q\n\x07Prefill\x12\x46\n\x07Prefill\x12\x1c.batonmesh.v1.PrefillRequest\x1a\x1d.batonmesh.v1.PrefillResponse2L\n\x06\x44\x65\x63ode\x12\x42\n\x06\x41ttach\x12\x1b.batonmesh.v1.DecodeCommand\x1a\x17.batonmesh.v1.StepBatch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61tonmesh/v1/worker.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x15\x62\x61tonmesh/v1/kv.proto\x1a\x19\x62\x61tonmesh/v1/mirror.proto\x1a\x1c\x62\x61tonmesh/v1/retention.proto\"y\n\x0ePrefillRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12$\n\x06ticket\x18\x03 \x01(\x0b\x32\x14.batonmesh.v1.Ticket\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\x0f\n\x07session\x18\x05 \x01(\t\"v\n\x0fPrefillResponse\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\r\n\x05pages\x18\x02 \x01(\r\x12\x15\n\rpayload_bytes\x18\x03 \x01(\x04\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\x12\x12\n\nexposed_ms\x18\x05 \x01(\x01\"\xbd\x02\n\rDecodeCommand\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.batonmesh.v1.HelloH\x00\x12$\n\x05start\x18\x02 \x01(\x0b\x32\x13.batonmesh.v1.StartH\x00\x12&\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x14.batonmesh.v1.CancelH\x00\x12&\n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x14.batonmesh.v1.AttachH\x00\x12\x30\n\x0b\x61\x63knowledge\x18\x05 \x01(\x0b\x32\x19.batonmesh.v1.AcknowledgeH\x00\x12+\n\x05\x62\x61tch\x18\x06 \x01(\x0b\x32\x1a.batonmesh.v1.CommandBatchH\x00\x12&\n\x06paused\x18( \x01(\x0b\x32\x14.batonmesh.v1.PausedH\x00\x42\t\n\x07\x63ommand\"=\n\x0c\x43ommandBatch\x12-\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1b.batonmesh.v1.DecodeCommand\"\x18\n\x05Hello\x12\x0f\n\x07gateway\x18\x01 \x01(\t\"\xb6\x03\n\x05Start\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.batonmesh.v1.Sampling\x12\x0e\n\x06\x66orced\x18\x05 \x03(\r\x12\x32\n\ncandidates\x18\x06 \x03(\x0b\x32\x1e.batonmesh.v1.PrefillCandidate\x12\x14\n\x0cremaining_ms\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x0f\n\x07session\x18\t \x01(\t\x12\x1e\n\x11remote_min_tokens\x18\n \x01(\rH\x00\x88\x01\x01\x12)\n\x07holders\x18\x1e \x03(\x0b\x32\x18.batonmesh.v1.PageHolder\x12\x0e\n\x06\x63opies\x18\x1f \x01(\r\x12)\n\x07mirrors\x18  \x03(\x0b\x32\x18.batonmesh.v1.PageHolder\x12*\n\tretention\x18( \x01(\x0b\x32\x17.batonmesh.v1.RetentionB\x14\n\x12_remote_min_tokens\"A\n\x10PrefillCandidate\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"(\n\x06\x43\x61ncel\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\"6\n\x06\x41ttach\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\x0c\n\x04have\x18\x02 \x01(\r\"-\n\x0b\x41\x63knowledge\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\"y\n\tStepBatch\x12%\n\x07outputs\x18\x01 \x03(\x0b\x32\x14.batonmesh.v1.Output\x12 \n\x04load\x18\x02 \x01(\x0b\x32\x12.batonmesh.v1.Load\x12#\n\x04kept\x18( \x03(\x0b\x32\x15.batonmesh.v1.KeptFor\"\x91\x03\n\x06Output\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12$\n\x03top\x18\x06 \x03(\x0b\x32\x17.batonmesh.v1.TopTokens\x12/\n\x06\x66inish\x18\x07 \x01(\x0e\x32\x1a.batonmesh.v1.FinishReasonH\x00\x88\x01\x01\x12&\n\x07handoff\x18\x08 \x01(\x0b\x32\x15.batonmesh.v1.Handoff\x12#\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x13.batonmesh.v1.Error\x12\x35\n\x0fprompt_logprobs\x18\n \x01(\x0b\x32\x1c.batonmesh.v1.PromptLogprobs\x12\x11\n\ttext_ends\x18\x0b \x03(\r\x12/\n\x07promise\x18( \x01(\x0b\x32\x1e.batonmesh.v1.RetentionPromiseB\t\n\x07_finish\"n\n\x06Paused\x12\x1e\n\x03ref\x18\x01 \x01(\x0b\x32\x11.batonmesh.v1.Ref\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\"\n\x05pause\x18\x03 \x01(\x0e\x32\x13.batonmesh.v1.Pause\x12\x0f\n\x07keep_ms\x18\x04 \x01(\x04\x32Q\n\x07Prefill\x12\x46\n\x07Prefill\x12\x1c.batonmesh.v1.PrefillRequest\x1a\x1d.batonmesh.v1.PrefillResponse2L\n\x06\x44\x65\x63ode\x12\x42\n\x06\x41ttach\x12\x1b.batonmesh.v1.DecodeCommand\x1a\x17.batonmesh.v1.StepBatch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'batonmesh.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREFILLREQUEST']._serialized_start=120
-  _globals['_PREFILLREQUEST']._serialized_end=241
-  _globals['_PREFILLRESPONSE']._serialized_start=243
-  _globals['_PREFILLRESPONSE']._serialized_end=361
-  _globals['_DECODECOMMAND']._serialized_start=364
-  _globals['_DECODECOMMAND']._serialized_end=641
-  _globals['_COMMANDBATCH']._serialized_start=643
-  _globals['_COMMANDBATCH']._serialized_end=704
-  _globals['_HELLO']._serialized_start=706
-  _globals['_HELLO']._serialized_end=730
-  _globals['_START']._serialized_start=733
-  _globals['_START']._serialized_end=1127
-  _globals['_PREFILLCANDIDATE']._serialized_start=1129
-  _globals['_PREFILLCANDIDATE']._serialized_end=1194
-  _globals['_CANCEL']._serialized_start=1196
-  _globals['_CANCEL']._serialized_end=1236
-  _globals['_ATTACH']._serialized_start=1238
-  _globals['_ATTACH']._serialized_end=1292
-  _globals['_ACKNOWLEDGE']._serialized_start=1294
-  _globals['_ACKNOWLEDGE']._serialized_end=1339
-  _globals['_STEPBATCH']._serialized_start=1341
-  _globals['_STEPBATCH']._serialized_end=1425
-  _globals['_OUTPUT']._serialized_start=1428
-  _globals['_OUTPUT']._serialized_end=1780
-  _globals['_PREFILL']._serialized_start=1782
-  _globals['_PREFILL']._serialized_end=1863
-  _globals['_DECODE']._serialized_start=1865
-  _globals['_DECODE']._serialized_end=1941
+  _globals['_PREFILLREQUEST']._serialized_start=150
+  _globals['_PREFILLREQUEST']._serialized_end=271
+  _globals['_PREFILLRESPONSE']._serialized_start=273
+  _globals['_PREFILLRESPONSE']._serialized_end=391
+  _globals['_DECODECOMMAND']._serialized_start=394
+  _globals['_DECODECOMMAND']._serialized_end=711
+  _globals['_COMMANDBATCH']._serialized_start=713
+  _globals['_COMMANDBATCH']._serialized_end=774
+  _globals['_HELLO']._serialized_start=776
+  _globals['_HELLO']._serialized_end=800
+  _globals['_START']._serialized_start=803
+  _globals['_START']._serialized_end=1241
+  _globals['_PREFILLCANDIDATE']._serialized_start=1243
+  _globals['_PREFILLCANDIDATE']._serialized_end=1308
+  _globals['_CANCEL']._serialized_start=1310
+  _globals['_CANCEL']._serialized_end=1350
+  _globals['_ATTACH']._serialized_start=1352
+  _globals['_ATTACH']._serialized_end=1406
+  _globals['_ACKNOWLEDGE']._serialized_start=1408
+  _globals['_ACKNOWLEDGE']._serialized_end=1453
+  _globals['_STEPBATCH']._serialized_start=1455
+  _globals['_STEPBATCH']._serialized_end=1576
+  _globals['_OUTPUT']._serialized_start=1579
+  _globals['_OUTPUT']._serialized_end=1980
+  _globals['_PAUSED']._serialized_start=1982
+  _globals['_PAUSED']._serialized_end=2092
+  _globals['_PREFILL']._serialized_start=2094
+  _globals['_PREFILL']._serialized_end=2175
+  _globals['_DECODE']._serialized_start=2177
+  _globals['_DECODE']._serialized_end=2253
 # @@protoc_insertion_point(module_scope)

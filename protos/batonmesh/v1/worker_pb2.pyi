@@ -8,6 +8,7 @@ by serving one of these, registering (mesh.proto), and moving pages (kv.proto).
 from batonmesh.v1 import common_pb2 as _common_pb2
 from batonmesh.v1 import kv_pb2 as _kv_pb2
 from batonmesh.v1 import mirror_pb2 as _mirror_pb2
+from batonmesh.v1 import retention_pb2 as _retention_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -111,6 +112,7 @@ class DecodeCommand(_message.Message):
     ATTACH_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -123,6 +125,8 @@ class DecodeCommand(_message.Message):
     def acknowledge(self) -> Global___Acknowledge: ...
     @_builtins.property
     def batch(self) -> Global___CommandBatch: ...
+    @_builtins.property
+    def paused(self) -> Global___Paused: ...
     def __init__(
         self,
         *,
@@ -132,12 +136,13 @@ class DecodeCommand(_message.Message):
         attach: Global___Attach | None = ...,
         acknowledge: Global___Acknowledge | None = ...,
         batch: Global___CommandBatch | None = ...,
+        paused: Global___Paused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "attach", b"attach", "batch", b"batch", "cancel", b"cancel", "command", b"command", "hello", b"hello", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "attach", b"attach", "batch", b"batch", "cancel", b"cancel", "command", b"command", "hello", b"hello", "paused", b"paused", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "attach", b"attach", "batch", b"batch", "cancel", b"cancel", "command", b"command", "hello", b"hello", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "attach", b"attach", "batch", b"batch", "cancel", b"cancel", "command", b"command", "hello", b"hello", "paused", b"paused", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "start", "cancel", "attach", "acknowledge", "batch"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "start", "cancel", "attach", "acknowledge", "batch", "paused"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -208,6 +213,7 @@ class Start(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
     MIRRORS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Whose request this is; 1 to 128 characters."""
     remaining_ms: _builtins.int
@@ -252,6 +258,10 @@ class Start(_message.Message):
     def mirrors(self) -> _containers.RepeatedCompositeFieldContainer[_mirror_pb2.PageHolder]:
         """Workers that may, the best first; at most 16."""
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.Retention:
+        """For how long its KV is to be kept after its end; of sessions only."""
+
     def __init__(
         self,
         *,
@@ -268,10 +278,11 @@ class Start(_message.Message):
         holders: _abc.Iterable[_mirror_pb2.PageHolder] | None = ...,
         copies: _builtins.int = ...,
         mirrors: _abc.Iterable[_mirror_pb2.PageHolder] | None = ...,
+        retention: _retention_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "ref", b"ref", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "ref", b"ref", "remote_min_tokens", b"remote_min_tokens", "retention", b"retention", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "copies", b"copies", "forced", b"forced", "holders", b"holders", "mirrors", b"mirrors", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens", "candidates", b"candidates", "copies", b"copies", "forced", b"forced", "holders", b"holders", "mirrors", b"mirrors", "priority", b"priority", "prompt", b"prompt", "ref", b"ref", "remaining_ms", b"remaining_ms", "remote_min_tokens", b"remote_min_tokens", "retention", b"retention", "sampling", b"sampling", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remote_min_tokens: _TypeAlias = _typing.Literal["remote_min_tokens"]  # noqa: Y015
     _WhichOneofArgType__remote_min_tokens: _TypeAlias = _typing.Literal["_remote_min_tokens", b"_remote_min_tokens"]  # noqa: Y015
@@ -391,6 +402,7 @@ class StepBatch(_message.Message):
 
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]:
         """Outputs of different attempts; those of one attempt are in order."""
@@ -399,15 +411,20 @@ class StepBatch(_message.Message):
     def load(self) -> _common_pb2.Load:
         """The worker's load after the step."""
 
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[_retention_pb2.KeptFor]:
+        """Grants that are over, of whatever session; each is told once, to one gateway, and may be lost with the stream."""
+
     def __init__(
         self,
         *,
         outputs: _abc.Iterable[Global___Output] | None = ...,
         load: _common_pb2.Load | None = ...,
+        kept: _abc.Iterable[_retention_pb2.KeptFor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "load", b"load", "outputs", b"outputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +447,7 @@ class Output(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     TEXT_ENDS_FIELD_NUMBER: _builtins.int
+    PROMISE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Tokens of the turn's answer before the first of `tokens`."""
     text: _builtins.str
@@ -472,6 +490,10 @@ class Output(_message.Message):
         belongs to the last.
         """
 
+    @_builtins.property
+    def promise(self) -> _retention_pb2.RetentionPromise:
+        """In the last output, where retention was asked for."""
+
     def __init__(
         self,
         *,
@@ -486,13 +508,52 @@ class Output(_message.Message):
         failed: _common_pb2.Error | None = ...,
         prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
         text_ends: _abc.Iterable[_builtins.int] | None = ...,
+        promise: _retention_pb2.RetentionPromise | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "promise", b"promise", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "text_ends", b"text_ends", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finish", b"_finish", "failed", b"failed", "finish", b"finish", "handoff", b"handoff", "index", b"index", "logprobs", b"logprobs", "promise", b"promise", "prompt_logprobs", b"prompt_logprobs", "ref", b"ref", "text", b"text", "text_ends", b"text_ends", "tokens", b"tokens", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finish: _TypeAlias = _typing.Literal["finish"]  # noqa: Y015
     _WhichOneofArgType__finish: _TypeAlias = _typing.Literal["_finish", b"_finish"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__finish) -> _WhichOneofReturnType__finish | None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class Paused(_message.Message):
+    """The turn of an attempt is committed, and its session waits for something. Sent for every turn of a session, also
+    after `acknowledge`; of sessions that keep nothing it tells when their pages are likely wanted again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    KEEP_MS_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """Its session; 1 to 64 characters."""
+    pause: _retention_pb2.Pause.ValueType
+    """What the session waits for."""
+    keep_ms: _builtins.int
+    """Milliseconds for which to keep what was promised, from now on; 0: no more."""
+    @_builtins.property
+    def ref(self) -> _common_pb2.Ref:
+        """The attempt that ended."""
+
+    def __init__(
+        self,
+        *,
+        ref: _common_pb2.Ref | None = ...,
+        session: _builtins.str = ...,
+        pause: _retention_pb2.Pause.ValueType = ...,
+        keep_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_ms", b"keep_ms", "pause", b"pause", "ref", b"ref", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Paused: _TypeAlias = Paused  # noqa: Y015

@@ -4,8 +4,11 @@ from datetime import timedelta
 
 from rich.table import Table
 
+from runtime.domain.retention import Holding, Pause
 from runtime.domain.sessions import Policies
 from runtime.domain.spending import Account, Amounts, Measure
+
+_AFTER = {Pause.TOOLS: "calls of tools", Pause.ANSWER: "an answer"}
 
 
 def tokens_spent(used: Amounts) -> int:
@@ -20,7 +23,19 @@ def expiry_in_words(account: Account) -> str:
 
 def policies_in_words(policies: Policies) -> str:
     """What its turns do that do not say themselves."""
-    return f"on_conflict {policies.on_conflict}, on_disconnect {'cancel' if policies.cancel_unwatched else 'continue'}"
+    words = f"on_conflict {policies.on_conflict}, on_disconnect {'cancel' if policies.cancel_unwatched else 'continue'}"
+    if not policies.retention:
+        return words
+    tools, answer = (f"{milliseconds / 1000:g} s" for milliseconds in policies.retention.each)
+    return f"{words}, KV asked to be kept {tools} after calls of tools and {answer} after answers"
+
+
+def holding_in_words(holding: Holding | None) -> str:
+    """What is kept of a branch's KV."""
+    if holding is None:
+        return ""
+    left = timedelta(seconds=holding.remaining_ms // 1000)
+    return f"{holding.tokens:,} tokens in the {holding.kept_in} for {left} more, after {_AFTER[holding.pause]}"
 
 
 def spending_table(account: Account) -> Table:

@@ -15,9 +15,10 @@ from rich.text import Text
 from batonmesh import Client
 from runtime.cli.talk.asking import follow
 from runtime.cli.talk.connecting import DEFAULT_TARGET, Target, connected
-from runtime.cli.talk.keeping import expiry_in_words, policies_in_words, spending_table, tokens_spent
+from runtime.cli.talk.keeping import expiry_in_words, holding_in_words, policies_in_words, spending_table, tokens_spent
 from runtime.cli.talk.wording import kv_in_words, speed_in_words
 from runtime.wire.keeping import unpack_state
+from runtime.wire.session import unpack_holding
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -55,9 +56,10 @@ def show(session: _Session, target: Target = DEFAULT_TARGET, branch: _Branch = "
         kept = f"version {account.version}, expires {expiry_in_words(account)}; {policies_in_words(policies)}"
         console.print(Text(kept))
         console.print(spending_table(account))
-        table = Table("branch", "turns", "tokens", "head", "running", box=None)
+        table = Table("branch", "turns", "tokens", "head", "running", "kept", box=None)
         for each in state.branches:
-            table.add_row(each.name, f"{each.turns:,}", f"{each.tokens:,}", each.head, each.running)
+            kept = holding_in_words(unpack_holding(each))
+            table.add_row(each.name, f"{each.turns:,}", f"{each.tokens:,}", each.head, each.running, kept)
         console.print(table)
         after = 0
         while page := client.sessions.items(session, branch=branch, after=after, limit=_PAGE):

@@ -14,7 +14,7 @@ from runtime.domain.staging import SlotState
 from runtime.domain.turn import AttemptLost, Give, Opened, Overdue, Place, SendStart
 from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, SimulatedTokenizer, continuation, prompt_scores
 from runtime.errors import BatonError, InvariantViolation
-from runtime.ids import BootId, GatewayId, TurnId, WorkerId
+from runtime.ids import BootId, GatewayId, SequenceId, TurnId, WorkerId
 from runtime.mesh.checking.ledger import Ledger
 from runtime.mesh.simulated.network import Host
 from runtime.mesh.simulated.onesided import OneSidedTransport
@@ -89,6 +89,7 @@ class Checker:
     def __init__(self, world: World) -> None:
         self.ledger = Ledger(world.violated)
         self._believed: dict[GatewayId, tuple[View, View]] = {}
+        self._granted: dict[tuple[BootId, SequenceId], float] = {}
         self._world = world
 
     def observer(self, who: str) -> Observe:
@@ -142,6 +143,14 @@ class Checker:
                 check()
             except InvariantViolation as error:
                 self._world.report(error)
+
+    def kept(self, process: Process, boot: BootId, engine: SimulatedEngine, keep_s: float) -> None:
+        """No grant outlives the longest that there is, however it came to its end (invariant 11)."""
+        now = self._world.loop.time()
+        for sequence in engine.core.grants.all():
+            since = max(self._granted.setdefault((boot, sequence), now), process.thaws)
+            if process.alive and now - since > keep_s + 2 * _SLACK_S:
+                self._world.violated(11, f"{process.name} keeps {sequence} for {now - since:.1f} s already")
 
     def believed(self, gateway: GatewayId, view: View, members: Mapping[WorkerId, BootId]) -> None:
         """While a new controller settles, nobody is missing of those that this gateway knew and that are `members`

@@ -16,6 +16,7 @@ from runtime.domain.batching import Limits
 from runtime.domain.breaking import BreakerPolicy, RetryPolicy
 from runtime.domain.messages import Holder, Worker
 from runtime.domain.pages import extend_chain
+from runtime.domain.retention import Retention
 from runtime.domain.routing import DECODE, PREFILL, Asked, Placement, Router
 from runtime.domain.sessions import Prepared
 from runtime.domain.sources import Policy
@@ -37,6 +38,7 @@ from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
 from runtime.roles.holding import HoldingRole
 from runtime.roles.mirroring import MirrorRole, MirrorSettings
 from runtime.roles.prefill import PrefillRole
+from runtime.roles.retaining import RetentionSettings
 from runtime.roles.session_settings import SessionSettings
 from runtime.roles.sessions import SessionRole
 from runtime.roles.stream import StreamSettings
@@ -53,7 +55,9 @@ SESSIONS = SessionSettings(lease_s=1.5, beat_s=0.3, retry_s=0.1, store_grace_s=1
 PAGE_TOKENS = 4
 SALT = b"simulated tenant secret"
 _POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2, fetch_min_tokens=PAGE_TOKENS)
-_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4, fetch_s=0.4)
+KEEP_S = 3.0
+_RETENTION = RetentionSettings(0.4, 0.4, Retention(0, round(KEEP_S * 1000)))
+_DECODE = DecodeSettings(_POLICY, progress_s=0.8, grace_s=GRACE_S, heartbeat_s=0.4, fetch_s=0.4, retention=_RETENTION)
 _MIRROR = MirrorSettings(bytes_per_s=16_384, backlog_pages=24, patience_s=0.6, rest_s=0.5)
 _STREAM = StreamSettings(attach_s=0.8, silence_s=1.2)
 _BREAKERS = BreakerPolicy(open_s=0.5, longest_s=LONGEST_OPEN_S, probe_s=1.0)

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from runtime.domain.retention import NO_RETENTION, Retention
 from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import Halt, OnConflict
 
@@ -23,6 +24,7 @@ class Say:
     leaves_after: float | None = None
     alone: bool = True
     expects_head: bool = False
+    retention: Retention = NO_RETENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,10 @@ def _script(rng: random.Random, who: str) -> tuple[Step, ...]:
 
 def _say(rng: random.Random, text: str) -> Say:
     halted = rng.random() < 0.15
+    sampling = Sampling(max_tokens=rng.randint(1, 10), temperature=rng.choice((0.0, 1.0)), seed=rng.randrange(1 << 30))
     return Say(
         text,
-        Sampling(max_tokens=rng.randint(1, 10), temperature=rng.choice((0.0, 1.0)), seed=rng.randrange(1 << 30)),
+        sampling,
         rng.choice((*OnConflict, OnConflict.ENQUEUE, OnConflict.ENQUEUE)),
         rng.choice((20.0, 20.0, 20.0, rng.uniform(0.1, 1.0))),
         cut_after=rng.choice((None, None, rng.uniform(0.0, 0.2))),
@@ -93,4 +96,5 @@ def _say(rng: random.Random, text: str) -> Say:
         leaves_after=rng.choice((None, None, None, rng.uniform(0.0, 0.3))),
         alone=rng.random() < 0.6,
         expects_head=rng.random() < 0.2,
+        retention=Retention(0, (0, 300, 2000, 60_000)[sampling.seed % 4]),
     )

@@ -17,7 +17,7 @@ from runtime.mesh.simulated.calling import try_spawn
 from runtime.mesh.simulated.checker import Checker, Client, SimulatedOracle
 from runtime.mesh.simulated.database import StoreWeather
 from runtime.mesh.simulated.faults import Faults
-from runtime.mesh.simulated.fleet import GRACE_S, HOLD_S, LONGEST_OPEN_S, SESSIONS, TENANT, Fleet, Gateway
+from runtime.mesh.simulated.fleet import GRACE_S, HOLD_S, KEEP_S, LONGEST_OPEN_S, SESSIONS, TENANT, Fleet, Gateway
 from runtime.mesh.simulated.scenario import Ask, make_scenario
 from runtime.mesh.simulated.users import Room
 from runtime.mesh.simulated.world import World
@@ -74,6 +74,7 @@ class Trial:
         await self._users_end(rooms)
         await self._turns_end()
         await self._settle()
+        await self._nothing_is_kept()
         await self._everybody_is_used()
         self._judge_store()
 
@@ -124,6 +125,7 @@ class Trial:
             await asyncio.sleep(0.2)
             for node in self.fleet.nodes.values():
                 self.checker.audit(node.engine, node.transport)
+                self.checker.kept(node.process, node.boot, node.engine, KEEP_S)
             members = self.fleet.members()
             for gateway in self._gateways():
                 self.checker.believed(gateway.role.gateway, gateway.role.view(), members)
@@ -155,6 +157,13 @@ class Trial:
         for name, left in self._left().items():
             if left:
                 self.world.violated(16, f"idle, but {name} still holds {left}")
+
+    async def _nothing_is_kept(self) -> None:
+        """Once nobody is served, all grants come to their end."""
+        await asyncio.sleep(KEEP_S + _LOOK_S)
+        for name, node in self.fleet.nodes.items():
+            if kept := len(node.engine.core.grants):
+                self.world.violated(11, f"nobody was served for {KEEP_S} s, and {name} keeps {kept} pages")
 
     def _left(self) -> dict[str, str]:
         nodes = self.fleet.nodes.items()

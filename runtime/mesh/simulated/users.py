@@ -166,7 +166,7 @@ class Turn:
             head = next((branch.head for branch in read[1] if branch.name == self._branch), None)
         return Asked(
             (Item("u", say.text),), say.sampling, True, say.deadline_s, head, say.expects_head, say.policy,
-            not say.alone,
+            not say.alone, retention=say.retention,
         )  # fmt: skip
 
     async def _stream(self, gateway: Gateway) -> None:

@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from runtime.clock import Timer
 from runtime.domain import request as r
 from runtime.domain import turn as t
 from runtime.domain.batched import Phase
 from runtime.domain.batching import Batcher
+from runtime.domain.eviction import Rank
+from runtime.domain.grants import Grants
 from runtime.domain.messages import Output
+from runtime.domain.retention import Quota, Refusal
 from runtime.domain.sequence import Sampled, Sequence
-from runtime.domain.steps import Generated, Work
+from runtime.domain.steps import Generated, LetGo, Work
 from runtime.engine.core import EngineCore, _Live
 from runtime.engine.history import History
 from runtime.ids import SequenceId, TransferId
@@ -19,6 +23,7 @@ from runtime.kv.frames import FrameCodec
 from runtime.mesh.simulated.onesided import OneSidedSender, OneSidedTransport
 from runtime.roles.attempt import Attempt
 from runtime.roles.gateway import GatewayRole
+from runtime.roles.retaining import Retaining
 
 Patch = pytest.MonkeyPatch
 
@@ -170,6 +175,31 @@ def history_forgotten_at_failover(patch: Patch) -> None:
     patch.setattr(EngineCore, "_open", open_afresh)
 
 
+def granted_pages_evicted_as_others(patch: Patch) -> None:
+    original = Rank.of
+
+    def of(returns_s: float, cost: float, *, granted: bool) -> Rank:
+        return original(returns_s, cost, granted=False)
+
+    patch.setattr(Rank, "of", staticmethod(of))
+
+
+def grant_that_outlives_its_time(patch: Patch) -> None:
+    """Who keeps it never hears that its time is over."""
+
+    def timer(self: Retaining, sequence: SequenceId, _milliseconds: int) -> Timer:
+        return self._clock.call_later(1e6, lambda: self._engine.tell(LetGo(sequence)))
+
+    patch.setattr(Retaining, "_timer", timer)
+
+
+def quota_of_grants_forgotten(patch: Patch) -> None:
+    def refusal(self: Grants, _tenant: bytes, pages: list[int], _quota: Quota) -> Refusal | None:
+        return None if pages else Refusal.NO_PAGE
+
+    patch.setattr(Grants, "refusal", refusal)
+
+
 REQUEST_BUGS: dict[Callable[[Patch], None], set[int]] = {
     late_one_sided_write: {16},
     output_of_an_older_attempt_accepted: {7},
@@ -183,5 +213,8 @@ REQUEST_BUGS: dict[Callable[[Patch], None], set[int]] = {
     verified_page_dropped_twice: {16},
     repeated_token_after_failover: {7},
     history_forgotten_at_failover: {8},
+    granted_pages_evicted_as_others: {11},
+    grant_that_outlives_its_time: {11},
+    quota_of_grants_forgotten: {11},
 }
 """Each bug with the invariants that may find it."""
