@@ -49,11 +49,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
-    """`engine` and `transport` are there to be checked once idle."""
+    """`engine`, `tiers` and `transport` are there to be checked once idle."""
 
     worker: Worker
     role: DecodeRole | PrefillRole
     engine: Engine
+    tiers: Tiers
     transport: Paths
 
 
@@ -77,7 +78,7 @@ async def worker_process(
     async with AsyncExitStack() as stack:
         speed, held = Speedometer(), PagesRole(clock)
         engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
-        tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
+        tiers = await stack.enter_async_context(running_tiers(config, engine, clock, held.changed))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -105,7 +106,7 @@ async def worker_process(
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
-        yield RunningWorker(here, role, engine, transport)
+        yield RunningWorker(here, role, engine, tiers, transport)
         renewing.cancel()
         await belonging.leave()
 

@@ -144,7 +144,7 @@ class DecodeRole:
         self._roomless: dict[SequenceId, Attempt] = {}
         self._wakes = 0
         self._links: list[Link] = []
-        self._forgetting = Forgetting(engine)
+        self._forgetting = Forgetting(engine, tiers)
 
     async def run(self) -> None:
         """Serve until cancelled; a group with `EngineFailed` when the engine dies, after telling every gateway."""

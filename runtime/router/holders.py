@@ -16,7 +16,8 @@ from runtime.router.index import Names, PageIndex
 @dataclass(frozen=True, slots=True)
 class Held:
     """Of a prompt's first tokens, how many each worker has in its pool; in its pool or its host's memory; and there or
-    in the store that all reach."""
+    in the store, as far as it knows: what others have written there it learns within a minute, and cannot load before.
+    """
 
     pool: Ints
     host: Ints
@@ -65,5 +66,5 @@ def held_pages(index: PageIndex, names: Names, numbers: Ints, page_tokens: int) 
     if not index.tiered:
         return Held(pool, pool, pool)
     host = np.maximum(pool, index.prefix(names, numbers, Tier.POOL | Tier.HOST) * page_tokens)
-    stored = index.prefix(names, np.zeros(1, dtype=np.int64), Tier.COLD) * page_tokens
-    return Held(pool, host, np.maximum(host, stored[0]))
+    cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST | Tier.COLD) * page_tokens
+    return Held(pool, host, np.maximum(host, cold))

@@ -3,7 +3,7 @@ truth: a worker that is said to hold a page may have dropped it, and one that do
 
 An entry is (page, holder), named by 64 bits of the page's id mixed with the holder's number, so that whether somebody
 holds a page is one look, however many others do. Entries lie in buckets of eight, a line of the CPU's cache each; a
-full bucket is followed by the next one. Holder 0 is nobody's: what is in a store that every worker reaches.
+full bucket is followed by the next one.
 """
 
 from collections.abc import Sequence
@@ -57,8 +57,7 @@ class PageIndex:
         self._numbers: dict[BootId, int] = {}
         self._salts = np.zeros(16, dtype=np.uint64)
         self._alive = np.zeros(16, dtype=bool)
-        self._count = 1
-        self._alive[0] = True
+        self._count = 0
         self._free: list[int] = []
         self._generations = 0
         self.pages = 0

@@ -43,12 +43,13 @@ class Objects(Protocol):
         """Whole or not at all; one that is there already stays."""
 
     def delete(self, names: Sequence[str]) -> None:
-        """Those that are there."""
+        """Those that are there, and what writers that died left unfinished of them."""
 
     def list(self) -> Iterator[Listed]: ...
 
-    def now(self, prefix: str) -> float:
-        """Seconds on the store's own clock, so that ages are not judged by ours."""
+    def now(self, prefix: str, probe_bytes: int = 0) -> float:
+        """Seconds on the store's own clock, so that ages are not judged by ours. Found by writing so many bytes, which
+        also shows whether there is room for them."""
 
     def sweep(self, before: float) -> None:
         """Remove what writers that died left unfinished before that time."""
@@ -86,6 +87,9 @@ class StoredObjects:
             for name in names:
                 with suppress(FileNotFoundError):
                     obstore.delete(self._store, name)
+                file = self._folder / name
+                for unfinished in file.parent.glob(f"{file.name}#*"):
+                    unfinished.unlink(missing_ok=True)
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
 
@@ -97,10 +101,10 @@ class StoredObjects:
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
 
-    def now(self, prefix: str) -> float:
+    def now(self, prefix: str, probe_bytes: int = 0) -> float:
         name = f"{prefix}/clock"
         try:
-            obstore.put(self._store, name, b"", use_multipart=False)
+            obstore.put(self._store, name, bytes(probe_bytes), use_multipart=False)
             return obstore.head(self._store, name)["last_modified"].timestamp()
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
