@@ -22,7 +22,7 @@ from runtime.kv.tiers.naming import Entry, entries, mark_name, model_prefix, pag
 from runtime.kv.tiers.objects import Objects
 from runtime.kv.tiers.pages import PageCodec
 from runtime.kv.tiers.patience import Patience
-from runtime.kv.tiers.sealing import seal, unseal
+from runtime.kv.tiers.sealing import SEAL_BYTES, seal, unseal
 
 # So that a full store has some room again, and not for one page only.
 _COLLECTED_TO = 0.9
@@ -32,7 +32,8 @@ _LATE_S = 3.0
 
 
 class ColdTier:
-    """Of one model, in `objects`. Holds at most `capacity_bytes`, and nothing that was not used for `keep_s`."""
+    """Of one model, in `objects`. Holds at most `capacity_bytes`, and nothing that was not used for `keep_s`. It is
+    `full` once it has no room for a page, until `keep` has made some."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class ColdTier:
         keep_s: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.full = False
         self.reading, self.writing, self.listing = Patience(now), Patience(now), Patience(now)
         self._objects = objects
         self._codec = codec
@@ -49,6 +51,7 @@ class ColdTier:
         self._keep_s = keep_s
         self._now = now
         self._prefix = model_prefix(codec.spec)
+        self._page_bytes = codec.page_bytes + SEAL_BYTES
         self._index = Index(now)
         self._count = Counting(Tier.COLD)
         self._buried = Buried()
@@ -112,7 +115,7 @@ class ColdTier:
                 for reader in sorted(self._index.unmarked(wanted.page, readers)):
                     self._objects.create(mark_name(name, reader), b"")
                     self._index.mark(wanted.page, reader)
-                if frame is not None and wanted.page not in self._index:
+                if frame is not None and wanted.page not in self._index and self._has_room():
                     sealed = seal(self._codec.encode(frame), wanted.page, name, wanted.salt)
                     self._objects.create(name, sealed)
                     self._index.add(wanted.page, len(sealed))
@@ -133,7 +136,7 @@ class ColdTier:
             for page in self._erase(listed):
                 del listed[page]
             pages = self._index.aged((each.stored for each in listed.values() if each.stored), store_now)
-            full = sum(page.size for page in pages) > self._capacity_bytes
+            full = sum(page.size for page in pages) + self._page_bytes > self._capacity_bytes
             most = round(self._capacity_bytes * _COLLECTED_TO) if full else self._capacity_bytes
             gone = collectable(pages, before=store_now - self._keep_s, most_bytes=most)
             names = [name for page in gone for name in listed.pop(page).names()]
@@ -144,6 +147,7 @@ class ColdTier:
             sizes = {page: each.stored.size for page, each in ours.items() if each.stored}
             marks = {page: frozenset(each.marks) for page, each in ours.items() if each.marks}
             self._index.replace(sizes, marks, began)
+            self.full = False
             self._objects.sweep(store_now)
         except Unavailable as error:
             self._in_trouble(self.listing, "keeping", error.message)
@@ -210,6 +214,11 @@ class ColdTier:
             return self._objects.now(self._prefix)
         self.writing.worked()
         return found
+
+    def _has_room(self) -> bool:
+        """By what this worker knows; others write as well, so a store may grow a little beyond its bound."""
+        self.full |= self._index.bytes + self._page_bytes > self._capacity_bytes
+        return not self.full
 
     @contextmanager
     def _writing(self, wanted: Wanted) -> Iterator[frozenset[Reader]]:

@@ -35,6 +35,7 @@ _WRITTEN_TOGETHER = 8
 _KEEP_S = 60.0
 # Listing a large store takes long: no more than a twentieth of the time goes by with it.
 _KEEP_SHARE = 20
+_LOOK_S = 1.0
 _TELL_S = 0.1
 # Whoever erases waits no longer for an answer.
 _FORGET_S = 4.0
@@ -155,7 +156,10 @@ class PageTiers:
             began = self._clock.now()
             await self._keeper.run(cold.keep)
             took = self._clock.now() - began
-            await self._clock.sleep(cold.listing.left or max(_KEEP_S, _KEEP_SHARE * took))
+            again = began + took + (cold.listing.left or max(_KEEP_S, _KEEP_SHARE * took))
+            least = began + took + max(_LOOK_S, _KEEP_SHARE * took)
+            while (now := self._clock.now()) < again and not (cold.full and now >= least):
+                await self._clock.sleep(min(_LOOK_S, again - now))
 
     async def _tell(self) -> None:
         tiers = ((self._host, holdings.Tier.HOST), (self._cold, holdings.Tier.COLD))

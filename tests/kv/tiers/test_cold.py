@@ -3,6 +3,7 @@ that is not there."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from runtime.domain.steps import Frame
 from runtime.errors import Unavailable
+from runtime.kv.tiers import objects
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import Listed, Objects, StoredObjects, open_objects
 from runtime.kv.tiers.pages import PageCodec
@@ -217,7 +219,7 @@ def test_a_disk_that_is_still_full_is_still_trouble(tiny_disk: Path) -> None:
     for _ in range(2):
         now[0] += 60
         cold.keep()
-        assert "No space" in cold.report().trouble
+        assert "free on its disk" in cold.report().trouble
     filling.unlink()
     now[0] += 60
     cold.keep()
@@ -237,12 +239,16 @@ def test_what_cannot_be_written_is_given_up_and_reading_goes_on(tmp_path: Path) 
     assert dict(cold.report().failures) == {"writing": 1}
 
 
-def test_a_full_disk_costs_what_is_not_written(tiny_disk: Path) -> None:
+@pytest.mark.parametrize("spared", [0, 2 << 30])
+def test_a_full_disk_costs_what_is_not_written(tiny_disk: Path, spared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_SPARED_BYTES", spared)
     store = folder(tiny_disk)
     cold = tier(store)
     write(cold, 0)
     (tiny_disk / "filling").write_bytes(bytes((1 << 20) - (64 << 10)))
     write(cold, *range(1, 200))
+    assert ("No space left" in cold.report().trouble) is (spared == 0)
+    assert shutil.disk_usage(tiny_disk).free >= (1 << 20) // 20 - 8192 or not spared
     failures = dict(cold.report().failures)
     assert failures == {"writing": 1}, "it is left alone after the first"
     assert read(cold, 0) is not None
@@ -279,6 +285,18 @@ def test_the_store_stays_within_its_bound_and_loses_what_was_not_used_for_longes
     assert cold.report().bytes <= 6 * SEALED_BYTES
     assert len(files(tmp_path)) == cold.report().pages == 5, "some room is made, not for one page"
     assert all(ident(number) in cold for number in range(5)), "a chain loses its end"
+
+
+def test_what_is_written_between_two_looks_stays_within_the_bound(tmp_path: Path) -> None:
+    cold = tier(folder(tmp_path), capacity_bytes=6 * SEALED_BYTES)
+    write(cold, *range(10))
+    assert len(files(tmp_path)) == 6
+    assert cold.full
+    assert cold.report().trouble == ""
+    cold.keep()
+    assert not cold.full
+    write(cold, *range(20, 30))
+    assert len(files(tmp_path)) == 6
 
 
 def test_what_was_not_used_for_long_is_collected_whatever_model_it_was_of(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from runtime.kv.tiers import cold as cold_module
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import Listed, Objects
 from tests.kv.tiers.conftest import OpenStore
-from tests.kv.tiers.pages import SALT, frame, ident, parent, reader, wanted
-from tests.kv.tiers.test_cold import LONG_S, Failing, files, folder, read, tier
+from tests.kv.tiers.pages import CODEC, SALT, frame, ident, parent, reader, wanted
+from tests.kv.tiers.test_cold import LARGE, Failing, files, folder, read, tier
 
 
 def keeps(cold: ColdTier, *sessions: str, pages: range) -> None:
@@ -131,7 +131,7 @@ def test_a_store_that_fails_half_way_is_asked_again(tmp_path: Path) -> None:
 def test_pages_that_are_let_go_take_their_marks_and_marks_without_a_page_go_in_time(tmp_path: Path) -> None:
     now = [0.0]
     store = folder(tmp_path)
-    cold = ColdTier(store, tier(store)._codec, 0, LONG_S, lambda: now[0])
+    cold = ColdTier(store, CODEC, LARGE, -1.0, lambda: now[0])
     keeps(cold, "one", pages=range(2))
     cold.keep()
     assert files(tmp_path) == []
