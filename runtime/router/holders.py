@@ -29,6 +29,9 @@ class Held:
     def at_most(self, tokens: int) -> "Held":
         return self._each(lambda tier: np.minimum(tier, tokens))
 
+    def times(self, tokens: int) -> "Held":
+        return self._each(lambda tier: tier * tokens)
+
     def part(self, some: slice) -> "Held":
         return self._each(lambda tier: tier[some])
 
@@ -62,9 +65,11 @@ class Holders:
 
 def held_pages(index: PageIndex, names: Names, numbers: Ints, page_tokens: int) -> Held:
     """Of a chain of pages by their names, and of holders by their numbers."""
-    pool = index.prefix(names, numbers, Tier.POOL) * page_tokens
-    if not index.tiered:
-        return Held(pool, pool, pool)
-    host = np.maximum(pool, index.prefix(names, numbers, Tier.POOL | Tier.HOST) * page_tokens)
-    cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST | Tier.COLD) * page_tokens
-    return Held(pool, host, np.maximum(host, cold))
+    pool = index.prefix(names, numbers, Tier.POOL)
+    host = cold = pool
+    if Tier.HOST in index.tiers:
+        host = cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST, pool)
+    if Tier.COLD in index.tiers:
+        cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST | Tier.COLD, host)
+    held = Held(pool, host, cold)
+    return held.times(page_tokens)

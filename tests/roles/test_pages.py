@@ -136,7 +136,7 @@ async def test_of_each_worker_it_is_known_what_is_in_which_tier_until_it_leaves(
     async with following(sources, View(1, 1, (A,))) as (index, views):
         tiers = (Tier.POOL, Tier.POOL | Tier.HOST, Tier.POOL | Tier.HOST | Tier.COLD)
         assert [prefix(index, each) for each in tiers] == [2, 4, 6]
-        assert index.tiered
+        assert index.tiers == tiers[-1]
         views.append(View(1, 2, ()))
         await asyncio.sleep(1.0)
         assert [prefix(index, each) for each in tiers] == [0, 0, 0]
