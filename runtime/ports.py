@@ -170,7 +170,7 @@ class Loading(Protocol):
 
 class Tiers(Protocol):
     """What is behind the pool of one worker: pages in host memory, or in a store. Any may be gone at any time, and none
-    of this ever fails or waits."""
+    of this but `forget` ever fails or waits."""
 
     def match(self, chain: Sequence[PageId], start: int) -> int:
         """Up to where pages of `chain` are likely to be had, from the place `start` on; `start` when it is not worth
@@ -181,6 +181,11 @@ class Tiers(Protocol):
 
     def on_step(self, step: StepOutput) -> None:
         """Learn what filled in the engine, and take what it was asked to copy."""
+
+    async def forget(self, session: SessionId) -> tuple[int, int]:
+        """Drop what only this session has used, which uses nothing any more; gives how many copies of pages, and how
+        many of its others stay for those who have used them as well. Raises `Unavailable` while that cannot be done;
+        then it is asked again, and gives what all of its tries did."""
 
     def reports(self) -> tuple[TierReport, ...]: ...
 

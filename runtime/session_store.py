@@ -191,8 +191,9 @@ class SessionStore(Protocol):
     async def erasure(self, tenant: TenantId, session: SessionId) -> Erasure:
         """Raises `NotFound` unless that session was erased."""
 
-    async def erasures(self) -> tuple[Erasure, ...]:
-        """Those that workers may still have to be told of."""
+    async def erasures(self, after: Erasure | None, limit: int) -> tuple[Erasure, ...]:
+        """Those that workers may still have to be told of, the oldest first: up to `limit` of those that follow
+        `after`."""
 
     async def scrub(self) -> None:
         """Leave nothing of what was deleted in the store's files; raises `Unavailable` while somebody reads them."""

@@ -344,7 +344,8 @@ class Batcher:
             entry.table[index] = self.pool.publish(entry.table[index], entry.chain[index], before, cost)
             before = entry.chain[index]
         pages = tuple(entry.chain[entry.published : full])
-        self._filled.append(Filled(pages, entry.published, parent, entry.sequence.salt))
+        sequence = entry.sequence
+        self._filled.append(Filled(pages, entry.published, parent, sequence.salt, sequence.session))
         self.pool.read_by(entry.table[entry.published : full], entry.sequence.session)
         entry.published = full
 

@@ -43,10 +43,16 @@ def page_id(salt: bytes, parent: PageId, tokens: Sequence[int], page_tokens: int
 
 
 def extend_chain(
-    chain: list[PageId], salt: bytes, tokens: Sequence[int], page_tokens: int, fingerprint: str
+    chain: list[PageId],
+    salt: bytes,
+    tokens: Sequence[int],
+    page_tokens: int,
+    fingerprint: str,
+    most: int | None = None,
 ) -> list[PageId]:
-    """Append to `chain` the ids of the full pages of `tokens` that it lacks, and return it."""
-    for start in range(len(chain) * page_tokens, len(tokens) - page_tokens + 1, page_tokens):
+    """Append to `chain` the ids of the full pages of `tokens` that it lacks, `most` of them at the most, and return
+    it."""
+    for start in range(len(chain) * page_tokens, len(tokens) - page_tokens + 1, page_tokens)[:most]:
         parent = chain[-1] if chain else ROOT
         chain.append(page_id(salt, parent, tokens[start : start + page_tokens], page_tokens, fingerprint))
     return chain

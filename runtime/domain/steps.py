@@ -191,12 +191,14 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Filled:
     """Pages of one sequence that are full now: `pages` follow each other from the place `first` on, the first of them
-    after `parent`, their ids keyed with `salt`. A page that is cached is told anew for every sequence that uses it."""
+    after `parent`, their ids keyed with `salt`. A page that is cached is told anew for every sequence that uses it, of
+    whichever `session`."""
 
     pages: tuple[PageId, ...]
     first: int
     parent: PageId
     salt: bytes = field(repr=False)
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ import enum
 import heapq
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from runtime.domain.readers import NOBODY, Reader, reader_of
+from runtime.domain.steps import Filled
 from runtime.ids import PageId
 
 
@@ -22,7 +24,7 @@ class Tier(enum.Enum):
 class TierReport:
     """One tier of one worker: what it holds now, of how many `capacity_bytes`, and what became of pages since the
     worker started. `place` is where it is, for people. `failures` counts what was given up, by reason; `trouble` says
-    why it is left alone at the moment, and is empty while it is not."""
+    what does not work and why, and is empty again once each of these has worked."""
 
     tier: Tier
     place: str
@@ -72,12 +74,14 @@ def collectable(pages: Iterable[Stored], *, before: float, most_bytes: int) -> l
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A page to be written behind: what it continues, its place in its sequence, and what its id is keyed with."""
+    """A page to be written behind: what it continues, its place in its sequence, what its id is keyed with, and who has
+    used it."""
 
     page: PageId
     parent: PageId
     index: int
     salt: bytes = field(repr=False)
+    readers: frozenset[Reader] = frozenset({NOBODY})
 
 
 class Backlog:
@@ -94,7 +98,7 @@ class Backlog:
 
     def add(self, pages: Iterable[Wanted]) -> None:
         """Take what follows each other in one sequence."""
-        for count, wanted in enumerate(fresh := [each for each in pages if each.page not in self._waiting]):
+        for count, wanted in enumerate(fresh := [each for each in pages if not self._waits(each)]):
             if len(self._waiting) >= self._bound:
                 self.dropped += len(fresh) - count
                 return
@@ -111,8 +115,29 @@ class Backlog:
         """They could not be written: they come first again."""
         self._waiting = taken | self._waiting
 
+    def forget(self, reader: Reader) -> None:
+        """What nobody else has used waits no more."""
+        for wanted in [each for each in self._waiting.values() if reader in each.readers]:
+            left = wanted.readers - {reader}
+            if left:
+                self._waiting[wanted.page] = replace(wanted, readers=left)
+            else:
+                del self._waiting[wanted.page]
 
-def wanted_of(pages: tuple[PageId, ...], first: int, parent: PageId, salt: bytes) -> list[Wanted]:
+    def _waits(self, wanted: Wanted) -> bool:
+        """Whether it waits already; then it is for those who want it now as well."""
+        known = self._waiting.get(wanted.page)
+        if known is None:
+            return False
+        if not wanted.readers <= known.readers:
+            self._waiting[wanted.page] = replace(known, readers=known.readers | wanted.readers)
+        return True
+
+
+def wanted_of(filled: Filled) -> list[Wanted]:
     """Pages that follow each other, each with what it continues."""
-    pairs = zip(pages, (parent, *pages[:-1]), strict=True)
-    return [Wanted(page, before, first + place, salt) for place, (page, before) in enumerate(pairs)]
+    readers = frozenset({reader_of(filled.session)})
+    pairs = zip(filled.pages, (filled.parent, *filled.pages[:-1]), strict=True)
+    return [
+        Wanted(page, before, filled.first + place, filled.salt, readers) for place, (page, before) in enumerate(pairs)
+    ]

@@ -10,7 +10,7 @@ from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import open_objects
 from runtime.kv.tiers.pages import PageCodec
-from runtime.kv.tiers.tiers import PageTiers, TierSettings
+from runtime.kv.tiers.tiers import Changed, PageTiers, TierSettings
 from runtime.ports import Engine, Tiers
 from runtime.roles.tierless import TIERLESS
 from runtime.tiering import LOCAL, TiersConfig
@@ -21,8 +21,9 @@ _FOLDER = "kv"
 
 
 @asynccontextmanager
-async def running_tiers(config: Config, engine: Engine, clock: Clock) -> AsyncIterator[Tiers]:
-    """Raises `StartError` when there can be no such store. One that does not answer is none of that."""
+async def running_tiers(config: Config, engine: Engine, clock: Clock, changed: Changed) -> AsyncIterator[Tiers]:
+    """`changed` hears what comes into tiers and leaves them. Raises `StartError` when there can be no such store. One
+    that does not answer is none of that."""
     settings, codec = config.kv.tiers, PageCodec(engine.spec)
     host = Arena(codec, settings.host_mib * _MIB) if settings.host_mib else None
     cold = _cold(config, settings, codec)
@@ -30,7 +31,7 @@ async def running_tiers(config: Config, engine: Engine, clock: Clock) -> AsyncIt
         yield TIERLESS
         return
     told = TierSettings(settings.least_tokens, settings.patience_s, settings.write_mib_s * _MIB)
-    tiers = PageTiers(engine.spec, host, cold, told, clock, lambda pages: engine.tell(Copy(pages)))
+    tiers = PageTiers(engine.spec, host, cold, told, clock, lambda pages: engine.tell(Copy(pages)), changed)
     async with tiers.running():
         yield tiers
 

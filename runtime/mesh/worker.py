@@ -59,11 +59,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
-    """`engine` and `transport` are there to be checked once idle."""
+    """`engine`, `tiers` and `transport` are there to be checked once idle."""
 
     worker: Worker
     role: DecodeRole | PrefillRole
     engine: Engine
+    tiers: Tiers
     transport: Paths
 
 
@@ -88,7 +89,7 @@ async def worker_process(
         speed, held = Speedometer(), PagesRole(clock)
         engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
         tapped = Tapped(engine)
-        tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
+        tiers = await stack.enter_async_context(running_tiers(config, engine, clock, held.changed))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
@@ -110,7 +111,7 @@ async def worker_process(
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
-        yield RunningWorker(here, role, engine, transport)
+        yield RunningWorker(here, role, engine, tiers, transport)
         renewing.cancel()
         await belonging.leave()
 

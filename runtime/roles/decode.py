@@ -155,7 +155,7 @@ class DecodeRole:
         self._roomless: dict[SequenceId, Attempt] = {}
         self._wakes = 0
         self._links: list[Link] = []
-        self._forgetting = Forgetting(engine)
+        self._forgetting = Forgetting(engine, tiers)
         self.retaining = Retaining(engine, clock, settings.retention)
 
     async def run(self) -> None:

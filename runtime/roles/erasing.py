@@ -16,14 +16,17 @@ from runtime.ids import BootId, SessionId, TenantId
 from runtime.ports import PageKeepers
 from runtime.session_store import SessionStore
 
+_SOONER = 10
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ErasingSettings:
-    """What is still to be told is looked for every `look_s`; a tombstone is told to new workers for `remember_s`."""
+    """What is still to be told is looked for every `look_s`, up to `together` erasures at once and where there are more
+    the next of them soon; a tombstone is told to new workers for `remember_s`."""
 
     look_s: float = 1.0
+    together: int = 256
     remember_s: float = 3600.0
 
 
@@ -45,6 +48,9 @@ class ErasingRole:
         self._clock = clock
         self._settings = settings
         self._told: dict[SessionId, set[BootId]] = {}
+        # Up to where all that is pending was looked at, and what was met since the beginning.
+        self._after: Erasure | None = None
+        self._met: set[SessionId] = set()
 
     async def run(self) -> None:
         """Tell whoever has not been told, until cancelled."""
@@ -53,7 +59,7 @@ class ErasingRole:
                 await self._look()
             except BatonError as error:
                 _log.warning("erased sessions cannot be looked for: %s", error.message)
-            await self._clock.sleep(self._settings.look_s)
+            await self._clock.sleep(self._settings.look_s / (_SOONER if self._after else 1))
 
     async def erase(self, tenant: TenantId, session: SessionId) -> Erasure:
         """Raises `NotFound`; whoever could not be told is told later."""
@@ -62,17 +68,21 @@ class ErasingRole:
         return await self._store.erasure(tenant, session)
 
     async def _look(self) -> None:
-        pending = await self._store.erasures()
+        pending = await self._store.erasures(self._after, self._settings.together)
+        self._after = pending[-1] if len(pending) == self._settings.together else None
         for erased in pending:
             if await self._tell(erased):
                 await self._store.settle(erased.session, self._settings.remember_s)
         if not all(erased.scrubbed for erased in pending):
             await self._store.scrub()
-        for gone in self._told.keys() - {erased.session for erased in pending}:
-            del self._told[gone]
+        self._met |= {erased.session for erased in pending}
+        if self._after is None:
+            for gone in self._told.keys() - self._met:
+                del self._told[gone]
+            self._met = set()
 
     async def _tell(self, erased: Erasure) -> bool:
-        """Whether all workers that there are have answered."""
+        """Whether all workers that there are have answered, and one at least."""
         if erased.session not in self._told:
             self._leave(erased.session)
         told = self._told.setdefault(erased.session, set())
@@ -80,7 +90,9 @@ class ErasingRole:
         left = [worker for worker in self._view().workers if worker.boot not in told]
         for worker in left:
             await self._store.told(erased.session, WorkerReceipt(worker.id, worker.boot))
-        return all(await asyncio.gather(*(self._tell_one(erased.session, worker) for worker in left)))
+        answered = await asyncio.gather(*(self._tell_one(erased.session, worker) for worker in left))
+        # What is behind the pools outlives the workers: somebody has to have looked there.
+        return all(answered) and bool(told)
 
     async def _tell_one(self, session: SessionId, worker: Worker) -> bool:
         try:

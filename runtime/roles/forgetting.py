@@ -1,4 +1,6 @@
-"""What a worker does about erased sessions: drops their pages, and takes nothing of them any more."""
+"""What a worker does about erased sessions: drops their pages, from its pool and from what is behind it, and takes
+nothing of them any more.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -6,16 +8,19 @@ from collections import OrderedDict
 from runtime.domain.steps import Forget, Forgotten, StepOutput
 from runtime.errors import StaleAttempt
 from runtime.ids import SessionId
-from runtime.ports import Engine
+from runtime.ports import Engine, Tiers
 
 _TOMBSTONES = 100_000
 
 
 class Forgetting:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, tiers: Tiers) -> None:
         self._engine = engine
+        self._tiers = tiers
         self._erased: OrderedDict[SessionId, None] = OrderedDict()
         self._asked: dict[SessionId, list[asyncio.Future[Forgotten]]] = {}
+        # What the pool dropped of those whose tiers have not done so yet.
+        self._dropped: dict[SessionId, Forgotten] = {}
 
     def refusal(self, session: SessionId | None) -> StaleAttempt | None:
         """Why nothing of this session begins here any more, if so."""
@@ -31,11 +36,19 @@ class Forgetting:
             self._erased.popitem(last=False)
 
     async def drop(self, session: SessionId) -> Forgotten:
-        """Drop its pages, once the engine was told to cancel all that runs of it."""
+        """Drop its pages, once the engine was told to cancel all that runs of it. Raises `Unavailable` while what is
+        behind the pool cannot be asked.
+
+        When the pool answers, the tiers have heard of every page that the session filled, and hear of none after that.
+        """
         answer: asyncio.Future[Forgotten] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(session, []).append(answer)
         self._engine.tell(Forget(session))
-        return await answer
+        done, before = await answer, self._dropped.get(session, Forgotten(session, 0, 0))
+        self._dropped[session] = Forgotten(session, before.dropped + done.dropped, before.shared + done.shared)
+        dropped, shared = await self._tiers.forget(session)
+        pool = self._dropped.pop(session, Forgotten(session, 0, 0))
+        return Forgotten(session, pool.dropped + dropped, pool.shared + shared)
 
     def on_step(self, step: StepOutput) -> None:
         for forgotten in step.forgotten:

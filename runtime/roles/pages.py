@@ -101,7 +101,7 @@ class DirectoryRole:
             if changes.reset:
                 self._index.forget(boot)
             for moved in changes.moved:
-                number = 0 if moved.tier is Tier.COLD else self._index.number(boot)
+                number = self._index.number(boot)
                 self._index.removed(number, names_of(moved.removed), moved.tier)
                 self._index.stored(number, names_of(moved.stored), moved.tier)
             after = changes.until

@@ -40,7 +40,7 @@ class PrefillRole:
         self._preloading = Preloading(engine, tiers)
         self._tenants = tenants
         self._running: dict[SequenceId, _Running] = {}
-        self._forgetting = Forgetting(engine)
+        self._forgetting = Forgetting(engine, tiers)
 
     async def run(self) -> None:
         """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""

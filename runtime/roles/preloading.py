@@ -13,6 +13,9 @@ from runtime.domain.steps import Cancel, DecodeAwaiting, Land, NoRoom, Reserved,
 from runtime.ids import PageId, SequenceId, SessionId
 from runtime.ports import Engine, Loading, Tiers
 
+# Page ids between two turns of the event loop: well below a millisecond.
+_HASHED_AT_ONCE = 64
+
 
 @dataclass(slots=True)
 class _Bringing:
@@ -30,9 +33,7 @@ class Preloading:
 
     async def bring(self, sequence: Sequence, upto: int) -> None:
         """Land what the tiers have of the first `upto` tokens; without room, nothing. Cancelling it frees all."""
-        spec = self._engine.spec
-        chain: list[PageId] = []
-        extend_chain(chain, sequence.salt, sequence.tokens[:upto], spec.page_tokens, spec.kv_fingerprint)
+        spec, chain = self._engine.spec, await self._chain(sequence, upto)
         cached = self._engine.match(chain)
         stored = self._tiers.match(chain, cached)
         if stored <= cached:
@@ -51,6 +52,14 @@ class Preloading:
         finally:
             del self._bringing[loader.id]
             self._engine.tell(Cancel(loader.id))
+
+    async def _chain(self, sequence: Sequence, upto: int) -> list[PageId]:
+        """The ids of its pages, some of them at a time: hashing a long prompt takes longer than others can wait."""
+        spec, tokens, chain = self._engine.spec, sequence.tokens[:upto], list[PageId]()
+        while len(chain) < upto // spec.page_tokens:
+            extend_chain(chain, sequence.salt, tokens, spec.page_tokens, spec.kv_fingerprint, _HASHED_AT_ONCE)
+            await asyncio.sleep(0)
+        return chain
 
     async def _land(self, loader: SequenceId, loading: Loading) -> None:
         try:

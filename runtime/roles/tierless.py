@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from runtime.domain.steps import StepOutput
 from runtime.domain.tiers import TierReport
-from runtime.ids import PageId
+from runtime.ids import PageId, SessionId
 from runtime.ports import Loading
 
 
@@ -17,6 +17,9 @@ class Tierless:
 
     def on_step(self, step: StepOutput) -> None:
         """Nothing is kept."""
+
+    async def forget(self, _session: SessionId) -> tuple[int, int]:
+        return 0, 0
 
     def reports(self) -> tuple[TierReport, ...]:
         return ()

@@ -16,7 +16,8 @@ from runtime.router.index import Names, PageIndex
 @dataclass(frozen=True, slots=True)
 class Held:
     """Of a prompt's first tokens, how many each worker has in its pool; in its pool or its host's memory; and there or
-    in the store that all reach."""
+    in the store, as far as it knows: what others have written there it learns within a minute, and cannot load before.
+    """
 
     pool: Ints
     host: Ints
@@ -27,6 +28,9 @@ class Held:
 
     def at_most(self, tokens: int) -> "Held":
         return self._each(lambda tier: np.minimum(tier, tokens))
+
+    def times(self, tokens: int) -> "Held":
+        return self._each(lambda tier: tier * tokens)
 
     def part(self, some: slice) -> "Held":
         return self._each(lambda tier: tier[some])
@@ -61,9 +65,11 @@ class Holders:
 
 def held_pages(index: PageIndex, names: Names, numbers: Ints, page_tokens: int) -> Held:
     """Of a chain of pages by their names, and of holders by their numbers."""
-    pool = index.prefix(names, numbers, Tier.POOL) * page_tokens
-    if not index.tiered:
-        return Held(pool, pool, pool)
-    host = np.maximum(pool, index.prefix(names, numbers, Tier.POOL | Tier.HOST) * page_tokens)
-    stored = index.prefix(names, np.zeros(1, dtype=np.int64), Tier.COLD) * page_tokens
-    return Held(pool, host, np.maximum(host, stored[0]))
+    pool = index.prefix(names, numbers, Tier.POOL)
+    host = cold = pool
+    if Tier.HOST in index.tiers:
+        host = cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST, pool)
+    if Tier.COLD in index.tiers:
+        cold = index.prefix(names, numbers, Tier.POOL | Tier.HOST | Tier.COLD, host)
+    held = Held(pool, host, cold)
+    return held.times(page_tokens)

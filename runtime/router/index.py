@@ -3,7 +3,7 @@ truth: a worker that is said to hold a page may have dropped it, and one that do
 
 An entry is (page, holder), named by 64 bits of the page's id mixed with the holder's number, so that whether somebody
 holds a page is one look, however many others do. Entries lie in buckets of eight, a line of the CPU's cache each; a
-full bucket is followed by the next one. Holder 0 is nobody's: what is in a store that every worker reaches.
+full bucket is followed by the next one.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ _FRESH = 0.45
 _EMPTY, _GONE, _FIRST = 0, 1, 2
 _MIX = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_WHICH = 0x0001020304050607
 _AT_ONCE = 1 << 20
 # Chains and holders whose product is no more are looked at page by page; of others so many pages at once.
 _FLAT = 4096
@@ -43,27 +44,20 @@ def _leap(low: Ints, high: Ints, count: int, near: int) -> Ints:
     return look
 
 
-def _any(lines: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of each line whether any of its eight is true: as one number, which is much faster than to go through them."""
-    some: NDArray[np.bool_] = lines.view(np.uint64).reshape(-1) != 0
-    return some
-
-
 class PageIndex:
-    """`pages` counts the entries, `members` how often holders came and went; `tiered` once a page was elsewhere than in
-    a pool."""
+    """`pages` counts the entries, `members` how often holders came and went; `tiers` are all in which a page ever
+    was."""
 
     def __init__(self) -> None:
         self._numbers: dict[BootId, int] = {}
         self._salts = np.zeros(16, dtype=np.uint64)
         self._alive = np.zeros(16, dtype=bool)
-        self._count = 1
-        self._alive[0] = True
+        self._count = 0
         self._free: list[int] = []
         self._generations = 0
         self.pages = 0
         self.members = 0
-        self.tiered = False
+        self.tiers = Tier(0)
         self._make(16)
 
     @property
@@ -82,7 +76,7 @@ class PageIndex:
 
     def stored(self, holder: int, names: Names, tier: Tier) -> None:
         keys = np.unique(self._keys_of(names, holder))
-        self.tiered |= tier is not Tier.POOL
+        self.tiers |= tier
         places = self._find(keys)
         known = places[places >= 0]
         self._tiers.reshape(-1)[known] |= np.uint8(tier)
@@ -109,27 +103,30 @@ class PageIndex:
         self.members += 1
         self.pages -= int(np.count_nonzero((self._holders == number) & (self._keys >= _FIRST)))
 
-    def prefix(self, names: Names, holders: Ints, tiers: int) -> Ints:
-        """Of a chain of pages, how many of its first each of `holders` has in any of `tiers`; nothing for -1.
+    def prefix(self, names: Names, holders: Ints, tiers: int, known: Ints | None = None) -> Ints:
+        """Of a chain of pages, how many of its first each of `holders` has in any of `tiers`; nothing for -1. `known`
+        is how many each has at the least.
 
         Whoever has a page of a chain is taken to have all before it, as pools keep them.
         """
-        found = np.zeros(len(holders), dtype=np.int64)
-        asked = np.flatnonzero(holders >= 0)
-        if not len(names) or not len(asked) or not self.pages:
+        found = np.zeros(len(holders), dtype=np.int64) if known is None else known.copy()
+        asked = np.flatnonzero((holders >= 0) & (found < len(names)))
+        if not len(asked) or not self.pages:
             return found
         salts = self._salts[holders[asked]]
-        if len(names) * len(asked) <= _FLAT:
-            has = self._has((names[None] ^ salts[:, None]).reshape(-1), tiers).reshape(len(asked), len(names))
-            found[asked] = np.where(has.all(axis=1), len(names), has.argmin(axis=1))
+        first = int(found[asked].min())
+        rest = names[first:]
+        if len(rest) * len(asked) <= _FLAT:
+            has = self._has((rest[None] ^ salts[:, None]).reshape(-1), tiers).reshape(len(asked), len(rest))
+            found[asked] = first + np.where(has.all(axis=1), len(rest), has.argmin(axis=1))
             return found
-        found[asked] = self._search(names, salts, tiers)
+        found[asked] = self._search(names, salts, tiers, found[asked])
         return found
 
-    def _search(self, names: Names, salts: Names, tiers: int) -> Ints:
-        """Of those who have most the exact number of pages, of all others within a share of the chain."""
+    def _search(self, names: Names, salts: Names, tiers: int, has: Ints) -> Ints:
+        """Of those who have most the exact number of pages, of all others within a share of the chain; beyond those
+        that each `has`."""
         count, near = len(names), max(len(names) // _SHARE, 1)
-        has = np.zeros(len(salts), dtype=np.int64)
         lacks = np.full(len(salts), count + 1, dtype=np.int64)
         left = np.arange(len(salts))
         for close in (near, 1):
@@ -157,28 +154,31 @@ class PageIndex:
         return has, np.where(whole, high, look[rows, first])
 
     def _has(self, keys: Names, tiers: int) -> NDArray[np.bool_]:
+        """Which of the keys are there in one of the tiers: what most looks want to know, and no more."""
         keys = np.maximum(keys, np.uint64(_FIRST))
-        if not self.tiered:
-            return self._there(keys)
-        places = self._find(keys)
-        has: NDArray[np.bool_] = (places >= 0) & ((self._tiers.reshape(-1)[places] & np.uint8(tiers)) != 0)
-        return has
-
-    def _there(self, keys: Names) -> NDArray[np.bool_]:
-        """Which of the keys are there: what most looks want to know, and no more."""
+        some = None if self.tiers & ~tiers == 0 else np.uint8(tiers)
         bucket = self._bucket(keys)
-        lines = self._keys.take(bucket, axis=0)
-        there = _any(lines == keys[:, None])
-        left = np.flatnonzero(~there & (lines[:, -1] != _EMPTY))
-        keys, bucket = keys[left], bucket[left]
+        there, on = self._look(keys, bucket, some)
+        left = np.flatnonzero(on)
         while len(left):
-            bucket = (bucket + 1) % len(self._keys)
-            lines = self._keys.take(bucket, axis=0)
-            hit = _any(lines == keys[:, None])
+            keys, bucket = keys[on], (bucket[on] + 1) % len(self._keys)
+            hit, on = self._look(keys, bucket, some)
             there[left[hit]] = True
-            on = ~hit & (lines[:, -1] != _EMPTY)
-            left, keys, bucket = left[on], keys[on], bucket[on]
+            left = left[on]
         return there
+
+    def _look(self, keys: Names, bucket: Ints, tiers: np.uint8 | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which keys are in their buckets, in one of the tiers or in any; and which may be in the next ones."""
+        lines = self._keys.take(bucket, axis=0)
+        same = (lines == keys[:, None]).view(np.uint64).reshape(-1)
+        found: NDArray[np.bool_] = same != 0
+        on = ~found & (lines[:, -1] != _EMPTY)
+        if tiers is None:
+            return found, on
+        # Of its eight bytes one at the most is one: the product's highest byte is the number of that.
+        slot = ((same * np.uint64(_WHICH)) >> np.uint64(56)).astype(np.int64)
+        there = (self._tiers.reshape(-1).take(bucket * _WIDTH + slot) & tiers) != 0
+        return found & there, on
 
     def _find(self, keys: Names) -> Ints:
         """Where each key is; -1 where it is not."""

@@ -54,9 +54,15 @@ async def scrubbed(tx: Transaction, sessions: tuple[SessionId, ...]) -> None:
     await tx.run_many("UPDATE erasures SET scrubbed = 1 WHERE session = $1", [(session,) for session in sessions])
 
 
-async def pending(tx: Transaction) -> tuple[Erasure, ...]:
-    """Those that workers may still have to be told of, the oldest first."""
-    return tuple([await _erasure(tx, row) for row in await tx.rows(f"{_ERASURE} WHERE pending = 1 ORDER BY at")])
+async def pending(tx: Transaction, after: Erasure | None, limit: int) -> tuple[Erasure, ...]:
+    """Those that workers may still have to be told of, the oldest first: up to `limit` of those that follow `after`."""
+    rows = await tx.rows(
+        f"{_ERASURE} WHERE pending = 1 AND (at, session) > ($1, $2) ORDER BY at, session LIMIT $3",
+        0 if after is None else after.at_ms,
+        "" if after is None else after.session,
+        limit,
+    )
+    return tuple([await _erasure(tx, row) for row in rows])
 
 
 async def tell(tx: Transaction, session: SessionId, worker: WorkerReceipt) -> None:

@@ -260,8 +260,8 @@ class SqlSessionStore:
     async def erasure(self, tenant: TenantId, session: SessionId) -> Erasure:
         return await self._database.read(lambda tx: erasing.erasure_of(tx, tenant, session))
 
-    async def erasures(self) -> tuple[Erasure, ...]:
-        return await self._database.read(erasing.pending)
+    async def erasures(self, after: Erasure | None, limit: int) -> tuple[Erasure, ...]:
+        return await self._database.read(lambda tx: erasing.pending(tx, after, limit))
 
     async def scrub(self) -> None:
         gone = await self._database.read(erasing.unscrubbed)

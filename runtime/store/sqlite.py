@@ -28,6 +28,10 @@ _READERS = 4
 _TOGETHER = 256
 _WAITING = 65_536
 _BUSY_S = 5.0
+# How long the writer waits at once for readers to let the log be emptied, how long others write then, and how often.
+_EMPTYING_S = 0.02
+_BETWEEN_S = 0.1
+_EMPTYINGS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,15 @@ class SqliteDatabase:
         return await self._loop.run_in_executor(self._readers, self._read, work)
 
     async def scrub(self) -> bool:
-        """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it."""
+        """The deleted is overwritten in the file, and the log that still has it is emptied, once nobody reads it. While
+        somebody does, others write."""
+        for _ in range(_EMPTYINGS - 1):
+            try:
+                await self.write(_emptied)
+            except Unavailable:
+                await asyncio.sleep(_BETWEEN_S)
+            else:
+                return True
         await self.write(_emptied)
         return True
 
@@ -156,7 +168,11 @@ class SqliteDatabase:
 
     def _empty(self, job: _Job) -> Callable[[], None]:
         try:
-            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._connection.execute(f"PRAGMA busy_timeout = {round(_EMPTYING_S * 1000)}")
+            try:
+                busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._connection.execute(f"PRAGMA busy_timeout = {round(_BUSY_S * 1000)}")
         except sqlite3.Error as error:
             return functools.partial(_fail, job.done, _unavailable(error))
         if busy:

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.domain.pages import ROOT
+from runtime.domain.readers import NOBODY, reader_of
+from runtime.domain.steps import Filled
 from runtime.domain.tiers import Backlog, Stored, Wanted, collectable, wanted_of
-from runtime.ids import PageId
+from runtime.ids import PageId, SessionId
 
 
 def page(number: int) -> PageId:
@@ -57,8 +59,8 @@ def test_of_any_forest_what_stays_is_found_from_its_roots_and_is_within_the_boun
     assert all(left[leaf].used >= before for leaf in leaves)
 
 
-def wanted(numbers: range) -> list[Wanted]:
-    return wanted_of(tuple(map(page, numbers)), 3, page(99), b"salt")
+def wanted(numbers: range, session: SessionId | None = None) -> list[Wanted]:
+    return wanted_of(Filled(tuple(map(page, numbers)), 3, page(99), b"salt", session))
 
 
 def test_each_page_is_wanted_with_what_it_continues_and_its_place() -> None:
@@ -84,3 +86,14 @@ def test_a_page_waits_once_and_the_oldest_is_taken_first() -> None:
 
 def test_a_secret_is_never_shown() -> None:
     assert "salt=" not in repr(wanted(range(1)))
+
+
+def test_what_two_want_is_for_both_and_what_only_an_erased_one_wanted_waits_no_more() -> None:
+    one, other = SessionId("sess-1"), SessionId("sess-2")
+    backlog = Backlog(8)
+    backlog.add(wanted(range(4), one))
+    backlog.add(wanted(range(2), other))
+    backlog.add(wanted(range(1)))
+    backlog.forget(reader_of(one))
+    left = {each.page: each.readers for each in backlog.take(8).values()}
+    assert left == {page(0): {reader_of(other), NOBODY}, page(1): {reader_of(other)}}

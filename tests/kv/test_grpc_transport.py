@@ -58,7 +58,7 @@ class Side:
     def __init__(
         self,
         spec: ModelSpec,
-        channel: Callable[[str, int], grpc.aio.Channel],
+        channel: Callable[[str, str, int], grpc.aio.Channel],
         channels: dict[tuple[str, int], grpc.aio.Channel],
         encoding: Encoding,
         dtypes: tuple[str, ...],

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from batonmesh import AsyncClient
 from batonmesh.v1 import mesh_pb2
 from runtime.config import Config, EngineConfig, WorkerConfig
 from runtime.errors import StartError
 from runtime.mesh.local import LocalMesh, local_mesh
 from runtime.tiering import LOCAL, KvKeepingConfig, TiersConfig
+from runtime.wire.routing import unpack_explained
 from tests.mesh.test_local import DECODE_0, PROMPT, TOKENS, Asking, asked, config, expected
 
 DECODE = WorkerConfig(name="decode", role="decode")
@@ -81,6 +83,29 @@ async def test_what_the_pool_evicted_comes_back_from_host_memory(tmp_path: Path)
         assert final.handoff.host_tokens > 0
         assert final.handoff.host_tokens + final.handoff.cached_tokens == STORED
         mesh.check()
+
+
+async def test_the_gateway_reckons_with_what_is_in_host_memory_and_in_the_store(tmp_path: Path) -> None:
+    async def explained(client: AsyncClient, tier: str) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                said = unpack_explained(await client.explain_route("simulated", PROMPT, max_tokens=4, timeout=10))
+                if said.costs and said.costs[0].load_tier == tier:
+                    break
+                await asyncio.sleep(0.05)
+        assert said.costs[0].load_ms > 0
+        assert said.costs[0].held < STORED
+
+    async with local_mesh(kept(tmp_path, pages=20, host_mib=1)) as mesh, asked(mesh) as user:
+        await user.ask()
+        await written(tmp_path, STORED)
+        await user.ask(OTHER)
+        async with AsyncClient(mesh.grpc) as client:
+            await explained(client, "host")
+    async with local_mesh(kept(tmp_path)) as mesh, asked(mesh) as user:
+        await user.ask(OTHER[::-1])
+        async with AsyncClient(mesh.grpc) as client:
+            await explained(client, "cold")
 
 
 async def test_a_prefill_worker_goes_on_where_the_store_ends(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-import numpy as np
-
 from runtime.clock import LoopClock
 from runtime.domain.holdings import Changes, Moved, Tier
 from runtime.domain.messages import View, Worker
@@ -131,9 +129,14 @@ async def test_who_leaves_the_view_holds_nothing() -> None:
 
 
 @in_virtual_time
-async def test_what_is_in_the_store_is_nobodys() -> None:
-    sources = Sources(said(stored(0, 1, *PAGES[:4], reset=True, tier=Tier.COLD)))
-    async with following(sources, View(1, 1, (A,))) as (index, _):
-        assert prefix(index, Tier.POOL | Tier.COLD) == 0
-        assert index.tiered
-        assert index.prefix(names_of(PAGES), np.zeros(1, np.int64), Tier.COLD).tolist() == [4]
+async def test_of_each_worker_it_is_known_what_is_in_which_tier_until_it_leaves() -> None:
+    first = stored(0, 1, *PAGES[:2], reset=True)
+    more = Changes(1, 2, (Moved(Tier.HOST, tuple(PAGES[:4])), Moved(Tier.COLD, tuple(PAGES[:9]))))
+    sources = Sources(said(first, more, Changes(2, 3, (Moved(Tier.COLD, (), tuple(PAGES[6:9])),))))
+    async with following(sources, View(1, 1, (A,))) as (index, views):
+        tiers = (Tier.POOL, Tier.POOL | Tier.HOST, Tier.POOL | Tier.HOST | Tier.COLD)
+        assert [prefix(index, each) for each in tiers] == [2, 4, 6]
+        assert index.tiers == tiers[-1]
+        views.append(View(1, 2, ()))
+        await asyncio.sleep(1.0)
+        assert [prefix(index, each) for each in tiers] == [0, 0, 0]

@@ -10,6 +10,7 @@ import pytest
 from runtime.domain.holdings import Tier
 from runtime.ids import BootId, PageId
 from runtime.router.curves import Ints
+from runtime.router.holders import held_pages
 from runtime.router.index import Names, PageIndex, names_of
 from tests.scale import scaled
 
@@ -64,6 +65,22 @@ def test_a_page_is_held_until_it_has_left_every_tier() -> None:
     index.removed(number, names, Tier.HOST)
     index.removed(number, names, Tier.POOL)
     assert (prefix(index, names, A, tiers=7), index.pages) == ([0], 0)
+
+
+@pytest.mark.parametrize("workers", [1, 40])
+def test_of_all_tiers_at_once_each_worker_has_what_it_has_in_each(workers: int) -> None:
+    rng, names, index = random.Random(7), chain("x", 400), PageIndex()
+    boots = [BootId(f"w{number}") for number in range(workers)]
+    lengths = [[rng.randrange(401) for _ in Tier] for _ in boots]
+    for boot, each in zip(boots, lengths, strict=True):
+        for tier, length in zip(Tier, each, strict=True):
+            index.stored(index.number(boot), names[:length], tier)
+    held = held_pages(index, names, index.known(boots), 32)
+    for place, told in enumerate((held.pool, held.host, held.cold), 1):
+        truth = np.array([max(each[:place]) for each in lengths])
+        best = np.argsort(-truth)[:8]
+        assert (told[best] == 32 * truth[best]).all()
+        assert (abs(told // 32 - truth) <= 400 // 64 + 1).all()
 
 
 def test_what_is_told_twice_is_there_once() -> None:
@@ -131,16 +148,18 @@ def test_a_page_and_holder_costs_at_most_40_bytes() -> None:
         assert index.bytes / index.pages <= 40, pages
 
 
-def test_the_longest_prefix_of_120000_tokens_is_found_in_a_moment() -> None:
+@pytest.mark.parametrize("tier", [Tier.POOL, Tier.HOST, Tier.COLD])
+def test_the_longest_prefix_of_120000_tokens_is_found_in_a_moment(tier: Tier) -> None:
     index, numbers = filled(500_000, 100)
     names = chain("long", 3750)
-    index.stored(int(numbers[7]), names, Tier.POOL)
+    index.stored(int(numbers[8]), names[:2000], Tier.POOL)
+    index.stored(int(numbers[7]), names, tier)
     for number in numbers:
         index.stored(int(number), names[:16], Tier.POOL)
     times = []
     for _ in range(50):
         began = time.perf_counter()
-        found = index.prefix(names, numbers, Tier.POOL)
+        found = index.prefix(names, numbers, Tier.POOL | tier)
         times.append(time.perf_counter() - began)
     assert (int(found.max()), int(found.argmax())) == (3750, 7)
     assert abs(int(found.min()) - 16) <= 3750 // 128

@@ -81,9 +81,9 @@ async def test_who_was_told_is_kept_until_no_late_start_can_come(store: SessionS
     await store.told(sess, WorkerReceipt(WorkerId("decode-0"), BootId("boot-a"), 0, 0))
     assert (await store.erasure(TENANT, sess)).workers == (ANSWERED,)
     await store.settle(sess, 60.0)
-    assert [erased.session for erased in await store.erasures()] == [sess]
+    assert [erased.session for erased in await store.erasures(None, 9)] == [sess]
     await store.settle(sess, -1.0)
-    assert await store.erasures() == ()
+    assert await store.erasures(None, 9) == ()
     assert (await store.erasure(TENANT, sess)).workers == (ANSWERED,)
 
 
@@ -168,3 +168,15 @@ async def test_what_was_deleted_is_deleted_also_when_the_files_cannot_be_cleared
     turn = await opened(store, record(hidden.id))
     await store.forget(TENANT, turn.id)
     assert set((await rows()).values()) == {0}
+
+
+async def test_those_who_are_still_to_be_told_of_are_read_some_at_a_time(store: SessionStore) -> None:
+    for number in range(5):
+        await store.erase(TENANT, await session(store, f"sess-{number}"))
+    seen: list[SessionId] = []
+    after = None
+    while found := await store.erasures(after, 2):
+        assert len(found) <= 2
+        seen += [erased.session for erased in found]
+        after = found[-1]
+    assert sorted(seen) == [f"sess-{number}" for number in range(5)]

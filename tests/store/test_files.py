@@ -1,6 +1,7 @@
 """A store's files: of an older Baton brought up to date, of a newer left alone, of what was deleted emptied."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,25 @@ async def test_wherever_a_loss_of_power_cuts_the_log_what_was_acknowledged_befor
         taken = await kept.adopt(THERE, frozenset(), 10)
         assert len(taken) <= 1, "at most the turn that was being committed"
         await cut_short.close()
+
+
+async def test_others_write_while_somebody_reads_what_is_to_be_emptied(tmp_path: Path) -> None:
+    database = SqliteDatabase(tmp_path / "sessions.sqlite", MASTER)
+    await database.open()
+    await session(SqlSessionStore(database))
+    reader = sqlite3.connect(tmp_path / "sessions.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM sessions").fetchone()
+    await session(SqlSessionStore(database), "sess-2")
+    async with asyncio.TaskGroup() as group:
+        emptying = group.create_task(database.scrub())
+        await asyncio.sleep(0.1)
+        for number in range(3, 13):
+            async with asyncio.timeout(2):
+                await session(SqlSessionStore(database), f"sess-{number}")
+        assert not emptying.done()
+        reader.execute("ROLLBACK")
+        assert await emptying
+    reader.close()
+    assert (tmp_path / "sessions.sqlite-wal").stat().st_size == 0
+    await database.close()

@@ -26,7 +26,7 @@ def test_calls_to_keep_pages(call: KeepCall) -> None:
     assert unpack_keep_call(pb.KeepRequest.FromString(pack_keep_call(call).SerializeToString())) == call
 
 
-@given(words.KEPT)
+@given(words.HELD)
 def test_what_is_kept(kept: Kept) -> None:
     assert unpack_kept(pb.KeepResponse.FromString(pack_kept(kept).SerializeToString())) == kept
 

@@ -207,7 +207,7 @@ KEEP_CALLS = st.builds(
     POSITIVE,
     SESSIONS,
 )
-KEPT = st.builds(Kept, U32, U64)
+HELD = st.builds(Kept, U32, U64)
 FETCH_CALLS = st.builds(FetchCall, TICKETS, SESSIONS)
 FETCHED = st.builds(Fetched, U32, U64)
 PREFILL_CALLS = st.builds(

@@ -43,9 +43,9 @@ class ForgetSessionResponse(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
     dropped: _builtins.int
-    """Pages that were dropped."""
+    """Copies of pages that were dropped, of the pool and of what is behind it."""
     shared: _builtins.int
-    """Pages with tokens of the session that others have used as well, and that stay for them."""
+    """Copies of pages with tokens of the session that others have used as well, and that stay for them."""
     def __init__(
         self,
         *,

@@ -703,7 +703,7 @@ class Tier(_message.Message):
     read_pages: _builtins.int
     """Pages that it read since then."""
     trouble: _builtins.str
-    """Why it is left alone now, for people; empty while it is not. At most 512 characters."""
+    """What does not work, and why, for people; empty once all of it works again. At most 512 characters."""
     @_builtins.property
     def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """What it gave up since then, by reason; at most 64, each name at most 64 characters."""

@@ -32,7 +32,7 @@ class _PageTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PageTier.Val
     PAGE_TIER_HOST: _PageTier.ValueType  # 2
     """The memory of its host."""
     PAGE_TIER_COLD: _PageTier.ValueType  # 3
-    """A store that every worker of the mesh reaches."""
+    """A store that every worker of the mesh reaches, as far as this one knows what is there."""
 
 class PageTier(_PageTier, metaclass=_PageTierEnumTypeWrapper): ...
 
@@ -43,7 +43,7 @@ PAGE_TIER_POOL: PageTier.ValueType  # 1
 PAGE_TIER_HOST: PageTier.ValueType  # 2
 """The memory of its host."""
 PAGE_TIER_COLD: PageTier.ValueType  # 3
-"""A store that every worker of the mesh reaches."""
+"""A store that every worker of the mesh reaches, as far as this one knows what is there."""
 Global___PageTier: _TypeAlias = PageTier  # noqa: Y015
 
 @_typing.final

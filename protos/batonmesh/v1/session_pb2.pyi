@@ -1440,12 +1440,14 @@ class ErasureReceipt(_message.Message):
     done: _builtins.bool
     """The session store: nothing is left in the files that the mesh keeps itself; those of a PostgreSQL server remember
     unreadable remains until it vacuums and recycles its log. A worker: it has answered. One that died before it did
-    has no memory any more.
+    has no memory any more, and what it has written to a store is removed by any other.
     """
     erased: _builtins.int
-    """Rows that were deleted, or pages that were dropped."""
+    """Rows that were deleted, or copies of pages that were dropped: of the worker's pool, of its host's memory, and of the
+    store that all workers reach, which counts with the worker that comes first.
+    """
     shared: _builtins.int
-    """Pages that stay, because other sessions have used the same ones."""
+    """Copies of pages that stay, because other sessions have used the same ones."""
     def __init__(
         self,
         *,

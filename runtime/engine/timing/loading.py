@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime.domain.pages import ROOT
+from runtime.domain.readers import NOBODY
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
 from runtime.domain.tiers import Wanted
@@ -27,7 +28,7 @@ def host_rate(spec: ModelSpec, pages: int) -> float:
     arena = Arena(codec, pages * codec.page_bytes)
     frames = _frames(spec, pages)
     for frame in frames:
-        arena.put(frame)
+        arena.put(frame, ROOT, frozenset({NOBODY}))
     return _rate(spec, [frame.page for frame in frames], arena.get)
 
 

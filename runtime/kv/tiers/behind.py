@@ -4,9 +4,10 @@ Owns what waits and what is under way, both bounded. A page that is evicted befo
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from runtime.clock import Clock
+from runtime.domain.readers import Reader
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Copied, Filled, Frame
 from runtime.domain.tiers import Backlog, Wanted, wanted_of
@@ -17,12 +18,13 @@ _BATCH_BYTES = 8 << 20
 _BATCH_PAGES = 16
 _BACKLOG_PAGES = 16_384
 
-Keep = Callable[[Frame, Wanted], bool]
+Keep = Callable[[Frame | None, Wanted], Awaitable[bool]]
 
 
 class WriteBehind:
-    """`copy` asks the engine for pages, whose content comes by `copied`; `keep` puts one away, says whether it did, and
-    may block, so it runs on `run_blocking`. Not more than `bytes_per_s` of pages, on average."""
+    """`copy` asks the engine for pages, whose content comes by `copied`; `keep` puts one away, or notes who uses one
+    that is `kept` already, and says whether it need not be tried again. It ends in time. Not more than `bytes_per_s` of
+    pages, on average."""
 
     def __init__(
         self,
@@ -30,8 +32,8 @@ class WriteBehind:
         bytes_per_s: float,
         clock: Clock,
         copy: Callable[[tuple[PageId, ...]], None],
+        kept: Callable[[PageId], bool],
         keep: Keep,
-        run_blocking: Callable[[Callable[[], bool]], "asyncio.Future[bool]"],
     ) -> None:
         self.missed = 0
         self._tokens = spec.page_tokens
@@ -39,8 +41,8 @@ class WriteBehind:
         self._page_s = spec.page_bytes / bytes_per_s
         self._clock = clock
         self._copy = copy
+        self._kept = kept
         self._keep = keep
-        self._run_blocking = run_blocking
         self._backlog = Backlog(_BACKLOG_PAGES)
         self._wake = asyncio.Event()
         self._asked: asyncio.Future[tuple[Copied, ...]] | None = None
@@ -56,12 +58,15 @@ class WriteBehind:
         """Pages that found no room in the backlog, or were evicted before their turn."""
         return self._backlog.dropped + self.missed
 
-    def filled(self, filled: Filled, lacks: Callable[[PageId], bool]) -> None:
+    def filled(self, filled: Filled, lacks: Callable[[Wanted], bool]) -> None:
         """Write behind those of the pages that are lacking."""
-        wanted = wanted_of(filled.pages, filled.first, filled.parent, filled.salt)
-        self._backlog.add(each for each in wanted if each.page not in self._putting and lacks(each.page))
+        self._backlog.add(each for each in wanted_of(filled) if not self._is_put(each) and lacks(each))
         if len(self._backlog):
             self._wake.set()
+
+    def forget(self, reader: Reader) -> None:
+        """Write nothing more of what only this reader has used, but for what is under way."""
+        self._backlog.forget(reader)
 
     def copied(self, copied: tuple[Copied, ...]) -> None:
         if copied and self._asked is not None and not self._asked.done():
@@ -83,16 +88,27 @@ class WriteBehind:
     async def _put(self, taken: dict[PageId, Wanted]) -> None:
         began = self._clock.now()
         self._putting = taken
-        self._asked = asyncio.get_running_loop().create_future()
-        self._copy(tuple(taken))
-        frames = list(self._frames(await self._asked))
-        kept = await asyncio.gather(*(self._run_blocking(self._job(frame, taken[frame.page])) for frame in frames))
+        known = [page for page in taken if self._kept(page)]
+        frames = {frame.page: frame for frame in await self._copies(tuple(page for page in taken if page not in known))}
+        pages = [*known, *frames]
+        done = await asyncio.gather(*(self._keep(frames.get(page), taken[page]) for page in pages))
         self._putting = {}
-        if not all(kept):
-            failed = [frame.page for frame, done in zip(frames, kept, strict=True) if not done]
-            self._backlog.put_back({page: taken[page] for page in failed})
+        if not all(done):
+            self._backlog.put_back({page: taken[page] for page, put in zip(pages, done, strict=True) if not put})
             self._wake.set()
         await self._clock.sleep(max(began + len(frames) * self._page_s - self._clock.now(), 0))
+
+    async def _copies(self, pages: tuple[PageId, ...]) -> list[Frame]:
+        if not pages:
+            return []
+        self._asked = asyncio.get_running_loop().create_future()
+        self._copy(pages)
+        return list(self._frames(await self._asked))
+
+    def _is_put(self, wanted: Wanted) -> bool:
+        """Whether just that is under way."""
+        known = self._putting.get(wanted.page)
+        return known is not None and wanted.readers <= known.readers
 
     def _frames(self, copied: Iterable[Copied]) -> Iterable[Frame]:
         for each in copied:
@@ -100,6 +116,3 @@ class WriteBehind:
                 self.missed += 1
             else:
                 yield Frame(each.page, self._putting[each.page].index, self._tokens, each.payload)
-
-    def _job(self, frame: Frame, wanted: Wanted) -> Callable[[], bool]:
-        return lambda: self._keep(frame, wanted)

@@ -14,7 +14,6 @@ class Counting:
     def __init__(self, tier: Tier) -> None:
         self.written = 0
         self.read = 0
-        self.trouble = ""
         self._tier = tier
         self._failures: Counter[str] = Counter()
 
@@ -28,8 +27,8 @@ class Counting:
                 extra={"reason": reason, "count": count},
             )  # fmt: skip
 
-    def report(self, place: str, pages: int, used_bytes: int, capacity_bytes: int) -> TierReport:
+    def report(self, place: str, pages: int, used_bytes: int, capacity_bytes: int, trouble: str = "") -> TierReport:
         failures = tuple(sorted(self._failures.items()))
         return TierReport(
-            self._tier, place, pages, used_bytes, capacity_bytes, self.written, self.read, failures, self.trouble
+            self._tier, place, pages, used_bytes, capacity_bytes, self.written, self.read, failures, trouble
         )

@@ -1,6 +1,7 @@
 """A store of objects, a folder or a bucket, as the cold tier needs it. Knows no page; its methods block."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 S3 = "s3://"
 _LISTED_AT_ONCE = 1000
 _ABANDONED_S = 3600
+# What a folder leaves of its disk to others, who may not do without as we can: a twentieth, and up to so much.
+_SPARED_BYTES = 2 << 30
+_SPARED_PARTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,13 @@ class Objects(Protocol):
         """Whole or not at all; one that is there already stays."""
 
     def delete(self, names: Sequence[str]) -> None:
-        """Those that are there."""
+        """Those that are there, and what writers that died left unfinished of them."""
 
     def list(self) -> Iterator[Listed]: ...
 
-    def now(self, prefix: str) -> float:
-        """Seconds on the store's own clock, so that ages are not judged by ours."""
+    def now(self, prefix: str, probe_bytes: int = 0) -> float:
+        """Seconds on the store's own clock, so that ages are not judged by ours. Found by writing so many bytes, which
+        also shows whether there is room for them."""
 
     def sweep(self, before: float) -> None:
         """Remove what writers that died left unfinished before that time."""
@@ -72,6 +77,7 @@ class StoredObjects:
 
     def create(self, name: str, content: bytes) -> None:
         try:
+            self._check_room(len(content))
             obstore.put(self._store, name, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return
@@ -86,6 +92,9 @@ class StoredObjects:
             for name in names:
                 with suppress(FileNotFoundError):
                     obstore.delete(self._store, name)
+                file = self._folder / name
+                for unfinished in file.parent.glob(f"{file.name}#*"):
+                    unfinished.unlink(missing_ok=True)
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
 
@@ -97,10 +106,11 @@ class StoredObjects:
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
 
-    def now(self, prefix: str) -> float:
+    def now(self, prefix: str, probe_bytes: int = 0) -> float:
         name = f"{prefix}/clock"
         try:
-            obstore.put(self._store, name, b"", use_multipart=False)
+            self._check_room(probe_bytes)
+            obstore.put(self._store, name, bytes(probe_bytes), use_multipart=False)
             return obstore.head(self._store, name)["last_modified"].timestamp()
         except (BaseError, OSError, ValueError) as error:
             raise _unavailable(error) from error
@@ -116,6 +126,15 @@ class StoredObjects:
                         file.unlink()
         except OSError as error:
             raise _unavailable(error) from error
+
+    def _check_room(self, size: int) -> None:
+        """Raise `Unavailable` when too little of a folder's disk would be left to others."""
+        if self._folder is None or not size:
+            return
+        disk = shutil.disk_usage(self._folder)
+        spared = min(_SPARED_BYTES, disk.total // _SPARED_PARTS)
+        if disk.free < spared:
+            raise Unavailable(f"{disk.free >> 20} MiB are free on its disk, and {spared >> 20} MiB are left to others")
 
 
 def open_objects(where: str, patience_s: float) -> StoredObjects:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from runtime.kv.tiers.objects import open_objects
@@ -52,6 +53,25 @@ async def test_a_bucket_that_hangs_delays_an_answer_by_its_patience_and_no_more(
             await tiers_of(mesh, user, DECODE_0, lambda tier: tier.trouble != "")
         finally:
             s3.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_full_disk_costs_no_request(tmp_path: Path, tiny_disk: Path) -> None:
+    settings = kept(tmp_path, cold=str(tiny_disk / "pages"))
+    async with local_mesh(settings) as mesh, asked(mesh) as user:
+        assert (await user.ask())[0] == expected()
+        await tiers_of(mesh, user, DECODE_0, lambda tier: tier.pages >= STORED // PAGE)
+        with (tiny_disk / "filling").open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert (await user.ask(OTHER))[0] == expected(OTHER)
+        await tiers_of(mesh, user, DECODE_0, lambda tier: tier.trouble.startswith("writing: "))
+        assert (await user.ask(OTHER[::-1]))[0] == expected(OTHER[::-1])
+        mesh.check()
+    async with local_mesh(settings) as mesh, asked(mesh) as user:
+        await tiers_of(mesh, user, DECODE_0, lambda tier: tier.pages >= STORED // PAGE)
+        text, final = await user.ask()
+        assert (text, final.handoff.cold_tokens) == (expected(), STORED), "what is there is read as before"
+        assert (await user.ask(OTHER))[0] == expected(OTHER)
 
 
 async def until_stored(bucket: str, pages: int) -> None:

@@ -3,10 +3,12 @@ that is not there."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,23 @@ import pytest
 
 from runtime.domain.steps import Frame
 from runtime.errors import Unavailable
+from runtime.kv.tiers import objects
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import Listed, Objects, StoredObjects, open_objects
 from runtime.kv.tiers.pages import PageCodec
 from tests.kv.tiers.conftest import OpenStore, S3Server
-from tests.kv.tiers.pages import CODEC, OTHER_SALT, SALT, SEALED_BYTES, SPEC, frame, ident, parent, payload, wanted
+from tests.kv.tiers.pages import (
+    CODEC,
+    OTHER_SALT,
+    SALT,
+    SEALED_BYTES,
+    SPEC,
+    frame,
+    ident,
+    parent,
+    payload,
+    wanted,
+)
 
 LARGE, LONG_S = 1 << 30, 3600.0
 
@@ -71,8 +85,8 @@ class Failing:
     def list(self) -> Iterator[Listed]:
         return self._do().list()
 
-    def now(self, prefix: str) -> float:
-        return self._do().now(prefix)
+    def now(self, prefix: str, probe_bytes: int = 0) -> float:
+        return self._do().now(prefix, probe_bytes)
 
     def sweep(self, before: float) -> None:
         self._do().sweep(before)
@@ -157,7 +171,7 @@ def test_a_store_that_fails_is_left_alone_for_longer_each_time_and_used_again_wh
     assert store.calls == calls, "nobody waits for it twice in a moment"
     first = cold.reading.left
     assert 0 < first <= 1
-    assert cold.report().trouble == "the bucket is gone"
+    assert cold.report().trouble == "reading: the bucket is gone"
     now[0] += first
     assert read(cold, 0) is None
     assert cold.reading.left > first
@@ -166,6 +180,51 @@ def test_a_store_that_fails_is_left_alone_for_longer_each_time_and_used_again_wh
     assert read(cold, 0) is not None
     assert (cold.reading.left, cold.report().trouble) == (0, "")
     assert dict(cold.report().failures) == {"reading": 2}
+
+
+def test_trouble_names_what_does_not_work_and_ends_once_that_works_again(tmp_path: Path) -> None:
+    now = [100.0]
+    store = Failing(folder(tmp_path))
+    cold = tier(store, now=lambda: now[0])
+    write(cold, 0)
+    store.broken = "No space left on device"
+    write(cold, 1)
+    store.broken = ""
+    assert read(cold, 0) is not None
+    assert cold.report().trouble == "writing: No space left on device", "that it can be read is another matter"
+    cold.slow(cold.reading)
+    assert cold.report().trouble == "reading: it does not answer in time; writing: No space left on device"
+    now[0] += 60
+    store.broken = "the bucket is gone"
+    cold.keep()
+    assert cold.report().trouble.endswith("keeping: the bucket is gone")
+    store.broken = ""
+    now[0] += 60
+    cold.keep()
+    assert cold.report().trouble == "", "nobody has written or read anything meanwhile"
+    assert (cold.reading.left, cold.writing.left) == (0, 0)
+
+
+def test_a_disk_that_is_still_full_is_still_trouble(tiny_disk: Path) -> None:
+    now = [100.0]
+    large = PageCodec(replace(SPEC, page_tokens=256))
+    cold = ColdTier(folder(tiny_disk), large, LARGE, LONG_S, lambda: now[0])
+    filling = tiny_disk / "filling"
+    cold.keep()
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    page = Frame(ident(0), 0, 256, bytes(large.spec.page_bytes))
+    assert not cold.write(page, wanted(0))
+    for _ in range(2):
+        now[0] += 60
+        cold.keep()
+        assert "free on its disk" in cold.report().trouble
+    filling.unlink()
+    now[0] += 60
+    cold.keep()
+    assert cold.report().trouble == ""
+    assert cold.write(page, wanted(0))
 
 
 def test_what_cannot_be_written_is_given_up_and_reading_goes_on(tmp_path: Path) -> None:
@@ -180,12 +239,16 @@ def test_what_cannot_be_written_is_given_up_and_reading_goes_on(tmp_path: Path) 
     assert dict(cold.report().failures) == {"writing": 1}
 
 
-def test_a_full_disk_costs_what_is_not_written(tiny_disk: Path) -> None:
+@pytest.mark.parametrize("spared", [0, 2 << 30])
+def test_a_full_disk_costs_what_is_not_written(tiny_disk: Path, spared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_SPARED_BYTES", spared)
     store = folder(tiny_disk)
     cold = tier(store)
     write(cold, 0)
     (tiny_disk / "filling").write_bytes(bytes((1 << 20) - (64 << 10)))
     write(cold, *range(1, 200))
+    assert ("No space left" in cold.report().trouble) is (spared == 0)
+    assert shutil.disk_usage(tiny_disk).free >= (1 << 20) // 20 - 8192 or not spared
     failures = dict(cold.report().failures)
     assert failures == {"writing": 1}, "it is left alone after the first"
     assert read(cold, 0) is not None
@@ -222,6 +285,18 @@ def test_the_store_stays_within_its_bound_and_loses_what_was_not_used_for_longes
     assert cold.report().bytes <= 6 * SEALED_BYTES
     assert len(files(tmp_path)) == cold.report().pages == 5, "some room is made, not for one page"
     assert all(ident(number) in cold for number in range(5)), "a chain loses its end"
+
+
+def test_what_is_written_between_two_looks_stays_within_the_bound(tmp_path: Path) -> None:
+    cold = tier(folder(tmp_path), capacity_bytes=6 * SEALED_BYTES)
+    write(cold, *range(10))
+    assert len(files(tmp_path)) == 6
+    assert cold.full
+    assert cold.report().trouble == ""
+    cold.keep()
+    assert not cold.full
+    write(cold, *range(20, 30))
+    assert len(files(tmp_path)) == 6
 
 
 def test_what_was_not_used_for_long_is_collected_whatever_model_it_was_of(tmp_path: Path) -> None:

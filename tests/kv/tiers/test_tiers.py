@@ -1,9 +1,11 @@
 """Both tiers behind a pool, over the threads that read and write: what is found, in time or not at all."""
 
 import asyncio
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from runtime.clock import LoopClock
+from runtime.domain import holdings
 from runtime.domain.pages import Occupancy
 from runtime.domain.steps import Copied, Filled, Load, StepOutput
 from runtime.domain.tiers import Tier
-from runtime.errors import StartError
-from runtime.ids import PageId
+from runtime.errors import StartError, Unavailable
+from runtime.ids import PageId, SessionId
+from runtime.kv.tiers import tiers as tiers_module
 from runtime.kv.tiers.arena import Arena
 from runtime.kv.tiers.cold import ColdTier
 from runtime.kv.tiers.objects import Objects, open_objects
 from runtime.kv.tiers.tiers import PageTiers, TierSettings
-from tests.kv.tiers.pages import CODEC, SALT, SPEC, chain, frame, ident, parent, payload, wanted
-from tests.kv.tiers.test_cold import Failing
+from tests.kv.tiers.pages import CODEC, PUBLIC, SALT, SPEC, chain, frame, ident, parent, payload, wanted
+from tests.kv.tiers.test_cold import Failing, files
 
 LOAD = Load(0, 0, 0, 0, Occupancy(0, 0, 0, 0))
 FAST = TierSettings(least_tokens=SPEC.page_tokens, patience_s=5.0, write_bytes_per_s=1 << 30)
@@ -34,6 +38,7 @@ class Pool:
         self.tiers: PageTiers
         self.asked: list[tuple[PageId, ...]] = []
         self.evicted: set[PageId] = set()
+        self.held: dict[holdings.Tier, set[PageId]] = defaultdict(set)
         self._payloads = {ident(number): payload(number) for number in range(64)}
 
     def copy(self, pages: tuple[PageId, ...]) -> None:
@@ -41,9 +46,13 @@ class Pool:
         copied = tuple(Copied(page, None if page in self.evicted else self._payloads[page]) for page in pages)
         asyncio.get_running_loop().call_soon(self.tiers.on_step, step(copied=copied))
 
-    def fills(self, count: int, first: int = 0) -> None:
-        pages = tuple(chain(first + count)[first:])
-        self.tiers.on_step(step(filled=(Filled(pages, first, parent(first), SALT),)))
+    def changed(self, stored: Sequence[PageId], removed: Sequence[PageId], tier: holdings.Tier) -> None:
+        self.held[tier] -= set(removed)
+        self.held[tier] |= set(stored)
+
+    def fills(self, count: int, first: int = 0, session: str | None = None) -> None:
+        pages, whose = tuple(chain(first + count)[first:]), None if session is None else SessionId(session)
+        self.tiers.on_step(step(filled=(Filled(pages, first, parent(first), SALT, whose),)))
 
 
 def step(filled: tuple[Filled, ...] = (), copied: tuple[Copied, ...] = ()) -> StepOutput:
@@ -59,7 +68,7 @@ async def behind(
     host: Arena | None = None, cold: ColdTier | None = None, settings: TierSettings = FAST
 ) -> AsyncIterator[Pool]:
     pool = Pool()
-    pool.tiers = PageTiers(SPEC, host, cold, settings, LoopClock(), pool.copy)
+    pool.tiers = PageTiers(SPEC, host, cold, settings, LoopClock(), pool.copy, pool.changed)
     async with pool.tiers.running():
         yield pool
 
@@ -164,7 +173,7 @@ async def test_nobody_waits_for_a_store_that_hangs_who_finds_his_pages_in_memory
     for number in range(8, 40):
         cold.write(frame(number), wanted(number))
     for number in range(4):
-        host.put(frame(number))
+        host.put(frame(number), parent(number), PUBLIC)
     async with behind(host, cold) as pool:
         hanging = pool.tiers.load(chain(40), 8, SALT)
         try:
@@ -258,4 +267,126 @@ async def test_while_nothing_can_be_written_pages_wait_in_the_pool_and_then_are_
         store.broken = ""
         now[0] = 100.0
         await until(lambda: pool.tiers.match(chain(64), 0) == 64 and pool.tiers.waiting == 0)
-        assert pool.tiers.reports()[0].trouble == ""
+        await until(lambda: pool.tiers.reports()[0].trouble == "")
+
+
+async def test_what_comes_into_a_tier_and_leaves_it_is_told(tmp_path: Path) -> None:
+    store = open_objects(str(tmp_path), 5.0)
+    cold_tier(store).write(frame(40), wanted(40))
+    async with behind(Arena(CODEC, 4 * CODEC.page_bytes), cold_tier(store)) as pool:
+        pool.fills(6)
+        there = {ident(number) for number in (*range(6), 40)}
+        await until(lambda: pool.held[holdings.Tier.COLD] == there)
+        await until(lambda: len(pool.held[holdings.Tier.HOST]) == 4)
+        pool.fills(2, 8, "sess-1")
+        await until(lambda: len(pool.held[holdings.Tier.COLD]) == 9)
+        await pool.tiers.forget(SessionId("sess-1"))
+        await until(lambda: pool.held[holdings.Tier.COLD] == there)
+        assert not pool.held[holdings.Tier.HOST] & {ident(8), ident(9)}
+
+
+class Stuck(Failing):
+    """A store of which no writer comes back, until it is let go."""
+
+    def __init__(self, objects: Objects) -> None:
+        super().__init__(objects)
+        self.go = threading.Event()
+        self.hanging = 0
+
+    def create(self, name: str, content: bytes) -> None:
+        self.hanging += 1
+        self.go.wait(60)
+        super().create(name, content)
+
+
+async def test_a_store_that_hangs_for_ever_stops_neither_the_memory_nor_the_end_of_the_worker(tmp_path: Path) -> None:
+    store = Stuck(open_objects(str(tmp_path), 5.0))
+    host = Arena(CODEC, 1 << 20)
+    settings = TierSettings(SPEC.page_tokens, 0.02, 1 << 30)
+    try:
+        async with behind(host, cold_tier(store), settings) as pool:
+            pool.fills(16)
+            await until(lambda: pool.tiers.reports()[-1].trouble == "writing: it does not answer in time")
+            pool.fills(16, 16)
+            await until(lambda: all(ident(number) in host for number in range(32)))
+            assert store.hanging == 2, "who hangs is not joined by others"
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 5
+    finally:
+        store.go.set()
+
+
+async def test_a_page_that_hangs_for_ever_keeps_no_process_from_its_end(tmp_path: Path) -> None:
+    """A pipe in its place: whoever opens it waits until somebody writes."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", HANGING, str(tmp_path))
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+
+
+HANGING = """
+import asyncio, os, sys
+from pathlib import Path
+from runtime.kv.tiers.tiers import TierSettings
+from tests.kv.tiers.pages import *
+from tests.kv.tiers.test_tiers import behind, cold_tier, open_objects
+async def main():
+    cold = cold_tier(open_objects(sys.argv[1], 5.0))
+    cold.write(frame(0), wanted(0))
+    (file,) = Path(sys.argv[1]).rglob("*-0")
+    file.unlink()
+    os.mkfifo(file)
+    async with behind(cold=cold, settings=TierSettings(SPEC.page_tokens, 0.2, 1 << 30)) as pool:
+        assert [page async for page in pool.tiers.load(chain(1), 0, SALT).pages()] == []
+        assert pool.tiers.reports()[0].trouble == "reading: it does not answer in time"
+asyncio.run(main())
+"""
+
+
+async def test_what_is_erased_is_dropped_from_all_tiers_and_counted(tmp_path: Path) -> None:
+    host = Arena(CODEC, 1 << 20)
+    async with behind(host, cold_tier(open_objects(str(tmp_path), 5.0))) as pool:
+        pool.fills(6, session="sess-1")
+        pool.fills(2, session="sess-2")
+        pool.fills(1)
+        await until(lambda: pool.tiers.waiting == 0)
+        assert await pool.tiers.forget(SessionId("sess-1")) == (8, 4)
+        assert pool.tiers.match(chain(6), 0) == 2
+        assert await pool.tiers.forget(SessionId("sess-1")) == (0, 0)
+        assert await pool.tiers.forget(SessionId("sess-2")) == (2, 2)
+        assert await loaded(pool.tiers, 6) == [(0, Tier.HOST)], "somebody without a session has used it"
+
+
+async def test_what_waits_to_be_written_of_an_erased_session_never_is(tmp_path: Path) -> None:
+    store = Stuck(open_objects(str(tmp_path), 5.0))
+    async with behind(cold=cold_tier(store)) as pool, asyncio.TaskGroup() as group:
+        pool.fills(40, session="sess-1")
+        await until(lambda: store.hanging == 2)
+        forgetting = group.create_task(pool.tiers.forget(SessionId("sess-1")))
+        await asyncio.sleep(0.1)
+        assert not forgetting.done(), "as long as something of it is being written"
+        store.go.set()
+        await forgetting
+        await until(lambda: pool.tiers.waiting == 0)
+        assert files(tmp_path) == []
+        assert sum(map(len, pool.asked)) == 16
+
+
+async def test_an_erasure_that_a_store_delays_is_asked_for_again_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Failing(open_objects(str(tmp_path), 5.0))
+    async with behind(Arena(CODEC, 1 << 20), cold_tier(store)) as pool:
+        pool.fills(3, session="sess-1")
+        await until(lambda: pool.tiers.waiting == 0)
+        store.broken = "the bucket is gone"
+        with pytest.raises(Unavailable):
+            await pool.tiers.forget(SessionId("sess-1"))
+        store.broken = ""
+        go = threading.Event()
+        monkeypatch.setattr(tiers_module, "_FORGET_S", 0.05)
+        monkeypatch.setattr(store, "list", lambda: iter([*Failing.list(store)]) if go.wait(30) else iter(()))
+        with pytest.raises(Unavailable):
+            await pool.tiers.forget(SessionId("sess-1"))
+        go.set()
+        await asyncio.sleep(0.2)
+        assert await pool.tiers.forget(SessionId("sess-1")) == (6, 0)
