@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 
 from runtime.domain.messages import Handoff
-from runtime.domain.sessions import MAIN, Item, OnConflict, Session, TurnEvent
-from runtime.domain.spending import NO_ACCOUNT
-from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotFound, TooLarge
+from runtime.domain.sessions import MAIN, Item, OnConflict, Policies, Session, TurnEvent
+from runtime.domain.spending import Account, Amounts, Limits, Reserve
+from runtime.errors import (
+    BatonError,
+    BudgetSpent,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    TooLarge,
+)
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
 from runtime.store import bundle as bundle_module
+from runtime.store import checking, sessions
 from runtime.store.bundle import MAGIC, Bundle, Kind, Rows, read_bundle, write_bundle
 from runtime.store.packing import chained, pack, pack_item, pack_tokens, unpack
 from runtime.store.sealing import KEY_BYTES, MasterKey
@@ -23,6 +31,7 @@ from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.store.conftest import Rows as CountRows
 from tests.store.talking import (
+    COMMITTED,
     OTHER,
     TENANT,
     committed,
@@ -61,9 +70,10 @@ async def grown(store: SessionStore) -> SessionId:
 
 
 async def said(store: SessionStore, sess: SessionId) -> list[object]:
-    """All but the account, which does not go along."""
+    """All but what only counts here: of its account the limits go along, and what was spent."""
     found, branches = await store.get(TENANT, sess)
-    found = replace(found, account=NO_ACCOUNT)
+    account = Account(found.account.limits, found.account.used, ttl_ms=found.account.ttl_ms)
+    found = replace(found, account=account)
     told: list[object] = [found, branches]
     for branch in branches:
         context = replace(await store.context(TENANT, sess, branch.name), session=found)
@@ -120,6 +130,55 @@ async def test_a_hidden_session_is_hidden_wherever_it_goes(store: SessionStore, 
     taken = await elsewhere.take_in(TENANT, await store.read_out(TENANT, made.id), None)
     assert taken.hidden
     assert await elsewhere.list(TENANT, None, 10) == ()
+
+
+async def test_a_session_keeps_its_limits_and_what_was_spent_wherever_it_goes(
+    store: SessionStore, elsewhere: SessionStore
+) -> None:
+    account, policies = Account(Limits(turns=2), ttl_ms=60_000), Policies(OnConflict.ENQUEUE, cancel_unwatched=True)
+    made = await store.create(Session(CROSSING, TENANT, "model", 0, policies=policies, account=account), None)
+    one = Amounts(1, 0, 3, 1, 5, 6)
+    await committed(store, replace(record(made.id), reserve=Reserve(one)), replace(COMMITTED, took=one))
+    taken = await elsewhere.take_in(TENANT, await store.read_out(TENANT, made.id), None)
+    assert (taken.account.limits, taken.account.used, taken.account.held) == (Limits(turns=2), one, Amounts())
+    assert (taken.account.ttl_ms, taken.policies) == (60_000, policies)
+    base = (await elsewhere.context(TENANT, made.id, MAIN)).branch
+    second = record(made.id, "turn-2", base.place, context=base.tokens)
+    await committed(elsewhere, replace(second, reserve=Reserve(one)), replace(COMMITTED, took=one))
+    base = (await elsewhere.context(TENANT, made.id, MAIN)).branch
+    third = record(made.id, "turn-3", base.place, context=base.tokens)
+    with pytest.raises(BudgetSpent) as refused:
+        await elsewhere.open(replace(third, reserve=Reserve(one)), None)
+    assert refused.value.field == "limits.turns"
+
+
+async def test_a_file_that_tells_no_limits_has_none(store: SessionStore, elsewhere: SessionStore) -> None:
+    """As an older Baton wrote them."""
+    read = read_bundle(await store.read_out(TENANT, await talked(store, 1)))
+    about = {name: told for name, told in read.session.items() if name not in ("limits", "used", "ttl_ms", "policies")}
+    taken = await elsewhere.take_in(TENANT, write_bundle(replace(read, session=about)), None)
+    assert (taken.account, taken.policies) == (Account(), Policies())
+
+
+async def test_tokens_that_swell_together_are_refused_before_they_are_kept(
+    store: SessionStore, elsewhere: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each column is within its bound."""
+    sess = await talked(store, 4)
+    data = await store.read_out(TENANT, sess)
+    monkeypatch.setattr(checking, "MAX_INFLATED_BYTES", 1 << 20)
+    read = read_bundle(data)
+    swollen = b"\1" + zlib.compress(bytes(400_000), 9)
+    tables = [
+        replace(rows, rows=[(*row[:-1], swollen) for row in rows.rows]) if rows.table == "segments" else rows
+        for rows in read.tables
+    ]
+    with pytest.raises(InvalidArgument, match="more than 1 MiB"):
+        await elsewhere.take_in(TENANT, write_bundle(replace(read, tables=tuple(tables))), None)
+    # What could not be taken in is not written either.
+    monkeypatch.setattr(sessions, "MAX_INFLATED_BYTES", 30)
+    with pytest.raises(TooLarge):
+        await store.read_out(TENANT, sess)
 
 
 async def test_what_a_dropped_branch_left_still_goes_along(store: SessionStore, elsewhere: SessionStore) -> None:
@@ -293,6 +352,26 @@ def _a_handoff_of_lists(_about: dict[str, Any], tables: dict[str, list[list[Any]
     _another(tables, -1, "handoff", {**asdict(Handoff(1)), "prompt_tokens": []})
 
 
+def _limits_in_words(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["limits"] = ["many"]
+
+
+def _spent_less_than_nothing(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["used"] = [-1]
+
+
+def _more_measures_than_there_are(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["limits"] = [1] * 7
+
+
+def _a_life_without_end(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["ttl_ms"] = 2**62
+
+
+def _policies_of_nobody(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["policies"] = ["perhaps", False]
+
+
 def _an_epoch_below_the_first(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
     tables["turns"][0][3] = -1
 
@@ -311,7 +390,8 @@ FORGED: tuple[Forging, ...] = (
     _a_key_twice, _a_turn_said_twice, _an_answer_of_the_system, _an_answer_that_is_no_text,
     _an_epoch_after_which_there_is_none, _a_question_that_is_no_text, _instructions_that_are_no_text,
     _a_memo_that_is_none, _usage_in_words, _a_handoff_of_lists, _an_epoch_below_the_first,
-    _a_name_that_no_call_takes, _a_branch_that_no_call_takes,
+    _a_name_that_no_call_takes, _a_branch_that_no_call_takes, _limits_in_words, _spent_less_than_nothing,
+    _more_measures_than_there_are, _a_life_without_end, _policies_of_nobody,
 )  # fmt: skip
 
 
