@@ -86,10 +86,10 @@ class User:
                 # Of a session that another user has deleted, or of a turn that another has rolled back.
                 if not self._room.forgotten and isinstance(step, Say):
                     raise
-            except FailedPrecondition as error:
-                self._refused(step, error)
             except (ContextExceeded, BudgetSpent) as error:
                 self._world.say(self._process.name, f"has talked too long: {error.message}")
+            except FailedPrecondition as error:
+                self._refused(step, error)
             await asyncio.sleep(self._room.talk.pause_s)
 
     async def _do(self, step: Step) -> None:
