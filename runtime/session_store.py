@@ -205,7 +205,8 @@ class SessionStore(Protocol):
         """Let an erasure be of `erasures` no more, if it is that old."""
 
     async def read_out(self, tenant: TenantId, session: SessionId) -> bytes:
-        """All that is committed of a session as one file; raises `TooLarge` naming `session`."""
+        """All that is committed of a session as one file, with its limits and what was spent of them; raises `TooLarge`
+        naming `session`."""
 
     async def take_in(self, tenant: TenantId, data: bytes, key: Key | None) -> Session:
         """A session out of such a file, whole or not at all. Raises `InvalidArgument` or `TooLarge` naming `bundle`,

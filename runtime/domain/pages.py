@@ -237,6 +237,10 @@ class PagePool:
             if session not in entry.readers:
                 entry.readers |= {session}
 
+    def pages_of(self, session: SessionId) -> int:
+        """How many hold what this session has used."""
+        return sum(session in entry.readers for entry in self._pages)
+
     def forget(self, session: SessionId) -> tuple[int, int]:
         """Drop what only this session has used, whose sequences are gone; gives how many pages, and how many of its
         others stay for those who have used them as well."""

@@ -47,7 +47,7 @@ from runtime.engine.grammar import Constraint, Grammars
 from runtime.engine.history import History
 from runtime.engine.output import OutputStream
 from runtime.errors import BatonError, ContextExceeded, InvalidArgument, NotSupported
-from runtime.ids import PageId, SequenceId
+from runtime.ids import PageId, SequenceId, SessionId
 from runtime.ports import TextDecoder
 
 if TYPE_CHECKING:
@@ -172,6 +172,9 @@ class EngineCore:
 
     def load(self) -> Load:
         return self._batcher.load()
+
+    def pages_of(self, session: SessionId) -> int:
+        return self._batcher.pool.pages_of(session)
 
     def check(self) -> None:
         self._batcher.check()

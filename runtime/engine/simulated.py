@@ -28,7 +28,7 @@ from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.grammar import Grammars
 from runtime.engine.history import History
 from runtime.errors import InvalidArgument
-from runtime.ids import PageId
+from runtime.ids import PageId, SessionId
 
 _WORDS = (
     "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
@@ -320,6 +320,10 @@ class SimulatedEngine:
 
     def check(self) -> None:
         self.core.check()
+
+    def pages_of(self, session: SessionId) -> int:
+        """How many pages a session has used, so that erasing it would drop them or leave them to others."""
+        return self.core.pages_of(session)
 
     async def steps(self) -> AsyncIterator[StepOutput]:
         while True:

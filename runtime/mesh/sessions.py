@@ -27,7 +27,7 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
     if config.sessions.store == "none":
         yield None
         return
-    database, bells = _database(config)
+    database, bells = session_database(config)
     try:
         await database.open()
         yield SqlSessionStore(database, bells)
@@ -35,8 +35,8 @@ async def session_store(config: Config) -> AsyncIterator[SessionStore | None]:
         await database.close()
 
 
-def _database(config: Config) -> tuple["SqliteDatabase | PostgresDatabase", Bells]:
-    """The database, and what wakes those who watch sessions kept in it."""
+def session_database(config: Config) -> tuple["SqliteDatabase | PostgresDatabase", Bells]:
+    """The database, not opened yet, and what wakes those who watch sessions kept in it."""
     master = MasterKey(open_secret(config.master_key, "sealing.key", "a master key"))
     if config.sessions.store == "sqlite":
         return SqliteDatabase(config.state / _FILE, master), Bells()

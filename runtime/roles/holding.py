@@ -21,6 +21,7 @@ from runtime.ports import MirrorPeers, Sender, Transport
 from runtime.roles.forgetting import Forgetting
 from runtime.roles.forms import check_form
 from runtime.roles.tapping import Tapped
+from runtime.roles.tierless import TIERLESS
 
 # Calls to keep pages that run at once, and pages that the engine copies between two steps.
 _MOST_CALLS = 4
@@ -70,7 +71,7 @@ class HoldingRole:
         self._tenants = tenants
         self._ids = ids
         self._forget = forget
-        self._forgetting = Forgetting(engine)
+        self._forgetting = Forgetting(engine, TIERLESS)
         self._keeping: dict[SequenceId, _Keeping] = {}
         self._group: asyncio.TaskGroup | None = None
 

@@ -28,9 +28,10 @@ from runtime.wire.erasing import pack_erasure
 from runtime.wire.keeping import pack_notice, unpack_account, unpack_change
 from runtime.wire.tools import pack_pending, unpack_results
 
+_EXPORTS = 2
 _IMPORTS = 2
 _PIECE = 256 << 10
-_UPLOAD_S = 300.0
+_CARRY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class SessionService(session_pb2_grpc.SessionsServicer):
     def __init__(self, role: SessionRole, erasing: ErasingRole, settings: SessionServiceSettings) -> None:
         self._role = role
         self._erasing = erasing
+        self._exporting = asyncio.Semaphore(_EXPORTS)
         self._importing = asyncio.Semaphore(_IMPORTS)
         self._settings = settings
         self._watchers = Watchers(role.store)
@@ -156,9 +158,12 @@ class SessionService(session_pb2_grpc.SessionsServicer):
         return pack_erasure(await self._erasing.erase(self._tenant, wire.unpack_session_id(request.session)))
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> None:  # type: ignore[override]  # as Guard says
-        data = await self._role.store.read_out(self._tenant, wire.unpack_session_id(request.session))
-        for start in range(0, len(data), _PIECE):
-            await context.write(pb.ExportResponse(data=data[start : start + _PIECE]))
+        # As with imports: it is in memory for as long as its client takes to read it.
+        if self._exporting.locked():
+            raise ResourceExhausted(f"{_EXPORTS} sessions are being exported already", retry_after_ms=1000)
+        async with self._exporting:
+            data = await self._role.store.read_out(self._tenant, wire.unpack_session_id(request.session))
+            await _downloaded(context, data)
 
     async def Import(self, _requests: object, context: Context) -> pb.SessionState:
         # Each is in memory whole until it is checked, and comes as slowly as its client likes: nobody waits behind it.
@@ -225,16 +230,25 @@ class SessionService(session_pb2_grpc.SessionsServicer):
                 await let_others_run()
 
 
+async def _downloaded(context: Context, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(_CARRY_S):
+            for start in range(0, len(data), _PIECE):
+                await context.write(pb.ExportResponse(data=data[start : start + _PIECE]))
+    except TimeoutError:
+        raise DeadlineExceeded(f"the bundle was not read within {_CARRY_S:g} s") from None
+
+
 async def _uploaded(context: Context) -> tuple[str, bytes]:
     """What a client sends of a bundle: the idempotency key, and all of it."""
     data, name = bytearray(), ""
     try:
-        async with asyncio.timeout(_UPLOAD_S):
+        async with asyncio.timeout(_CARRY_S):
             while isinstance(piece := await context.read(), pb.ImportRequest):
                 name = name or piece.idempotency_key
                 data += piece.data
                 if len(data) > MAX_BUNDLE_BYTES:
                     raise TooLarge(f"a bundle has at most {MAX_BUNDLE_BYTES >> 20} MiB", field="bundle")
     except TimeoutError:
-        raise DeadlineExceeded(f"the bundle did not come within {_UPLOAD_S:g} s", field="bundle") from None
+        raise DeadlineExceeded(f"the bundle did not come within {_CARRY_S:g} s", field="bundle") from None
     return name, bytes(data)

@@ -32,10 +32,11 @@ _FORGOTTEN_AT_ONCE = 64
 async def open_account(tx: Transaction, session: SessionId, account: Account) -> None:
     await tx.run(
         "INSERT INTO accounts (session, version, news, ttl, expires, limits, used, held)"
-        " VALUES ($1, 1, 0, $2, now_ms() + $2, $3, $4, $4)",
+        " VALUES ($1, 1, 0, $2, now_ms() + $2, $3, $4, $5)",
         session,
         account.ttl_ms,
         pack_limits(account.limits),
+        pack_amounts(account.used),
         pack_amounts(NOTHING),
     )
 

@@ -24,7 +24,8 @@ async def fork(
     await session_of(tx, tenant, session, lock=True)
     if key is not None and (known := await known_result(tx, session, key)) is not None:
         return await branch_of(tx, session, known)
-    branch = await branch_of(tx, session, name)
+    # Locked, or a turn could commit there, and be seen, before a fork that does not know it.
+    branch = await branch_of(tx, session, name, lock=True)
     taken = await tx.row("SELECT 1 FROM branches WHERE session = $1 AND name = $2", session, fresh)
     if taken is not None:
         raise FailedPrecondition(f"the session has a branch {fresh!r} already", field="name")

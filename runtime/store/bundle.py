@@ -54,8 +54,7 @@ def write_bundle(bundle: Bundle) -> bytes:
     for piece in _pieces(bundle):
         size += len(piece)
         if size > MAX_BUNDLE_BYTES - _HEADER_BYTES - _DIGEST_BYTES:
-            told = f"the session is larger than {MAX_BUNDLE_BYTES >> 20} MiB, which is what one file may hold"
-            raise TooLarge(told, field="session")
+            raise too_large()
         digest.update(piece)
         pieces.append(piece)
     return b"".join((*pieces, _header(Kind.END, _DIGEST_BYTES), digest.digest()))
@@ -79,6 +78,11 @@ def read_bundle(data: bytes) -> Bundle:
     if len(sessions) != 1 or not isinstance(sessions[0], dict):
         raise damaged("it does not hold one session")
     return Bundle(sessions[0], tuple(tables))
+
+
+def too_large() -> TooLarge:
+    told = f"the session is larger than {MAX_BUNDLE_BYTES >> 20} MiB, which is what one file may hold"
+    return TooLarge(told, field="session")
 
 
 def damaged(why: str) -> InvalidArgument:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.domain.sessions import (
+    MAX_TTL_MS,
     UNFINISHED,
     Asked,
     Ending,
@@ -19,11 +20,13 @@ from runtime.domain.sessions import (
     check_items,
     check_metadata,
 )
-from runtime.domain.tools import OPEN, CallState
+from runtime.domain.spending import MAX_LIMIT, Measure
+from runtime.domain.tools import OPEN, CallState, ToolCall
 from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
 from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.inflating import MAX_INFLATED_BYTES, inflated
 from runtime.store.moving import CARRIED, KEYS
 from runtime.store.packing import (
     ROOT_CHAIN,
@@ -34,6 +37,7 @@ from runtime.store.packing import (
     unpack_ending,
     unpack_events,
     unpack_item,
+    unpack_policies,
     unpack_tokens,
 )
 from runtime.wire.session import pack_progress, unpack_branch, unpack_session_id, unpack_turn_id
@@ -64,11 +68,14 @@ def check_bundle(bundle: Bundle) -> None:
         tables = {rows.table: _checked_rows(rows) for rows in bundle.tables}
         if len(tables) != len(bundle.tables) or set(tables) != set(_SHAPES):
             raise damaged("it has not each table once")
+        if inflated(bundle, MAX_INFLATED_BYTES) > MAX_INFLATED_BYTES:
+            raise damaged(f"its tokens are more than {MAX_INFLATED_BYTES >> 20} MiB")
         turns = _check_turns(tables[TURNS.name], tables[ITEMS.name])
-        _Tree(bundle.session, tables, turns).check()
+        tree = _Tree(bundle.session, tables, turns)
+        tree.check()
         if len({name for name, *_ in tables["keys"]}) < len(tables["keys"]):
             raise damaged("a key is there twice")
-        _check_calls(tables[CALLS.name], turns)
+        tree.check_calls()
         for _, _, result, _ in tables["keys"]:
             if result not in turns and result not in {row[0] for row in tables[BRANCHES.name]}:
                 raise damaged(f"a key stands for {result}, which it does not hold")
@@ -77,6 +84,20 @@ def check_bundle(bundle: Bundle) -> None:
             raise
         told = error.message if isinstance(error, BatonError) else "a value of it makes no sense"
         raise damaged(told) from error
+
+
+def _check_account(about: Mapping[str, Any]) -> None:
+    """What an older Baton does not tell has no bounds, and nothing was spent of it."""
+    if not isinstance(unpack_policies(about).cancel_unwatched, bool):
+        raise damaged("its session has no proper policies")
+    limits, used, ttl = about.get("limits", ()), about.get("used", ()), about.get("ttl_ms")
+    amounts = [*(each for each in limits if each is not None), *used, *(() if ttl is None else (ttl,))]
+    if max(len(limits), len(used)) > len(Measure) or not all(
+        type(each) is int and 0 <= each <= MAX_LIMIT for each in amounts
+    ):
+        raise damaged("its session has no proper limits")
+    if ttl is not None and not 1 <= ttl <= MAX_TTL_MS:
+        raise damaged("its session has no proper ttl_ms")
 
 
 def _check_about(about: Mapping[str, Any]) -> None:
@@ -91,6 +112,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for pair in metadata.items() for each in pair):
         raise damaged("its session has no proper metadata")
     check_metadata(metadata)
+    _check_account(about)
 
 
 def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
@@ -107,15 +129,15 @@ def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
     return [*rows.rows]
 
 
-def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> dict[str, TurnStatus]:
-    """Each turn's status."""
+def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> dict[str, Ending]:
+    """How each turn ended."""
     said: dict[str, list[Item]] = {}
     for turn, number, payload in items:
         if number != len(said.setdefault(turn, [])):
             raise damaged(f"turn {turn} lacks an item")
         said[turn].append(item := unpack_item(payload))
         _check_kinds(turn, str, item.role, item.content, item.call, item.name)
-    ended: dict[str, TurnStatus] = {}
+    ended: dict[str, Ending] = {}
     for row in turns:
         values = dict(zip(TURNS.columns, row, strict=True))
         turn = values["id"]
@@ -130,7 +152,7 @@ def _check_turns(turns: list[tuple[Any, ...]], items: list[tuple[Any, ...]]) -> 
         _check_told(values, asked, ending)
         if values["prompt"] is not None:
             unpack_tokens(values["prompt"])
-        ended[turn] = status
+        ended[turn] = ending
     if said:
         raise damaged("items are of no turn")
     return ended
@@ -163,29 +185,11 @@ def _check_spoken(turn: str, items: tuple[Item, ...], answer: list[Item], *, ans
             raise damaged(f"turn {turn} has an answer that is none")
 
 
-def _check_calls(calls: list[tuple[Any, ...]], turns: Mapping[str, TurnStatus]) -> None:
-    """Each is of a committed turn, and has a result if it was resolved by somebody."""
-    known: dict[tuple[int, str], int] = {}
-    for row in calls:
-        values = dict(zip(CALLS.columns, row, strict=True))
-        state, place = CallState(values["state"]), (values["line"], values["turn"])
-        call = unpack_call(values["payload"])
-        check_calls(Item("assistant", "", (call,)), "calls")
-        answered = state not in OPEN and state is not CallState.TIMED_OUT
-        if turns.get(values["turn"]) is not TurnStatus.COMMITTED or call.id != values["id"]:
-            raise damaged(f"call {values['id']} is of no turn")
-        if values["number"] != known.get(place, 0) or answered != (values["result"] is not None):
-            raise damaged(f"call {values['id']} lacks its place, or its result")
-        if answered:
-            values["result"].decode()
-        known[place] = values["number"] + 1
-
-
 class _Tree:
-    """Lines, segments and branches."""
+    """Lines, segments, branches, and the calls on lines."""
 
     def __init__(
-        self, about: Mapping[str, Any], tables: Mapping[str, list[tuple[Any, ...]]], turns: Mapping[str, TurnStatus]
+        self, about: Mapping[str, Any], tables: Mapping[str, list[tuple[Any, ...]]], turns: Mapping[str, Ending]
     ) -> None:
         self._count: int = about["lines"]
         self._rows = tables
@@ -204,7 +208,7 @@ class _Tree:
         # Lines after those that they leave, and each in the order in which it was said.
         for row in sorted(self._rows[SEGMENTS.name], key=lambda row: (row[1], row[2])):
             self._add(dict(zip(SEGMENTS.columns, row, strict=True)))
-        committed = {turn for turn, status in self._turns.items() if status is TurnStatus.COMMITTED}
+        committed = {turn for turn, ending in self._turns.items() if ending.status is TurnStatus.COMMITTED}
         if {segment.turn for segment in self._segments.values()} != committed or len(self._segments) > len(committed):
             raise damaged("what was committed is not what its turns say")
         for parent, base in self._lines.values():
@@ -248,3 +252,40 @@ class _Tree:
             known = row["line"] in self._lines and row["depth"] >= self._lines[row["line"]][1]
             if not known or (row["head"], row["tokens"], row["live"]) != (head, tokens, None):
                 raise damaged(f"branch {row['name']} has no proper head")
+
+    def check_calls(self) -> None:
+        """Each is of a committed turn, on a line that has that turn for its head or had, and has a result if it was
+        resolved by somebody."""
+        places = {segment.turn: place for place, segment in self._segments.items()}
+        known: dict[tuple[int, str], int] = {}
+        for row in self._rows[CALLS.name]:
+            values = dict(zip(CALLS.columns, row, strict=True))
+            line, turn, number = values["line"], values["turn"], values["number"]
+            if turn not in places or not self._heads(line, *places[turn]):
+                raise damaged(f"call {values['id']} is of no turn")
+            calls = self._turns[turn].calls
+            if number != known.get((line, turn), 0) or number >= len(calls):
+                raise damaged(f"call {values['id']} lacks its place")
+            _check_call(values, calls[number])
+            known[line, turn] = number + 1
+        for (_, turn), count in known.items():
+            if count != len(self._turns[turn].calls):
+                raise damaged(f"turn {turn} lacks a call")
+
+    def _heads(self, line: int, own: int, depth: int) -> bool:
+        """Whether the turn at a depth of its `own` line is on a line, or what that begins with."""
+        return line == own or (line in self._lines and self._lines[line][1] == depth and self._is_at(line, own, depth))
+
+    def _is_at(self, line: int, own: int, depth: int) -> bool:
+        return self._at(line, depth) is self._segments[own, depth]
+
+
+def _check_call(values: Mapping[str, Any], made: ToolCall) -> None:
+    state = CallState(values["state"])
+    answered = state not in OPEN and state is not CallState.TIMED_OUT
+    if unpack_call(values["payload"]) != made or made.id != values["id"]:
+        raise damaged(f"call {values['id']} is not what its turn made")
+    if answered != (values["result"] is not None):
+        raise damaged(f"call {values['id']} lacks its result")
+    if answered:
+        values["result"].decode()

@@ -75,21 +75,18 @@ async def session_of(tx: Transaction, tenant: TenantId, session: SessionId, *, l
 
 
 async def sessions_of(tx: Transaction, tenant: TenantId, after: SessionId | None, limit: int) -> tuple[Session, ...]:
-    if after is None:
-        rows = await tx.rows(
-            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 ORDER BY s.created DESC, s.id DESC LIMIT $2",
-            tenant,
-            limit,
-        )
-    else:
-        rows = await tx.rows(
-            f"{_SESSION} WHERE s.tenant = $1 AND s.hidden = 0 AND (s.created, s.id) <"
-            " (SELECT created, id FROM sessions WHERE id = $2 AND tenant = $1)"
-            " ORDER BY s.created DESC, s.id DESC LIMIT $3",
-            tenant,
-            after,
-            limit,
-        )
+    """What is on the page, its index says alone: compared with values and not with a subquery, which PostgreSQL does
+    not look up in an index."""
+    beyond, bounds = "", tuple[object, ...]()
+    if after is not None:
+        row = await tx.row("SELECT created, id FROM sessions WHERE id = $1 AND tenant = $2", after, tenant)
+        if row is None:
+            return ()
+        beyond, bounds = " AND (created, id) < ($3, $4)", (row[0], row[1])
+    page = f"SELECT id FROM sessions WHERE tenant = $1 AND hidden = 0{beyond} ORDER BY created DESC, id DESC LIMIT $2"
+    rows = await tx.rows(
+        f"{_SESSION} JOIN ({page}) page ON page.id = s.id ORDER BY s.created DESC, s.id DESC", tenant, limit, *bounds
+    )
     return tuple(_session(tx, row) for row in rows)
 
 

@@ -1,16 +1,17 @@
 """Transactions that carry a session from one store to another: all that is committed, read out and taken in."""
 
+from dataclasses import replace
 from typing import Any
 
 from runtime.domain.sessions import UNFINISHED, Key, Session
-from runtime.domain.spending import NO_ACCOUNT
+from runtime.domain.spending import Account, Amounts, Limits
 from runtime.errors import FailedPrecondition
 from runtime.ids import SessionId, TenantId
 from runtime.store.accounting import open_account
-from runtime.store.bundle import Bundle, Rows
+from runtime.store.bundle import MAX_BUNDLE_BYTES, Bundle, Rows, too_large
 from runtime.store.content import BRANCHES, EVENTS, TABLES, TURNS, Table
 from runtime.store.looking import known_result, session_of
-from runtime.store.packing import pack
+from runtime.store.packing import pack_about, unpack_policies
 from runtime.store.remembering import of_tenant, remember
 from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
@@ -22,8 +23,10 @@ _UNFINISHED = {status.value for status in UNFINISHED}
 
 
 async def read_out(tx: Transaction, tenant: TenantId, session: SessionId) -> Bundle:
-    """What has not ended yet is not in it."""
+    """What has not ended yet is not in it. Its limits are, and what was spent of them: a session does not begin anew
+    because it was carried. Raises `TooLarge` naming `session`."""
     found, seal = await session_of(tx, tenant, session), await seal_of(tx, session)
+    await _check_size(tx, session)
     row = await tx.row("SELECT lines FROM sessions WHERE id = $1", session)
     assert row is not None
     about = {
@@ -35,6 +38,10 @@ async def read_out(tx: Transaction, tenant: TenantId, session: SessionId) -> Bun
         "hidden": found.hidden,
         "metadata": dict(sorted(found.metadata.items())),
         "vocabulary": found.vocabulary,
+        "policies": [found.policies.on_conflict.value, found.policies.cancel_unwatched],
+        "limits": found.account.limits.each,
+        "used": found.account.used.each,
+        "ttl_ms": found.account.ttl_ms,
     }
     left = await tx.rows("SELECT id FROM turns WHERE session = $1 AND status IN ('queued', 'running')", session)
     unfinished = {each[0] for each in left}
@@ -51,6 +58,10 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
         return await session_of(tx, tenant, SessionId(known))
     await _check_new(tx, session, bundle)
     about, seal = bundle.session, await new_seal(tx, session)
+    limits, used = Limits(*about.get("limits", ())), Amounts(*about.get("used", ()))
+    account = Account(limits, used, ttl_ms=about.get("ttl_ms"))
+    policies, metadata = unpack_policies(about), about["metadata"]
+    made = Session(session, tenant, about["model"], about["created"], about["rerender"], metadata, about["vocabulary"])
     await tx.run(
         "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -60,10 +71,10 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
         about["created"],
         about["lines"],
         int(about["rerender"]),
-        seal.seal(pack({"metadata": about["metadata"], "vocabulary": about["vocabulary"]}), "sessions.about"),
+        seal.seal(pack_about(replace(made, policies=policies)), "sessions.about"),
         int(about.get("hidden", False)),
     )
-    await open_account(tx, session, NO_ACCOUNT)
+    await open_account(tx, session, account)
     tables = {table.name: table for table in CARRIED}
     for rows in bundle.tables:
         if rows.table == "keys":
@@ -75,6 +86,18 @@ async def take_in(tx: Transaction, tenant: TenantId, bundle: Bundle, key: Key | 
             await tx.run_many(_insert(table.name, ("session", *table.columns)), sealed)
     await remember(tx, scope, key, session)
     return await session_of(tx, tenant, session)
+
+
+async def _check_size(tx: Transaction, session: SessionId) -> None:
+    """Nobody reads what is far too much for a file; how much it is exactly, who writes that finds out."""
+    total = 0
+    for table in CARRIED:
+        sizes = " + ".join(f"COALESCE(LENGTH({column}), 0)" for column in table.sealed) or "16"
+        row = await tx.row(f"SELECT COALESCE(SUM({sizes}), 0) FROM {table.name} WHERE session = $1", session)
+        assert row is not None, "a sum is always there"
+        total += int(row[0])
+    if total > 2 * MAX_BUNDLE_BYTES:
+        raise too_large()
 
 
 async def _check_new(tx: Transaction, session: SessionId, bundle: Bundle) -> None:

@@ -32,6 +32,13 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         known = await known_result(tx, of_tenant(session.tenant), key)
         if known is not None:
             return await session_of(tx, session.tenant, SessionId(known))
+    await insert_session(tx, session)
+    await remember(tx, of_tenant(session.tenant), key, session.id)
+    return await session_of(tx, session.tenant, session.id)
+
+
+async def insert_session(tx: Transaction, session: Session) -> None:
+    """With its data key, its account and its main branch. Reads nothing."""
     seal = await new_seal(tx, session.id)
     await tx.run(
         "INSERT INTO sessions (id, tenant, model, created, lines, rerender, about, hidden)"
@@ -50,8 +57,6 @@ async def create(tx: Transaction, session: Session, key: Key | None) -> Session:
         session.id,
         MAIN,
     )
-    await remember(tx, of_tenant(session.tenant), key, session.id)
-    return await session_of(tx, session.tenant, session.id)
 
 
 async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple[TurnRecord, bool] | None:

@@ -38,7 +38,7 @@ from runtime.wire.sequence import sampling_bytes, sampling_from
 
 UNREADABLE = (ValueError, KeyError, TypeError, msgpack.UnpackException, DecodeError, InvalidArgument, DataCorrupt)
 """What reading a value raises that is damaged, or that only a newer Baton understands."""
-_PLAIN, _DEFLATED = b"\0", b"\1"
+_PLAIN, DEFLATED = b"\0", b"\1"
 _WORTH_IT = 64
 _MAX_PACKED = 64 << 20
 _CHAIN_BYTES = 16
@@ -51,7 +51,7 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
     if sys.byteorder == "big":
         words.byteswap()
     packed = words.tobytes()
-    return _PLAIN + packed if len(packed) < _WORTH_IT else _DEFLATED + zlib.compress(packed, 1)
+    return _PLAIN + packed if len(packed) < _WORTH_IT else DEFLATED + zlib.compress(packed, 1)
 
 
 def unpack_tokens(packed: bytes) -> "array[int]":

@@ -44,8 +44,9 @@ from runtime.store import (
     sweeping,
 )
 from runtime.store.bells import Bell, Bells
-from runtime.store.bundle import Bundle, read_bundle, write_bundle
+from runtime.store.bundle import Bundle, read_bundle, too_large, write_bundle
 from runtime.store.checking import check_bundle
+from runtime.store.inflating import MAX_INFLATED_BYTES, inflated
 from runtime.store.transaction import Database, Transaction
 
 
@@ -276,7 +277,7 @@ class SqlSessionStore:
 
     async def read_out(self, tenant: TenantId, session: SessionId) -> bytes:
         bundle = await self._database.read(lambda tx: moving.read_out(tx, tenant, session))
-        return await asyncio.to_thread(write_bundle, bundle)
+        return await asyncio.to_thread(_written, bundle)
 
     async def take_in(self, tenant: TenantId, data: bytes, key: Key | None) -> Session:
         bundle = await asyncio.to_thread(_checked, data)
@@ -284,6 +285,12 @@ class SqlSessionStore:
 
     async def close(self) -> None:
         await self._database.close()
+
+
+def _written(bundle: Bundle) -> bytes:
+    if inflated(bundle, MAX_INFLATED_BYTES) > MAX_INFLATED_BYTES:
+        raise too_large()  # nobody would take it in
+    return write_bundle(bundle)
 
 
 def _checked(data: bytes) -> Bundle:

@@ -1,12 +1,14 @@
 """A gateway in a process of its own that kills itself with SIGKILL at a named point: `python -m` with its arguments.
 
-A point is `before`, `within` or `after`, the store's call, and which one of its kind: `after append 3`.
+A point is `before`, `within` or `after`, the store's call, and which one of its kind: `after append 3`. Its clock may
+be wrong by some seconds.
 """
 
 import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -57,7 +59,14 @@ def die_within(call: str) -> None:
     setattr(module, inner, dying)
 
 
-async def main(config: str, controller: str, port: str, point: str) -> None:
+def mistake_the_time(skew_s: float) -> None:
+    """The wall's; what is waited for is measured by another clock."""
+    told, told_ns = time.time, time.time_ns
+    vars(time).update(time=lambda: told() + skew_s, time_ns=lambda: told_ns() + round(skew_s * 1e9))
+
+
+async def main(config: str, controller: str, port: str, point: str, skew_s: str) -> None:
+    mistake_the_time(float(skew_s))
     when, call, number = point.split() if point else ("never", "", "0")
     kept = sessions.session_store
 

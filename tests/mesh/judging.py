@@ -3,7 +3,7 @@
 from runtime.config import Config
 from runtime.errors import InvariantViolation
 from runtime.mesh.checking.histories import Histories
-from runtime.mesh.sessions import _database
+from runtime.mesh.sessions import session_database
 from runtime.mesh.simulated.checker import SimulatedOracle
 from runtime.store.transaction import Transaction
 
@@ -11,7 +11,7 @@ from runtime.store.transaction import Transaction
 async def judge(config: Config) -> int:
     """Raise the first `InvariantViolation` of a mesh's store, that nobody writes to now. Gives how many turns it
     holds."""
-    database, _ = _database(config)
+    database, _ = session_database(config)
     violations: list[InvariantViolation] = []
 
     async def read(tx: Transaction) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,32 @@ async def test_an_owner_that_was_frozen_is_fenced(server: str, tmp_path: Path) -
                 assert (seen.end.epoch, other.end.epoch) == (2, 2)
                 assert (await after.branch(session)).turns == 1
     assert await judge(settings) == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("skew_s", [300.0, -300.0])
+async def test_a_clock_that_is_wrong_by_five_minutes_changes_nothing(
+    server: str, tmp_path: Path, skew_s: float
+) -> None:
+    """Invariant 15: neither of two gateways takes the turns of the other for left, for several leases."""
+    sessions = SessionsConfig(store=server, lease_s=1.0)
+    settings = config(tmp_path, base_ms=8.0).model_copy(update={"sessions": sessions})
+    (port,) = free_ports(1)
+    async with local_mesh(settings) as mesh:
+        with gateway(mesh, port, skew_s=skew_s):
+            async with user(f"127.0.0.1:{port}") as wrong, user(mesh.grpc) as right:
+                ours = [await right.create() for _ in range(2)]
+                call = wrong.stub.RunTurn(run(ours[0], "Tell me.", sampling=LONG), wait_for_ready=True)
+                first = await call.read()
+                assert isinstance(first, pb.TurnMessage)
+                there, here = Seen(), Seen()
+                there.take(first)
+                began = time.monotonic()
+                reading = asyncio.get_running_loop().create_task(right.run(ours[1], "Tell me.", here, sampling=LONG))
+                async for message in call:
+                    there.take(message)
+                await reading
+                assert time.monotonic() - began > 3.0
+        assert there.tokens == here.tokens == expected("Tell me.", tokens=400)[0]
+        assert (there.end.epoch, here.end.epoch) == (1, 1), "nobody took it over"
+    assert await judge(settings) == 2

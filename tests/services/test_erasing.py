@@ -18,6 +18,7 @@ from runtime.mesh.tenants import open_tenants
 from runtime.roles.decode import DecodeRole
 from runtime.store.erasing import erase
 from runtime.store.sealing import MasterKey
+from runtime.store.sessions import SqlSessionStore
 from runtime.store.sqlite import SqliteDatabase
 from tests.services.session_mesh import Seen, User, expected, run, session_mesh
 from tests.store.scanning import holding, scan
@@ -204,3 +205,32 @@ async def test_who_sends_no_bundle_keeps_nobody_waiting(tmp_path: Path) -> None:
             await call.done_writing()
             assert await refused(call) is grpc.StatusCode.INVALID_ARGUMENT
         assert await refused(user.stub.Import(iter(pieces), timeout=5)) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_who_reads_no_bundle_keeps_no_third_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def large(*_: object) -> bytes:
+        return bytes(32 << 20)
+
+    monkeypatch.setattr(SqlSessionStore, "read_out", large)
+    async with session_mesh(tmp_path / "state") as (_, user):
+        asked = pb.ExportRequest(session=await user.create())
+        slow = [user.stub.Export(asked) for _ in range(2)]
+        for call in slow:
+            assert isinstance(await call.read(), pb.ExportResponse)
+        assert await refused(user.stub.Export(asked, timeout=5).read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        slow[0].cancel()
+        async with asyncio.timeout(20):
+            while await answered(user.stub.Export(asked)) is None:  # noqa: ASYNC110 - told by no event
+                await asyncio.sleep(0.05)
+
+
+async def answered(call: "grpc.aio.UnaryStreamCall[pb.ExportRequest, pb.ExportResponse]") -> object:
+    """Its first message; None when it is refused for now."""
+    try:
+        return await call.read()
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return None
+    finally:
+        call.cancel()

@@ -20,6 +20,7 @@ from runtime.errors import BatonError, FailedPrecondition, InvalidArgument, NotF
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
 from runtime.store.bundle import read_bundle, write_bundle
+from runtime.store.packing import pack_call
 from runtime.store.transaction import Database
 from tests.store.conftest import Execute, Rows
 from tests.store.talking import COMMITTED, EVENTS, OTHER, OUTPUT, TENANT, enqueued, key, opened, record, session
@@ -222,8 +223,12 @@ async def test_a_session_that_goes_to_another_store_waits_there_for_the_same_cal
     bundle = read_bundle(data)
     (calls,) = [rows for rows in bundle.tables if rows.table == "calls"]
     row = [*calls.rows[0]]
-    for place, forged in ((1, "turn-none"), (2, 7), (4, "done"), (7, b"\x91"), (8, b"a result")):
-        rows = replace(calls, rows=[(*row[:place], forged, *row[place + 1 :]), *calls.rows[1:]])
+    forgeries = ((0, 1), (0, -1), (1, "turn-none"), (2, 7), (3, "call-x"), (4, "done"), (7, b"\x91"), (8, b"a result"))
+    forged = [[(*row[:place], value, *row[place + 1 :]), *calls.rows[1:]] for place, value in forgeries]
+    another = pack_call(replace(CALLS[0], name="pay"))
+    forged += [[*calls.rows[:2]], [(*row[:7], another, row[8]), *calls.rows[1:]]]
+    for forgery in forged:
+        rows = replace(calls, rows=forgery)
         others = [each for each in bundle.tables if each.table != "calls"]
         with pytest.raises(InvalidArgument) as refused:
             await store.take_in(TENANT, write_bundle(replace(bundle, tables=(*others, rows))), None)

@@ -14,8 +14,10 @@ from rich.console import Console
 from runtime.cli.bench import storing
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.config import Config, MeshConfig, SessionsConfig
-from runtime.mesh.sessions import session_store
+from runtime.mesh.sessions import session_database
 from runtime.session_store import SessionStore
+from runtime.store.sessions import SqlSessionStore
+from runtime.store.transaction import Database
 
 _CONCURRENT = (1, 16, 64, 256)
 _STREAMS, _EVERY_S = 64, 0.02
@@ -76,7 +78,7 @@ async def _measure(
 ) -> tuple[tuple[dict[str, Cell], ...], dict[str, float]]:
     rows: list[dict[str, Cell]] = []
     with Console(stderr=True).status("") as status:
-        async with _store(postgres, folder) as store:
+        async with _store(postgres, folder) as (store, database):
             for concurrent in _CONCURRENT:
                 status.update(f"{concurrent} sessions at once")
                 commits = await storing.turns(store, concurrent, pace.seconds)
@@ -97,7 +99,7 @@ async def _measure(
             status.update(f"{pace.idle:,} sessions that do nothing")
             idle = await storing.idle(store, pace.idle)
             status.update(f"looking up among {pace.sessions:,} sessions")
-            some = await storing.fill(store, pace.sessions)
+            some = await storing.fill(database, pace.sessions)
             got, listed = await storing.look_up(store, some, pace.rounds)
     commit_p99, emit_p99 = storing.percentile(written, 0.99), storing.percentile(emitted, 0.99)
     ratios = {
@@ -113,10 +115,13 @@ async def _measure(
 
 
 @asynccontextmanager
-async def _store(postgres: str | None, folder: Path | None) -> AsyncIterator[SessionStore]:
+async def _store(postgres: str | None, folder: Path | None) -> AsyncIterator[tuple[SessionStore, Database]]:
     with TemporaryDirectory(prefix="baton-bench-", dir=folder) as state:
         kept = SessionsConfig(store=postgres or "sqlite")
         config = Config(mesh=MeshConfig(name="bench", state=Path(state)), sessions=kept)
-        async with session_store(config) as store:
-            assert store is not None, "the configuration names one"
-            yield store
+        database, bells = session_database(config)
+        try:
+            await database.open()
+            yield SqlSessionStore(database, bells), database
+        finally:
+            await database.close()

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from runtime.cli.bench import filling
 from runtime.clock import LoopClock
 from runtime.domain.generation import Delta, Generation
 from runtime.domain.messages import View
@@ -36,6 +37,7 @@ from runtime.roles.gateway import GatewayRole, ServedModel
 from runtime.roles.session_settings import SessionSettings
 from runtime.roles.sessions import SessionRole
 from runtime.session_store import SessionStore
+from runtime.store.transaction import Database
 
 _TENANT, _OWNER = TenantId("bench"), GatewayId("gw-bench")
 _ASKED = Asked((Item("user", "What is my dog called?"),), Sampling(64), True, 60.0)
@@ -43,7 +45,9 @@ _PROMPT = tuple(range(300, 340))
 _APPENDS = 16
 _MODEL = "simulated"
 _AT_ONCE = 200
-_IDS = Ids(random.Random(5))
+_SOME = 5000
+_RANDOM = random.Random(5)
+_IDS = Ids(_RANDOM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,9 @@ async def look_up(store: SessionStore, some: Sequence[SessionId], gets: int) -> 
     return percentile(got, 0.99), percentile(listed, 0.99)
 
 
-async def fill(store: SessionStore, sessions: int) -> list[SessionId]:
+async def fill(database: Database, sessions: int) -> list[SessionId]:
     """Make so many sessions; gives some of them."""
-    some: list[SessionId] = []
-    for _ in range(0, sessions, _AT_ONCE):
-        names = await asyncio.gather(*(made(store) for _ in range(_AT_ONCE)))
-        some.append(names[0])
-    return some
+    return _RANDOM.sample(await filling.fill(database, _IDS, _TENANT, _MODEL, sessions), min(sessions, _SOME))
 
 
 async def emission(store: SessionStore, streams: int, tokens: int, every_s: float) -> tuple[list[float], list[float]]:

@@ -9,19 +9,25 @@ from typing import Protocol
 
 from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import Item, Place, StopReason, TurnRecord, TurnStatus
+from runtime.domain.settling import TOOL
+from runtime.domain.tools import Toolbox
 from runtime.errors import DataCorrupt
 from runtime.ids import SessionId, TenantId, TurnId
+from runtime.mesh.checking.contracts import judge_account, judge_calls
 from runtime.mesh.checking.ledger import Violated
 from runtime.store.content import OF_A_SESSION
 from runtime.store.looking import PATH, branches_of, context_of, events_of, progress_of, session_of, turn_of
 from runtime.store.transaction import Transaction
 
+_CUT = frozenset({StopReason.INTERRUPTED, StopReason.BUDGET})
+
 
 class Oracle(Protocol):
     """What a model and its tokenizer do when nothing goes wrong."""
 
-    def prompt(self, past: Sequence[Item], items: Sequence[Item], *, rerender: bool) -> list[int]:
-        """What a turn that says `items` after `past` adds to its context; all of it with `rerender`."""
+    def prompt(self, past: Sequence[Item], items: Sequence[Item], toolbox: Toolbox, *, rerender: bool) -> list[int]:
+        """What a turn that says `items` after `past`, and may call these tools, adds to its context; all of it with
+        `rerender`."""
 
     def answer(self, context: Sequence[int], sampling: Sampling) -> list[int]: ...
 
@@ -41,6 +47,7 @@ class _Told:
 class _Past:
     tokens: tuple[int, ...] = ()
     items: tuple[Item, ...] = ()
+    turns: tuple[TurnId, ...] = ()
 
 
 class Histories:
@@ -69,7 +76,9 @@ class Histories:
             past = await self._past(session, told.base, rerender=rerender)
             if past is not None:
                 await self._judge_turn(told, past, rerender=rerender)
+                await judge_calls(self._tx, told.record, told.base, past.turns, self._violated)
         await self._judge_branches(tenant, session, rerender=rerender)
+        await judge_account(self._tx, tenant, session, self._violated)
 
     async def _judge_branches(self, tenant: TenantId, session: SessionId, *, rerender: bool) -> None:
         for branch in await branches_of(self._tx, session):
@@ -103,9 +112,12 @@ class Histories:
         return _Told(record, tokens, "".join(event.text for event in events), Place(row[0], row[1]), row[2])
 
     def _judge_once(self, record: TurnRecord) -> None:
-        """Who says something once has one turn of it (invariant 4): here nobody says the same twice."""
-        said = record.session, "\n".join(item.content for item in record.asked.items)
-        other = self._said.setdefault(said, record.id)
+        """Who says something once has one turn of it (invariant 4): here nobody says the same twice. What became of
+        calls every branch may say."""
+        text = "\n".join(item.content for item in record.asked.items if item.role != TOOL)
+        if not text:
+            return
+        other = self._said.setdefault((record.session, text), record.id)
         if other != record.id:
             self._violated(4, f"{other} and {record.id} are of the same request")
 
@@ -115,29 +127,31 @@ class Histories:
             return self._pasts[session, base]
         tokens: list[int] = []
         items: list[Item] = []
-        for turn in await _path(self._tx, session, base):
+        turns = await _path(self._tx, session, base)
+        for turn in turns:
             told = await self._told(turn)
             if told is None or told.record.ending is None:
                 return None
-            prompt = self._oracle.prompt(items, told.record.asked.items, rerender=rerender)
-            segment = [*prompt, *told.tokens[: told.record.ending.kept]]
+            asked, ending = told.record.asked, told.record.ending
+            prompt = self._oracle.prompt(items, asked.items, asked.toolbox, rerender=rerender)
+            segment = [*prompt, *told.tokens[: ending.kept]]
             tokens = segment if rerender else [*tokens, *segment]
-            items += [*told.record.asked.items, Item("assistant", told.text)]
-        past = self._pasts[session, base] = _Past(tuple(tokens), tuple(items))
+            items += [*asked.items, Item("assistant", ending.said if ending.calls else told.text, ending.calls)]
+        past = self._pasts[session, base] = _Past(tuple(tokens), tuple(items), tuple(turns))
         return past
 
     async def _judge_turn(self, told: _Told, past: _Past, *, rerender: bool) -> None:
         """Its context is what was committed and what is new (6), its answer that of an unharmed model (8)."""
         record, ending = told.record, told.record.ending
         assert ending is not None
-        prompt = self._oracle.prompt(past.items, record.asked.items, rerender=rerender)
+        prompt = self._oracle.prompt(past.items, record.asked.items, record.asked.toolbox, rerender=rerender)
         context = prompt if rerender else [*past.tokens, *prompt]
         if ending.spent.prompt not in (0, len(context)):
             self._violated(6, f"{record.id} began with {ending.spent.prompt} tokens in place of {len(context)}")
         expected = self._oracle.answer(context, _bounded(record.asked.sampling, told.max_tokens))
         if list(told.tokens) != expected[: len(told.tokens)]:
             self._violated(8, f"the answer of {record.id} is not that of the unharmed run")
-        whole = ending.status is TurnStatus.COMMITTED and ending.stop is not StopReason.INTERRUPTED
+        whole = ending.status is TurnStatus.COMMITTED and ending.stop not in _CUT
         if whole and len(told.tokens) != len(expected):
             self._violated(7, f"{record.id} is complete with {len(told.tokens)} of {len(expected)} tokens")
         if ending.spent.cached > ending.spent.prompt or ending.spent.completion > len(told.tokens):

@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from runtime.domain.sessions import UNFINISHED, Ending, Progress, TurnEvent, TurnStatus
+from runtime.domain.spending import NOTHING, Account, Measure
+from runtime.domain.tools import OPEN
 from runtime.ids import GatewayId, TurnId
 from runtime.store.looking import progress_of, turn_of
+from runtime.store.packing import unpack_amounts, unpack_limits, unpack_reserve
 from runtime.store.transaction import Row, Transaction, Work
 
 T = TypeVar("T")
@@ -23,11 +26,13 @@ Table = Mapping[tuple[object, ...], tuple[object, ...]]
 # What of each table is watched: its key, and the columns after it.
 _WATCHED = {
     "branches": (2, "SELECT session, name, line, depth, head, tokens, epoch, live FROM branches"),
-    "turns": (1, "SELECT id, session, branch, status, epoch, owner, ending FROM turns"),
+    "turns": (1, "SELECT id, session, branch, status, epoch, owner, ending, held FROM turns"),
     "segments": (3, "SELECT session, line, depth, turn, total, chain, tokens FROM segments"),
+    "calls": (4, "SELECT session, line, turn, number, state, result FROM calls"),
+    "accounts": (1, "SELECT session, limits, used, held FROM accounts"),
 }
 _LINE, _DEPTH, _HEAD, _TOKENS, _EPOCH, _LIVE = range(6)
-_SESSION, _BRANCH, _STATUS, _TURN_EPOCH, _OWNER, _ENDING = range(6)
+_SESSION, _BRANCH, _STATUS, _TURN_EPOCH, _OWNER, _ENDING, _HELD = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,8 @@ class Ledger:
             self._judge_turns(writer, before["turns"], after, now_ms)
             self._judge_branches(before["branches"], after)
             self._judge_segments(before["segments"], after)
+            self._judge_calls(before["calls"], after["calls"])
+            self._judge_accounts(before["accounts"], after)
         self._tables = after
 
     def judge_shown(self, progress: Progress, who: str) -> None:
@@ -214,6 +221,33 @@ class Ledger:
         for key, was in old.items():
             if key[0] in sessions and after["segments"].get(key) != was:
                 self.violated(5, f"the committed tokens of {was[0]} were changed")
+
+    def _judge_calls(self, old: Table, new: Table) -> None:
+        """A call is resolved once (invariant 9)."""
+        for key, was in old.items():
+            row = new.get(key, was)
+            if row != was and was[0] not in OPEN:
+                self.violated(9, f"call {key[3]} of {key[2]} was {was[0]}, and is {row[0]} again")
+
+    def _judge_accounts(self, old: Table, after: Mapping[str, Table]) -> None:
+        """Turns that run never hold more together than the limits leave them (invariant 12)."""
+        for key, row in after["accounts"].items():
+            if row == old.get(key):
+                continue
+            limits, used, held = (cast("bytes", each) for each in row)
+            account = Account(unpack_limits(limits), unpack_amounts(used), unpack_amounts(held))
+            judge_limits(str(key[0]), account, self.violated)
+            running = (turn for turn in after["turns"].values() if turn[_SESSION] == key[0] and turn[_HELD] is not None)
+            reserved = sum((unpack_reserve(cast("bytes", turn[_HELD])).held for turn in running), NOTHING)
+            if reserved != account.held:
+                self.violated(12, f"session {key[0]} holds {account.held}, its turns {reserved}")
+
+
+def judge_limits(session: str, account: Account, violated: Violated) -> None:
+    """What is spent and held together is within the limits."""
+    for measure, limit, taken in zip(Measure, account.limits.each, (account.used + account.held).each, strict=True):
+        if limit is not None and taken > limit:
+            violated(12, f"session {session} has {taken} of {limit} {measure} spent or held")
 
 
 async def _read(tx: Transaction, name: str) -> Table:

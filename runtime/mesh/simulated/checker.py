@@ -11,10 +11,11 @@ from runtime.domain.scoring import PromptScores
 from runtime.domain.sequence import FinishReason, Ref, Sampling
 from runtime.domain.sessions import Item
 from runtime.domain.staging import SlotState
+from runtime.domain.tools import Toolbox
 from runtime.domain.turn import AttemptLost, Give, Opened, Overdue, Place, SendStart
 from runtime.engine.simulated import SimulatedDecoder, SimulatedEngine, SimulatedTokenizer, continuation, prompt_scores
 from runtime.errors import BatonError, InvariantViolation
-from runtime.ids import BootId, GatewayId, SequenceId, TurnId, WorkerId
+from runtime.ids import BootId, GatewayId, SequenceId, SessionId, TurnId, WorkerId
 from runtime.mesh.checking.ledger import Ledger
 from runtime.mesh.simulated.network import Host
 from runtime.mesh.simulated.onesided import OneSidedTransport
@@ -76,9 +77,10 @@ class SimulatedOracle:
     def __init__(self) -> None:
         self._tokenizer = SimulatedTokenizer()
 
-    def prompt(self, past: Sequence[Item], items: Sequence[Item], *, rerender: bool) -> list[int]:
+    def prompt(self, past: Sequence[Item], items: Sequence[Item], toolbox: Toolbox, *, rerender: bool) -> list[int]:
         if rerender or not past:
-            return self._tokenizer.render_chat([item.message for item in (*past, *items)])
+            tools = [tool.for_template for tool in toolbox.tools]
+            return self._tokenizer.render_chat([item.message for item in (*past, *items)], tools)
         return self._tokenizer.render_delta((), [item.message for item in items])
 
     def answer(self, context: Sequence[int], sampling: Sampling) -> list[int]:
@@ -88,6 +90,7 @@ class SimulatedOracle:
 class Checker:
     def __init__(self, world: World) -> None:
         self.ledger = Ledger(world.violated)
+        self.erased: set[SessionId] = set()
         self._believed: dict[GatewayId, tuple[View, View]] = {}
         self._granted: dict[tuple[BootId, SequenceId], float] = {}
         self._world = world

@@ -21,19 +21,21 @@ from runtime.domain.routing import DECODE, PREFILL, Asked, Placement, Router
 from runtime.domain.sessions import Prepared
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
-from runtime.engine.simulated import SimulatedEngine, SimulatedTokenizer, StepProfile, simulated_spec
+from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.errors import BatonError, Incompatible
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.mesh.simulated.checker import INTRUDER, Checker
 from runtime.mesh.simulated.database import SimulatedDatabase, SimulatedStore, StoreServer
 from runtime.mesh.simulated.holders import SimulatedHolders
-from runtime.mesh.simulated.network import Host, Network
+from runtime.mesh.simulated.network import Host, Network, SimulatedKeepers
 from runtime.mesh.simulated.onesided import OneSidedTransport
 from runtime.mesh.simulated.registry import Controller, SimulatedDirectory
 from runtime.mesh.simulated.scenario import Scenario
+from runtime.mesh.simulated.tools import CallingTokenizer
 from runtime.mesh.simulated.world import Process, World
 from runtime.roles.belonging import Belonging, Drained
 from runtime.roles.decode import DecodeRole, DecodeSettings
+from runtime.roles.erasing import ErasingRole, ErasingSettings
 from runtime.roles.gateway import GatewayRole, GatewaySettings, ServedModel
 from runtime.roles.holding import HoldingRole
 from runtime.roles.mirroring import MirrorRole, MirrorSettings
@@ -54,6 +56,7 @@ LONGEST_OPEN_S = 1.0
 SESSIONS = SessionSettings(lease_s=1.5, beat_s=0.3, retry_s=0.1, store_grace_s=1.5, poll_s=0.05)
 PAGE_TOKENS = 4
 SALT = b"simulated tenant secret"
+_ERASING = ErasingSettings(look_s=0.5)
 _POLICY = Policy(remote_min_tokens=6, detached_tokens=64, transfers=2, fetch_min_tokens=PAGE_TOKENS)
 KEEP_S = 3.0
 _RETENTION = RetentionSettings(0.4, 0.4, Retention(0, round(KEEP_S * 1000)))
@@ -71,12 +74,17 @@ class Gateway:
     process: Process
     role: GatewayRole
     sessions: SessionRole
+    erasing: ErasingRole
+    looks: bool
     group: asyncio.TaskGroup = field(init=False)
 
     async def main(self) -> None:
+        """Where nothing is ever erased it is not looked for, which costs messages."""
         async with asyncio.TaskGroup() as self.group:
             self.group.create_task(self.role.run())
             self.group.create_task(self.sessions.run())
+            if self.looks:
+                self.group.create_task(self.erasing.run())
 
 
 @dataclass(slots=True)
@@ -237,13 +245,16 @@ class Fleet:
         process, ident = self._process(name), self.ids.gateway()
         settings = self._settings()
         role = GatewayRole(
-            ident, (ServedModel(self.spec, SimulatedTokenizer(), created=0),), self._router(),
+            ident, (ServedModel(self.spec, CallingTokenizer(), created=0),), self._router(),
             SimulatedDirectory(self.controller, process), self.network.peers(process), self.ids, process,
             settings, self._checker.gateway(process, settings.retries),
         )  # fmt: skip
         store = SimulatedStore(SimulatedDatabase(self.store, process, GatewayId(ident)))
         sessions = SessionRole(role, store, self.ids, process, SESSIONS, _at_once, self._checker.observer(name))
-        gateway = self.gateways[name] = Gateway(process, role, sessions)
+        keepers = SimulatedKeepers(self.network, process)
+        erasing = ErasingRole(store, keepers, role.view, sessions.leave, process, _ERASING)
+        looks = any(talk.erases for talk in self._scenario.talks)
+        gateway = self.gateways[name] = Gateway(process, role, sessions, erasing, looks)
         process.run(gateway.main())
         return process
 

@@ -7,12 +7,14 @@ may fail although its work was done.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch
+from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, Worker
+from runtime.domain.steps import Forgotten
 from runtime.errors import BatonError, Unavailable
-from runtime.ids import GatewayId
-from runtime.mesh.simulated.calling import REFUSED, RESET, fail, failing, try_spawn
+from runtime.ids import GatewayId, SessionId
+from runtime.mesh.simulated.calling import REFUSED, RESET, call, fail, failing, try_spawn
 from runtime.mesh.simulated.world import Process, World, cancel, flatten, resolve
 from runtime.ports import DecodeStream
 from runtime.roles.decode import DecodeRole
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from runtime.mesh.simulated.onesided import OneSidedTransport
 
 T = TypeVar("T")
+_FORGET_S = 1.0
+_SILENT = Unavailable("the worker does not answer")
 
 
 class Pipe(Generic[T]):
@@ -199,7 +203,7 @@ class SimulatedPrefillPeer:
         self._process = process
         self._address = address
 
-    async def prefill(self, call: PrefillCall) -> PrefillDone:
+    async def prefill(self, asked: PrefillCall) -> PrefillDone:
         network, world = self._network, self._network.world
         host = await network.connect(self._process, self._address)
         assert isinstance(host.role, PrefillRole)
@@ -207,7 +211,7 @@ class SimulatedPrefillPeer:
             raise RESET
         answer: asyncio.Future[PrefillDone] = world.loop.create_future()
         host.process.at_death(lambda: fail(answer, RESET))
-        serving = try_spawn(host.group, _serve_prefill(world, host, self._process, call, answer))
+        serving = try_spawn(host.group, _serve_prefill(world, host, self._process, asked, answer))
         if serving is None:
             raise REFUSED
         self._process.at_death(lambda: host.process.when_awake(lambda: cancel(serving)))
@@ -221,11 +225,11 @@ class SimulatedPrefillPeer:
 
 
 async def _serve_prefill(
-    world: World, host: Host, caller: Process, call: PrefillCall, answer: "asyncio.Future[PrefillDone]"
+    world: World, host: Host, caller: Process, asked: PrefillCall, answer: "asyncio.Future[PrefillDone]"
 ) -> None:
     assert isinstance(host.role, PrefillRole)
     try:
-        done = await host.role.prefill(call)
+        done = await host.role.prefill(asked)
     except BatonError as error:
         world.deliver(host.process, caller, failing(answer, error))
     except ExceptionGroup as group:
@@ -236,3 +240,28 @@ async def _serve_prefill(
         world.deliver(host.process, caller, failing(answer, first))
     else:
         world.deliver(host.process, caller, lambda: resolve(answer, done))
+
+
+class SimulatedKeepers:
+    """Workers, as whoever erases a session reaches them."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+
+    def keeper(self, worker: Worker) -> "SimulatedKeeper":
+        return SimulatedKeeper(self._network, self._process, worker.address)
+
+
+class SimulatedKeeper:
+    def __init__(self, network: Network, process: Process, address: str) -> None:
+        self._network = network
+        self._process = process
+        self._address = address
+
+    async def forget(self, session: SessionId) -> Forgotten:
+        host = self._network.hosts.get(self._address)
+        if host is None:
+            raise REFUSED
+        work = partial(host.role.forget_session, session)
+        return await call(self._process, host.process, lambda: host.group, work, seconds=_FORGET_S, late=_SILENT)

@@ -7,7 +7,7 @@ from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sequence import Sampling
 from runtime.engine.simulated import VOCAB, WORDS
 from runtime.mesh.simulated.database import StoreWeather
-from runtime.mesh.simulated.talk import Talk, make_talk
+from runtime.mesh.simulated.talk import Talk, make_talk, widened
 from runtime.mesh.simulated.world import Weather
 
 _FIRST_WORD = VOCAB - len(WORDS)
@@ -66,7 +66,8 @@ class Scenario:
 
 
 def make_scenario(seed: int) -> Scenario:
-    rng = random.Random(seed)
+    # What talks do beside talking has a source of its own: without it a seed stays what it was.
+    rng, wider = random.Random(seed), random.Random(f"wider {seed}")
     span = rng.uniform(0.3, 2.0)
     return Scenario(
         prefill=rng.randint(1, 2),
@@ -81,7 +82,7 @@ def make_scenario(seed: int) -> Scenario:
         weather=_weather(rng),
         store=_store(rng),
         asks=_asks(rng, span),
-        talks=tuple(make_talk(rng, span, number) for number in range(rng.choice((0, 1, 1, 2)))),
+        talks=tuple(widened(wider, make_talk(rng, span, number)) for number in range(rng.choice((0, 1, 1, 2)))),
         faults=_faults(rng, span),
         copies=rng.choice((0, 1, 1, 2)),
         mirrors_on=rng.choice((PREFILL, DECODE)),

@@ -21,6 +21,7 @@ from runtime.mesh.simulated.fleet import GRACE_S, HOLD_S, KEEP_S, LONGEST_OPEN_S
 from runtime.mesh.simulated.scenario import Ask, make_scenario
 from runtime.mesh.simulated.users import Room
 from runtime.mesh.simulated.world import World
+from runtime.store import erasing
 from runtime.store.transaction import Transaction
 
 _UNFINISHED = "SELECT COUNT(*) FROM turns WHERE status IN ('queued', 'running')"
@@ -75,6 +76,7 @@ class Trial:
         await self._turns_end()
         await self._settle()
         await self._nothing_is_kept()
+        await self._erased_are_gone()
         await self._everybody_is_used()
         self._judge_store()
 
@@ -173,6 +175,31 @@ class Trial:
             if turns:
                 left[gateway.process.name] = f"{turns} turns"
         return left
+
+    async def _erased_are_gone(self) -> None:
+        """Every worker has dropped what it had of an erased session, and takes nothing of it (invariant 13)."""
+        if not self.checker.erased:
+            return
+        until = self.world.loop.time() + _CALM_S
+        while self.world.loop.time() < until and self._untold():  # noqa: ASYNC110 - virtual time
+            await asyncio.sleep(_LOOK_S)
+        for told in self._untold():
+            self.world.violated(13, told)
+        for name, node in self.fleet.nodes.items():
+            for session in self.checker.erased:
+                if pages := node.engine.pages_of(session):
+                    self.world.violated(13, f"{name} still has {pages} pages of {session}, which was erased")
+
+    def _untold(self) -> list[str]:
+        """Who should have been told of an erasure, and has not answered."""
+        erased = self.fleet.store.look(erasing.pending)
+        told = {(each.session, worker.boot) for each in erased for worker in each.workers if worker.dropped is not None}
+        return [
+            f"{name} has not been told that {each.session} was erased"
+            for each in erased
+            for name, boot in self.fleet.members().items()
+            if (each.session, boot) not in told
+        ]
 
     async def _everybody_is_used(self) -> None:
         """What was avoided while it failed is used again once it does not (invariant 19)."""

@@ -10,8 +10,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from runtime.domain.sessions import MAIN, Asked, Item, Key, Progress, TurnRecord
+from runtime.domain.spending import Account
 from runtime.errors import (
     BatonError,
+    BudgetSpent,
     ContextExceeded,
     DeadlineExceeded,
     FailedPrecondition,
@@ -25,7 +27,8 @@ from runtime.mesh.simulated.calling import RESET, call, try_spawn
 from runtime.mesh.simulated.checker import MAY_SEE, Checker
 from runtime.mesh.simulated.fleet import TENANT, Fleet, Gateway
 from runtime.mesh.simulated.network import Pipe
-from runtime.mesh.simulated.talk import Fork, Rollback, Say, Step, Talk
+from runtime.mesh.simulated.resolving import results, submitted
+from runtime.mesh.simulated.talk import Erase, Fork, Resolve, Rollback, Say, Step, Talk
 from runtime.mesh.simulated.world import Process
 
 T = TypeVar("T")
@@ -50,11 +53,13 @@ class Room:
         """To the end of all scripts."""
         await asyncio.sleep(self.talk.at)
         process = Process(self.fleet.world, self.talk.name)
-        key = Key(self.talk.name, b"create")
+        key, account = Key(self.talk.name, b"create"), Account(self.talk.limits)
         made = await persist(
             self.fleet,
             process,
-            lambda at: at.sessions.create(TENANT, self.fleet.spec.name, key, rerender=self.talk.rerender),
+            lambda at: at.sessions.create(
+                TENANT, self.fleet.spec.name, key, rerender=self.talk.rerender, account=account
+            ),
         )
         self.session = made.id
         async with asyncio.TaskGroup() as group:
@@ -81,10 +86,10 @@ class User:
                 # Of a session that another user has deleted, or of a turn that another has rolled back.
                 if not self._room.forgotten and isinstance(step, Say):
                     raise
+            except (ContextExceeded, BudgetSpent) as error:
+                self._world.say(self._process.name, f"has talked too long: {error.message}")
             except FailedPrecondition as error:
                 self._refused(step, error)
-            except ContextExceeded:
-                self._world.say(self._process.name, "has talked too long")
             await asyncio.sleep(self._room.talk.pause_s)
 
     async def _do(self, step: Step) -> None:
@@ -100,9 +105,30 @@ class User:
             case Rollback(back):
                 to, branch = await self._turn(back), self._branch
                 await self._persist(lambda it: it.sessions.store.rollback(TENANT, session, branch, to, key))
+            case Resolve():
+                await self._resolve(step, key)
+            case Erase():
+                self._room.forgotten = True
+                await self._persist(lambda it: it.erasing.erase(TENANT, session))
+                await self._look_for(session)
             case _:
                 self._room.forgotten = True
                 await self._persist(lambda it: it.sessions.store.delete(TENANT, session))
+
+    async def _resolve(self, step: Resolve, key: Key) -> None:
+        await asyncio.sleep(step.late_s)
+        session, branch = self._room.session, self._branch
+        calls = await self._persist(lambda it: it.sessions.store.calls(TENANT, session, branch))
+        told = results(self._world, step, calls, f"{self._process.name}.{self._steps}")
+        if told:
+            await self._persist(lambda it: submitted(it, session, branch, step, told, key))
+
+    async def _look_for(self, session: SessionId) -> None:
+        """Once somebody was told that it was erased, nobody finds it (invariant 13)."""
+        self._room.checker.erased.add(session)
+        with suppress(NotFound):
+            await self._persist(lambda it: it.sessions.store.get(TENANT, session))
+            self._world.violated(13, f"session {session} was erased, and is found")
 
     async def _turn(self, back: int) -> TurnId | None:
         """The committed turn that is so many before the branch's last; None is the beginning."""
@@ -115,7 +141,8 @@ class User:
         return await persist(self._fleet, self._process, work)
 
     def _refused(self, step: Step, error: FailedPrecondition) -> None:
-        if error.field not in ("on_conflict", "expected_head", "branch"):
+        late = error.field is not None and error.field.startswith(("results", "items"))
+        if error.field not in ("on_conflict", "expected_head", "branch") and not late:
             raise error
         self._world.say(self._process.name, f"{type(step).__name__} is refused: {error.message}")
 
@@ -145,7 +172,7 @@ class Turn:
         finally:
             stopping.cancel()
         error = None if self._seen.ending is None else self._seen.ending.error
-        if error is not None and error.status.code not in MAY_SEE | {"context"}:
+        if error is not None and error.status.code not in MAY_SEE | {"context", "budget"}:
             self._world.report(AssertionError(f"a turn failed with {error.status.code}: {error}"))
 
     async def _watch(self) -> None:
@@ -166,7 +193,7 @@ class Turn:
             head = next((branch.head for branch in read[1] if branch.name == self._branch), None)
         return Asked(
             (Item("u", say.text),), say.sampling, True, say.deadline_s, head, say.expects_head, say.policy,
-            not say.alone, retention=say.retention,
+            not say.alone, self._room.talk.toolbox, retention=say.retention,
         )  # fmt: skip
 
     async def _stream(self, gateway: Gateway) -> None:

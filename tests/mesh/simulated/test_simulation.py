@@ -10,12 +10,13 @@ import pytest
 
 from runtime.mesh.simulation import explore, play, replay
 from tests.mesh.simulated.planted import REQUEST_BUGS
+from tests.mesh.simulated.planted_contracts import CONTRACT_BUGS
 from tests.mesh.simulated.planted_mirrors import MIRROR_BUGS
 from tests.mesh.simulated.planted_sessions import SESSION_BUGS
 
 FULL = os.environ.get("BATON_TEST_FULL") == "1"
 SEEDS = 2000
-BUGS = {**REQUEST_BUGS, **SESSION_BUGS, **MIRROR_BUGS}
+BUGS = {**REQUEST_BUGS, **SESSION_BUGS, **MIRROR_BUGS, **CONTRACT_BUGS}
 
 
 @pytest.fixture(scope="module", autouse=True)
