@@ -3,8 +3,8 @@
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,19 +16,20 @@ from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
-from runtime.domain.routing import DECODE
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.engine.measured import Measured
-from runtime.errors import BatonError, Incompatible, StartError, Unavailable
+from runtime.errors import BatonError, Incompatible, StartError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
-from runtime.kv.transport.grpc import GrpcTransport, message_bytes
-from runtime.kv.transport.paths import Paths, Shm
+from runtime.kv.transport.grpc import message_bytes
+from runtime.kv.transport.paths import Paths
 from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
+from runtime.mesh.paths import meet_receivers, running_paths
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
@@ -81,7 +82,8 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
-        transport = stack.enter_context(_paths(config, engine.spec, address, channels))
+        paths = running_paths(config, engine.spec, f"{worker}:{boot}", address, channels)
+        transport = await stack.enter_async_context(paths)
         moving = _moving(transport)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
@@ -91,7 +93,8 @@ async def worker_process(
         else:
             role = PrefillRole(engine, moving, tenants, tiers)
             server.add(PrefillService(role))
-        server.add(transport.service)
+        for service in transport.services:
+            server.add(service)
         server.add(ErasureService(role))
         server.add(PagesService(held))
         form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
@@ -105,27 +108,11 @@ async def worker_process(
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
+        if transport.nixl is not None and plan.role == PREFILL:
+            stack.callback(group.create_task(meet_receivers(directory, transport.nixl)).cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await belonging.leave()
-
-
-@contextmanager
-def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
-    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire), config.handoff.dtypes)
-    if config.handoff.transport != "auto":
-        yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
-        return
-    try:
-        shm = Shm(grpc, config.handoff.staging_mib << 20)
-    except Unavailable as error:
-        _log.warning("no shared memory: %s", error.message)
-        yield Paths(grpc, None, error.message)
-        return
-    try:
-        yield Paths(grpc, shm)
-    finally:
-        shm.close()
 
 
 def _moving(transport: Paths) -> Transport:

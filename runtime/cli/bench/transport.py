@@ -21,7 +21,7 @@ from runtime.cli.bench.hosted import hosted
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.kv.transport.timing.fencing import fence_s
 from runtime.kv.transport.timing.plan import Listening
-from runtime.kv.transport.timing.senders import Senders
+from runtime.kv.transport.timing.senders import sending
 
 _RECEIVER = "runtime.kv.transport.timing.receiver"
 _START_S = 60.0
@@ -31,11 +31,13 @@ _WANTED = {
     "shm_vs_memcpy": Bound(0.8, at_least=True),
     "shm_verified_vs_memcpy": Bound(0.5, at_least=True),
     "grpc_vs_raw": Bound(0.5, at_least=True),
+    "nixl_vs_raw": Bound(0.9, at_least=True),
 }
 _RATIOS = {
     "shm_vs_memcpy": ("shm_unverified", "memcpy"),
     "shm_verified_vs_memcpy": ("shm", "memcpy"),
     "grpc_vs_raw": ("grpc", "grpc_raw"),
+    "nixl_vs_raw": ("nixl", "nixl_raw"),
 }
 
 
@@ -87,9 +89,8 @@ def transport(
 
 async def _measure(page_bytes: int, pages: int, rounds: int, there: Listening, say: Callable[[str], None]) -> _Timings:
     timings: dict[str, list[_Timing]] = defaultdict(list)
-    senders = Senders(page_bytes, there)
     processes = (psutil.Process(), psutil.Process(there.pid))
-    try:
+    async with sending(page_bytes, there) as senders:
         # The first round makes connections and takes memory for the first time.
         for number in range(rounds + 1):
             for name, move in senders.moves.items():
@@ -100,8 +101,6 @@ async def _measure(page_bytes: int, pages: int, rounds: int, there: Listening, s
                 if number:
                     timings[name].append(timing)
                 await asyncio.sleep(0)
-    finally:
-        await senders.close()
     return timings
 
 
@@ -139,4 +138,5 @@ def _ratios(timings: _Timings) -> dict[str, float]:
             statistics.median(bare.wall_s / ours.wall_s for ours, bare in zip(timings[a], timings[b], strict=True)), 3
         )
         for name, (a, b) in _RATIOS.items()
+        if a in timings
     }

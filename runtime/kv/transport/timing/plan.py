@@ -11,6 +11,7 @@ _TOKEN_BYTES = 16 << 10
 # So many different payloads take turns that none of them is in a cache when it is sent again.
 _PAYLOAD_BYTES = 64 << 20
 RAW_METHOD = "/baton.timing/Raw"
+NIXL_AGENT = "timing:receiver"
 
 
 def spec_of(page_bytes: int) -> ModelSpec:
@@ -39,6 +40,15 @@ class Unverified(FrameCodec):
 
 
 @dataclass(frozen=True, slots=True)
+class RawTarget:
+    """Memory that NIXL may be used to write into: what connecting to it takes, `metadata` in hexadecimal digits."""
+
+    agent: str
+    metadata: str
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class Listening:
     """Where a receiver listens, by protocol, and its process."""
 
@@ -47,6 +57,7 @@ class Listening:
     grpc: str
     shm: str
     shm_unverified: str
+    nixl: RawTarget | None
 
 
 def payloads(page_bytes: int) -> list[bytes]:
