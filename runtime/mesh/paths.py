@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from runtime.clients.channels import Channels
 from runtime.config import Config
 from runtime.domain.identity import Role
-from runtime.domain.routing import DECODE
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.errors import StartError, Unavailable
@@ -16,6 +16,7 @@ from runtime.kv.transport.grpc import GrpcTransport
 from runtime.kv.transport.nixl.ends import Nixl, NixlPlan, running_nixl
 from runtime.kv.transport.paths import Paths, Shm
 from runtime.ports import Directory
+from runtime.scope import Scope
 
 AUTO, NIXL, GRPC = "auto", "nixl", "grpc"
 # Of the connections to a decode worker: two carry pages by gRPC, this one what is said of pages that go by NIXL.
@@ -25,9 +26,10 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def running_paths(
-    config: Config, spec: ModelSpec, agent: str, address: str, channels: Channels
+    config: Config, role: str, spec: ModelSpec, agent: str, address: str, channels: Channels, directory: Directory
 ) -> AsyncIterator[Paths]:
-    """`agent` is `worker:generation`, `address` the host:port that others reach this worker at.
+    """`agent` is `worker:generation`, `address` the host:port that others reach this worker at. One that prefills
+    connects by NIXL to the decode workers that `directory` tells of.
 
     Raises `StartError` when a path that was asked for by name is not to be had here.
     """
@@ -49,10 +51,13 @@ async def running_paths(
             nixl = await _nixl(grpc, address, channels, plan, lacking, stack)
         if nixl is None and handoff.transport == NIXL:
             raise StartError(f"handoff.transport is nixl, but {lacking[-1]}")
+        if nixl is not None and role == PREFILL:
+            group = await stack.enter_async_context(Scope())
+            stack.callback(group.create_task(_meet_receivers(directory, nixl)).cancel)
         yield Paths(grpc, shm, "; ".join(lacking), nixl)
 
 
-async def meet_receivers(directory: Directory, nixl: Nixl) -> None:
+async def _meet_receivers(directory: Directory, nixl: Nixl) -> None:
     """Connect to the decode workers as they come, so that no transfer waits for that, and part from those that were
     started anew. Never ends."""
     met: dict[str, str] = {}

@@ -16,7 +16,7 @@ from runtime.config import Config
 from runtime.domain.identity import Role
 from runtime.domain.messages import PageForm, Worker, link_speeds
 from runtime.domain.profile import Speedometer
-from runtime.domain.routing import DECODE, PREFILL
+from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
@@ -29,7 +29,7 @@ from runtime.kv.transport.grpc import message_bytes
 from runtime.kv.transport.paths import Paths
 from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
-from runtime.mesh.paths import meet_receivers, running_paths
+from runtime.mesh.paths import running_paths
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
@@ -82,7 +82,8 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
-        paths = running_paths(config, engine.spec, f"{worker}:{boot}", address, channels)
+        directory = GrpcDirectory(channels, controller, clock)
+        paths = running_paths(config, plan.role, engine.spec, f"{worker}:{boot}", address, channels, directory)
         transport = await stack.enter_async_context(paths)
         moving = _moving(transport)
         role: DecodeRole | PrefillRole
@@ -93,23 +94,17 @@ async def worker_process(
         else:
             role = PrefillRole(engine, moving, tenants, tiers)
             server.add(PrefillService(role))
-        for service in transport.services:
-            server.add(service)
-        server.add(ErasureService(role))
-        server.add(PagesService(held))
+        server.add(*transport.services, ErasureService(role), PagesService(held))
         form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
-        directory = GrpcDirectory(channels, controller, clock)
         describe = partial(_now, here, engine, transport, speed, tiers)
         belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
-        if transport.nixl is not None and plan.role == PREFILL:
-            stack.callback(group.create_task(meet_receivers(directory, transport.nixl)).cancel)
         yield RunningWorker(here, role, engine, transport)
         renewing.cancel()
         await belonging.leave()

@@ -5,6 +5,7 @@ machine slows the parts of a ratio alike.
 """
 
 import asyncio
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ from rich.console import Console
 from runtime.cli.bench.hosted import hosted
 from runtime.cli.bench.report import Bound, Cell, Machine, Report, tell
 from runtime.kv.transport.timing.fencing import fence_s
-from runtime.kv.transport.timing.plan import Listening
+from runtime.kv.transport.timing.plan import Listening, read_listening
 from runtime.kv.transport.timing.senders import sending
 
 _RECEIVER = "runtime.kv.transport.timing.receiver"
@@ -74,13 +75,15 @@ def transport(
     The ratios are of pages of 1 MiB: shared memory without checksums and with both against copying once, and gRPC with
     checksums against raw bytes over as many connections.
     """
+    # On one host UCX would copy from process to process, which no two hosts can: NIXL is for these.
+    os.environ.setdefault("UCX_TLS", "tcp")
     machine, pace = Machine.here(), _QUICK if quick else _FULL
     timings: dict[int, _Timings] = {}
     with Console(stderr=True).status("") as status:
         for kib in pace.pages_kib:
             pages = (pace.mib << 10) // kib
             with hosted(_RECEIVER, {"page_bytes": kib << 10, "pages": pages}, start_s=_START_S) as listening:
-                measuring = _measure(kib << 10, pages, pace.rounds, Listening(**listening), status.update)
+                measuring = _measure(kib << 10, pages, pace.rounds, read_listening(listening), status.update)
                 timings[kib] = uvloop.run(measuring)
         status.update("fences")
         fences = uvloop.run(fence_s(_STATED_KIB << 10, _FENCES))

@@ -1,6 +1,7 @@
 """What transports are timed with: pages of a size, and the names of what a receiver listens with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
@@ -58,6 +59,12 @@ class Listening:
     shm: str
     shm_unverified: str
     nixl: RawTarget | None
+
+
+def read_listening(told: dict[str, Any]) -> Listening:
+    """What `asdict` made of one, back."""
+    nixl = told["nixl"]
+    return Listening(**told | {"nixl": None if nixl is None else RawTarget(**nixl)})
 
 
 def payloads(page_bytes: int) -> list[bytes]:
