@@ -117,7 +117,7 @@ async def running_nixl(
         )
         async with Scope() as group:
             errands = _Errands(group)
-            receiver = NixlReceiver(codec, transfers, target, met, plan.backend, back, errands.start, plan.hold_s)
+            receiver = NixlReceiver(codec, transfers, target, thread, met, back, errands.start, plan.hold_s)
             writers = NixlWriters(codec, thread, source, address, channel, errands.start)
             nixl = Nixl(receiver, writers, plan)
             try:

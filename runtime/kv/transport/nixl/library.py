@@ -36,6 +36,8 @@ class Agent(Protocol):
         self, operation: str, local_descs: Handle, remote_descs: Handle, remote_agent: str
     ) -> Handle: ...
     def transfer(self, handle: Handle) -> str: ...
+    def get_new_notifs(self) -> dict[bytes, list[bytes]]: ...
+    def send_notif(self, remote_agent_name: str, notif_msg: bytes) -> None: ...
     def check_xfer_state(self, handle: Handle) -> str: ...
     def release_xfer_handle(self, handle: Handle) -> None: ...
 
@@ -48,10 +50,10 @@ class Library:
     errors: tuple[type[Exception], ...]
 
     def agent(self, name: str, backend: str) -> Agent:
-        """An agent with one backend, which progresses by a thread of its own, so that what is written to here lands
-        without anybody calling. Raises `Unavailable` when the backend does not start."""
+        """An agent with one backend. It gets on only while it is called: NIXL's own thread for that would never sleep.
+        Raises `Unavailable` when the backend does not start."""
         try:
-            agent: Agent = self.api.nixl_agent(name, self.api.nixl_agent_config(backends=[]))
+            agent: Agent = self.api.nixl_agent(name, self.api.nixl_agent_config(enable_prog_thread=False, backends=[]))
             agent.create_backend(backend, {})
         except self.errors as error:
             raise Unavailable(f"NIXL's backend {backend} does not start here: {error}") from error

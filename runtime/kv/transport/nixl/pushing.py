@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WRITE_S = 5.0
 _QUIET_S = 1.0
+_TOGETHER_BYTES = 4 << 20
 
 
 class NixlSender:
@@ -39,6 +40,7 @@ class NixlSender:
         self._granted = 0
         self._in_flight = 0
         self._frames = 0
+        self._unsaid = 0
         self._over: BatonError | None = None
         self._closed = False
         self._committing = False
@@ -110,10 +112,14 @@ class NixlSender:
         self._in_flight -= 1
         if error is None:
             self._saying.placed.add(slot=target, length=length)
+            self._unsaid += length
         else:
             writers.part(self.agent)
             self._end(error)
-        self._say.set()
+        # A message costs as much as moving half a megabyte: while more are on their way, some go together.
+        if self._unsaid >= _TOGETHER_BYTES or not self._in_flight:
+            self._unsaid = 0
+            self._say.set()
         self._settle()
 
     def _late(self) -> None:

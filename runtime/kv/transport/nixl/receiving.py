@@ -24,6 +24,7 @@ from runtime.ids import TransferId
 from runtime.kv.frames import HEADER_BYTES, FrameCodec
 from runtime.kv.transport.arrivals import OpenTransfer, OpenTransfers
 from runtime.kv.transport.nixl.memory import Memory
+from runtime.kv.transport.nixl.thread import AgentThread
 
 NAME = "nixl"
 WINDOW_BYTES = 32 << 20
@@ -48,6 +49,7 @@ class _Grant:
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: bool = False
+    quarantined: bool = False
 
     async def speak(self, context: _Context) -> None:
         """Until it is hung up, and all is said."""
@@ -67,7 +69,7 @@ class _Grant:
 
 
 class NixlReceiver:
-    """`memory` is what writers may write into, `metadata` what they need for that. `back` gives the channel to a
+    """`memory` is what writers may write into, `met` what they need for that. `back` gives the channel to a
     writer. `start` starts what waits for writers to be silent; `hold_s` is as in `NixlPlan`."""
 
     def __init__(
@@ -75,8 +77,8 @@ class NixlReceiver:
         codec: FrameCodec,
         transfers: OpenTransfers,
         memory: Memory,
+        thread: AgentThread,
         met: pb.MeetResponse,
-        backend: str,
         back: Callable[[str], grpc.aio.Channel],
         start: Callable[[Coroutine[Any, Any, None]], None],
         hold_s: float,
@@ -86,7 +88,7 @@ class NixlReceiver:
         self._codec = codec
         self._transfers = transfers
         self._met = met
-        self._backend = backend
+        self._thread = thread
         self._back = back
         self._start = start
         self._hold_s = hold_s
@@ -100,18 +102,19 @@ class NixlReceiver:
         """Raises `Incompatible` when that writer has no way to here."""
         fingerprint = self._codec.fingerprint.hex()
         for name, theirs, ours in (
-            ("backend", request.backend, self._backend),
+            ("backend", request.backend, self._thread.backend),
             ("fingerprint", request.fingerprint, fingerprint),
         ):
             if theirs != ours:
                 raise Incompatible(f"it writes by {name} {theirs[:64]!r}, and this worker takes {ours!r}", field=name)
+        self._thread.stir()
         return self._met
 
     async def fence(self, transfer: TransferId) -> None:
         """Returns once no write of a transfer can arrive any more; it may be waited for until its writer wakes up."""
         grant = self._grants.get(transfer)
         if grant is not None:
-            self.staging.quarantine(transfer)
+            self._quarantine(grant)
             grant.said.stop = True
             grant.heard.set()
             await grant.quiet.wait()
@@ -152,6 +155,7 @@ class NixlReceiver:
         grant = _Grant(transfer, opened.agent, opened.address, frozenset(slots), said)
         grant.heard.set()
         self._grants[transfer.transfer] = grant
+        self._expect()
         return grant
 
     async def _hear(self, grant: _Grant, context: _Context) -> None:
@@ -196,14 +200,23 @@ class NixlReceiver:
 
     def _broke(self, grant: _Grant) -> None:
         """Its call ended without a word, which says nothing about its writes."""
-        self.staging.quarantine(grant.transfer.transfer)
+        self._quarantine(grant)
         self._abort(grant.transfer, "the sender went away before its commit")
         self._start(self._silence(grant))
+
+    def _quarantine(self, grant: _Grant) -> None:
+        self.staging.quarantine(grant.transfer.transfer)
+        grant.quarantined = True
+        self._expect()
+
+    def _expect(self) -> None:
+        self._thread.expect(sum(not grant.quarantined for grant in self._grants.values()))
 
     def _release(self, grant: _Grant) -> None:
         """Its writer is quiet."""
         self.staging.release(grant.transfer.transfer)
         del self._grants[grant.transfer.transfer]
+        self._expect()
         grant.quiet.set()
 
     async def _silence(self, grant: _Grant) -> None:

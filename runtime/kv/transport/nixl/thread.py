@@ -1,7 +1,8 @@
 """The one thread that owns a NIXL agent: calls it, posts writes, and polls each to its end. Knows no transfer.
 
-A posted write cannot be recalled. So it is asked for until NIXL says that it is over, however long that takes; its
-deadline only makes its owner hear that it is late.
+Nothing gets on unless it asks, neither what was posted here nor what comes in from others: so it looks often while
+there is something to come, and now and then otherwise. A posted write cannot be recalled. So it is asked for until NIXL
+says that it is over, however long that takes; its deadline only makes its owner hear that it is late.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from runtime.kv.transport.nixl.memory import DOORMAT_BYTES, Region
 
 T = TypeVar("T")
 _POLL_S = 0.0001
+_IDLE_S = 0.02
+_STIRRED_S = 1.0
 _TRY_S = 5.0
 
 
@@ -56,6 +59,8 @@ class AgentThread:
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._posted: list[Write] = []
+        self._expected = 0
+        self._stirred = 0.0
         self._registrations: list[Handle] = []
         self._agents: set[str] = set()
         self._stopping = False
@@ -100,6 +105,14 @@ class AgentThread:
     async def disconnect(self, peer: Peer) -> None:
         await self._call(lambda: self._disconnect(peer.agent))
 
+    def expect(self, transfers: int) -> None:
+        """So many have slots here and may be written now."""
+        self._jobs.put(lambda: self._expect(transfers))
+
+    def stir(self) -> None:
+        """Somebody is about to connect."""
+        self._jobs.put(self._stir)
+
     def post(self, write: Write) -> None:
         self._jobs.put(lambda: self._post(write))
 
@@ -122,12 +135,24 @@ class AgentThread:
     def _run(self) -> None:
         while not self._stopping:
             try:
-                self._jobs.get(timeout=_POLL_S if self._posted else None)()
+                self._jobs.get(timeout=self._pause())()
                 while not self._jobs.empty():
                     self._jobs.get()()
             except Empty:
                 pass
-            self._poll()
+            if not self._stopping:
+                self._agent.get_new_notifs()
+                self._poll()
+
+    def _pause(self) -> float:
+        busy = self._posted or self._expected or time.monotonic() < self._stirred
+        return _POLL_S if busy else _IDLE_S
+
+    def _expect(self, transfers: int) -> None:
+        self._expected = transfers
+
+    def _stir(self) -> None:
+        self._stirred = time.monotonic() + _STIRRED_S
 
     def _begin(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """NIXL's own loop, to time transports against: writes of a page each from registered memory to registered memory."""
 
 import os
+import threading
 import time
 
 from runtime.kv.transport.nixl.library import IN_FLIGHT, Agent, Handle, library
@@ -11,6 +12,8 @@ from runtime.kv.transport.timing.plan import RawTarget
 BACKEND = "UCX"
 _MEMORY_BYTES = 64 << 20
 _CONNECTED_S = 10.0
+_IDLE_S = 0.005
+_BEGIN, _END = b"begin", b"end"
 
 
 class _Ready:
@@ -32,6 +35,26 @@ class _Ready:
 
 
 class BareTarget(_Ready):
+    """Looks without a pause as long as a source says that it writes: nothing lands unless somebody looks."""
+
+    def __init__(self, page_bytes: int) -> None:
+        super().__init__(page_bytes)
+        self._over = False
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over = True
+        self._thread.join()
+        super().close()
+
+    def _look(self) -> None:
+        pause = _IDLE_S
+        while not self._over:
+            for words in self.agent.get_new_notifs().values():
+                pause = 0.0 if words[-1] == _BEGIN else _IDLE_S
+            time.sleep(pause)
+
     def described(self) -> RawTarget:
         metadata = self.agent.get_partial_agent_metadata(self.registration, inc_conn_info=True, backends=[BACKEND])
         region = self.memory.region
@@ -48,6 +71,7 @@ class BareSource(_Ready):
 
     def move(self, pages: int) -> None:
         """Returns when all of them are there. As many are in flight as a ticket of ours may have."""
+        self.agent.send_notif(self._target.agent, _BEGIN)
         places, window = self.memory.slots, max(WINDOW_BYTES // self._page_bytes, 1)
         flying: list[Handle] = []
         for number in range(pages):
@@ -57,6 +81,7 @@ class BareSource(_Ready):
         ends = time.monotonic() + _CONNECTED_S
         while flying and time.monotonic() < ends:
             flying = self._still(flying)
+        self.agent.send_notif(self._target.agent, _END)
 
     def _posted(self, offset: int) -> Handle:
         agent, here = self.agent, self.memory.region
