@@ -182,9 +182,13 @@ class Batcher:
         """The next step: at most `step_tokens` tokens, every sequence at most once."""
         size = self._spec.page_tokens
         chunks: dict[SequenceId, Chunk] = {}
-        running = sorted(self._running, key=lambda entry: entry.sequence.priority)
-        decoding = [entry for entry in running if entry.target - entry.computed == 1]
-        prefilling = [entry for entry in running if entry.target - entry.computed > 1]
+        decoding: list[Entry] = []
+        prefilling: list[Entry] = []
+        for entry in self._running:
+            left = entry.target - entry.computed
+            if left > 0:
+                (decoding if left == 1 else prefilling).append(entry)
+        decoding.sort(key=_priority)
         prefilling.sort(key=lambda entry: (entry.sequence.priority, self._served.tokens(entry)))
         budget = min(len(decoding), self._limits.step_tokens)
         budget += self._budget.prefill_tokens(budget)
@@ -200,10 +204,11 @@ class Batcher:
             chunk = chunks[entry.sequence.id] = entry.chunk(end, size)
             budget -= len(chunk.tokens)
             scores -= len(chunk.score.targets) if chunk.score else 0
-        run = sum(len(chunk.tokens) for chunk in chunks.values())
-        decoded = sum(entry.sequence.id in chunks for entry in decoding)
+        planned = tuple(chunks.values())
+        run = sum([len(chunk.tokens) for chunk in planned])
+        decoded = sum([entry.sequence.id in chunks for entry in decoding])
         self._planned = (run - decoded, decoded)
-        return tuple(chunks.values())
+        return planned
 
     def took(self, seconds: float) -> None:
         """How long the step that was planned last ran."""
@@ -364,3 +369,7 @@ class Batcher:
         if ready:
             entry.exported = ready[-1].index + 1
         return ready
+
+
+def _priority(entry: Entry) -> int:
+    return entry.sequence.priority

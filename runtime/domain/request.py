@@ -265,6 +265,8 @@ class Request:
         if self.state is RequestState.CLOSED:
             return []
         match event:
+            case NewTokens():  # first, since it comes with every token
+                return self._generated(event)
             case Begin():
                 return self._begin(event)
             case RoomReserved(local_tokens) if self.state is RequestState.RESERVING:
@@ -280,8 +282,6 @@ class Request:
             case InBatch(cached_tokens, landed_tokens) if not self._log:
                 self._sources.batched(cached_tokens, landed_tokens)
                 return []
-            case NewTokens():
-                return self._generated(event)
             case GatewayLost():
                 return self._gateway_lost()
             case Attached(have):

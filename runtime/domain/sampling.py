@@ -26,7 +26,8 @@ Rule = tuple[str, object, bool, str]
 
 def between(name: str, value: float, least: float, most: float) -> Rule:
     """NaN lies between nothing."""
-    return name, value, least <= value <= most, f"must be between {least:.12g} and {most:.12g}"
+    good = least <= value <= most
+    return name, value, good, "" if good else f"must be between {least:.12g} and {most:.12g}"
 
 
 def share(name: str, value: float) -> Rule:

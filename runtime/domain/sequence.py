@@ -24,6 +24,7 @@ MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
+_SEED_RULE = f"must be between 0 and {MAX_SEED}"
 
 
 class FinishReason(enum.StrEnum):
@@ -34,6 +35,7 @@ class FinishReason(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen and when generation ends. What each does to logits: runtime/domain/sampling.py.
@@ -64,7 +66,8 @@ class Sampling:
     prompt_logprobs: int | None = None
 
     def validate(self) -> None:
-        """Raise `InvalidArgument` naming the first field out of its range."""
+        """Raise `InvalidArgument` naming the first field out of its range. What most requests leave as it is costs
+        nothing to look at."""
         enforce(
             (
                 ("max_tokens", self.max_tokens, self.max_tokens >= 1, "must be at least 1"),
@@ -73,13 +76,18 @@ class Sampling:
                 share("top_p", self.top_p),
                 between("min_p", self.min_p, 0, 1),
                 share("typical_p", self.typical_p),
-                ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"must be between 0 and {MAX_SEED}"),
-                *self.penalties.rules(),
-                *logit_bias_rules(self.logit_bias),
-                *banned_rules(self.banned_tokens),
-                *self._end_rules(),
+                ("seed", self.seed, 0 <= self.seed <= MAX_SEED, _SEED_RULE),
+                between("min_tokens", self.min_tokens, 0, self.max_tokens),
             )
         )
+        if self.penalties is not NO_PENALTIES:
+            enforce(self.penalties.rules())
+        if self.logit_bias:
+            enforce(logit_bias_rules(self.logit_bias))
+        if self.banned_tokens:
+            enforce(banned_rules(self.banned_tokens))
+        if self.stop or self.stop_token_ids:
+            enforce(self._end_rules())
         if self.logprobs is not None:
             enforce((between("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS),))
         if self.prompt_logprobs is not None:
@@ -106,7 +114,6 @@ class Sampling:
         stop, ids = self.stop, self.stop_token_ids
         short = all(len(each) <= MAX_STOP_CHARACTERS for each in stop)
         return (
-            between("min_tokens", self.min_tokens, 0, self.max_tokens),
             ("stop", stop, len(stop) <= MAX_STOP_STRINGS, f"takes at most {MAX_STOP_STRINGS} strings"),
             ("stop", stop, all(stop), "must not hold an empty string"),
             ("stop", stop, short, f"takes strings of at most {MAX_STOP_CHARACTERS} characters"),

@@ -201,14 +201,14 @@ class Turn:
         if self.ended:
             return self._late(event)
         match event:
+            case Arrived(output):  # first, since it comes with every token
+                return self._arrived(output)
             case Opened():
                 return [Place(frozenset())]
             case Placed(boot):
                 return self._placed(boot)
             case NobodyServes(error) if self.state is TurnState.QUEUED:
                 return self._fail(error)
-            case Arrived(output):
-                return self._arrived(output)
             case AttemptLost(failed):
                 return self._attempt_lost(failed)
             case StreamBroken(boot):

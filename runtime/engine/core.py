@@ -209,13 +209,17 @@ class EngineCore:
         stored, removed = self._batcher.pool.drain_changes()
         filled, copied = self._batcher.drain_filled(), tuple(self._copied)
         self._copied = []
-        ran = sum(len(chunk.tokens) for chunk in chunks)
-        long = [chunk for chunk in chunks if len(chunk.tokens) > 1]
-        prefilled = sum(len(chunk.tokens) for chunk in long)
-        reached = max((chunk.start + len(chunk.tokens) for chunk in long), default=0)
-        output = StepOutput(self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed)
-        told = tuple(forgotten)
-        return replace(output, forgotten=told, filled=filled, copied=copied, prefilled=prefilled, reached=reached)
+        ran = prefilled = reached = 0
+        for chunk in chunks:
+            tokens = len(chunk.tokens)
+            ran += tokens
+            if tokens > 1:
+                prefilled += tokens
+                reached = max(reached, chunk.start + tokens)
+        return StepOutput(
+            self._step, tuple(events), self.load(), ran, len(chunks), freed, stored, removed,
+            tuple(forgotten), filled, copied, prefilled, reached,
+        )  # fmt: skip
 
     def took(self, seconds: float) -> None:
         """How long the last step took: what the next ones may carry is learnt from it."""

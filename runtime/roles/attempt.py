@@ -87,6 +87,8 @@ class Attempt:
         engine = self._role.engine
         sequence = self._sequence.id
         match command:
+            case r.Emit(output):  # first, since it comes with every token
+                self._emit(output)
             case r.SubmitWork(work):
                 engine.tell(Submit(self._sequence, work))
             case LoadPages():
@@ -104,8 +106,6 @@ class Attempt:
                 engine.tell(Run(sequence))
             case r.CancelSequence():
                 engine.tell(Cancel(sequence))
-            case r.Emit(output):
-                self._emit(output)
             case r.ArmGrace():
                 self._arm("grace", self._role.settings.grace_s, r.GraceOver())
             case r.Forget():

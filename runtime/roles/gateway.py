@@ -256,6 +256,8 @@ class GatewayRole:
     def _do(self, live: _Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
         for command in commands:
             match command:
+                case t.Give(delta):  # first, since it comes with every token
+                    self._give(live, delta)
                 case t.Place() if live.counted and not self._retries.try_take(self._clock.now()):
                     self._feed(live, t.NobodyServes(_SPENT))
                 case t.Place(exclude):
@@ -271,8 +273,6 @@ class GatewayRole:
                     self._tell(boot, CancelAttempt(ref))
                 case t.SendAcknowledge(boot, ref):
                     self._tell(boot, Acknowledge(ref))
-                case t.Give(delta):
-                    self._give(live, delta)
                 case t.Fail(error):
                     live.queue.put_nowait(error)
         if live.turn.ended:

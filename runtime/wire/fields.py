@@ -51,9 +51,10 @@ def tokens(ids: Sequence[int], field: str, least: int = 0) -> tuple[int, ...]:
     """Token ids, at least `least` of them. Whether the model has them is not known here."""
     if len(ids) < least:
         raise InvalidArgument(f"{field} must have at least {least} token ids, has {len(ids)}", field=field)
-    if ids and max(ids) > MAX_TOKEN:
-        raise InvalidArgument(f"{field} holds the token id {max(ids)}, the limit is {MAX_TOKEN}", field=field)
-    return tuple(ids)
+    found = tuple(ids)
+    if found and max(found) > MAX_TOKEN:
+        raise InvalidArgument(f"{field} holds the token id {max(found)}, the limit is {MAX_TOKEN}", field=field)
+    return found
 
 
 def milliseconds(value: float, field: str) -> float:

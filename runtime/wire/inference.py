@@ -121,16 +121,14 @@ class Answer:
         return common_pb2.FINISH_REASON_TOOL_CALLS if called else TO_FINISH[finish]
 
     def _events(self, choice: int, delta: Delta) -> list[pb.TokenEvent]:
-        events = [self._event(choice, delta.index + place, sampled) for place, sampled in enumerate(delta.tokens)]
-        for event, text in zip(events, delta.texts(), strict=True):
-            event.text = text
-        return events
+        told = enumerate(zip(delta.tokens, delta.texts(), strict=True), delta.index)
+        return [self._event(choice, index, sampled, text) for index, (sampled, text) in told]
 
-    def _event(self, choice: int, index: int, sampled: Sampled) -> pb.TokenEvent:
+    def _event(self, choice: int, index: int, sampled: Sampled, text: str) -> pb.TokenEvent:
         if not self._logprobs:
-            return pb.TokenEvent(index=index, id=sampled.token, choice=choice)
+            return pb.TokenEvent(index=index, id=sampled.token, text=text, choice=choice)
         top = pack_top(sampled.top)
-        return pb.TokenEvent(index=index, id=sampled.token, logprob=sampled.logprob, top=top, choice=choice)
+        return pb.TokenEvent(index=index, id=sampled.token, text=text, logprob=sampled.logprob, top=top, choice=choice)
 
     def _final(self, ends: Sequence[pb.Choice]) -> pb.Final:
         newest = self._handoffs.newest

@@ -108,8 +108,10 @@ def sampling_from(packed: bytes) -> Sampling:
 def _unpack_penalties(message: pb.Sampling) -> Penalties:
     """The very object of those without, whom every engine step meets."""
     repetition = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
-    penalties = Penalties(repetition, message.presence_penalty, message.frequency_penalty)
-    return NO_PENALTIES if penalties == NO_PENALTIES else penalties
+    presence, frequency = message.presence_penalty, message.frequency_penalty
+    if (repetition, presence, frequency) == (1.0, 0.0, 0.0):
+        return NO_PENALTIES
+    return Penalties(repetition, presence, frequency)
 
 
 def _pack_grammar(grammar: Grammar) -> pb.Grammar:
