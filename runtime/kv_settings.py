@@ -32,13 +32,15 @@ class HandoffConfig(Section):
     """A prompt whose uncached part has `remote_min_tokens` or more is prefilled by a prefill worker, of which up to
     `transfers` are tried; without it, a prompt goes the way that takes less time by what was measured, and until enough
     was, 64 tokens are the bound. With `transport` auto pages travel through memory that workers of one host share, of
-    each up to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may
-    differ. They may also where a prefill worker computes in another data type than the decode worker: `dtypes` are
-    those that are taken nevertheless, and rounded."""
+    each up to `staging_mib`, else by NIXL where both have it with the same `nixl_backend` (LIBFABRIC is for EFA), else
+    by gRPC; nixl and grpc leave out what comes before. `wire` makes pages smaller for the way, with losses, so that
+    answers may differ. They may also where a prefill worker computes in another data type than the decode worker:
+    `dtypes` are those that are taken nevertheless, and rounded."""
 
     remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
-    transport: Literal["auto", "grpc"] = "auto"
+    transport: Literal["auto", "nixl", "grpc"] = "auto"
+    nixl_backend: Literal["UCX", "LIBFABRIC"] = "UCX"
     staging_mib: int = Field(default=64, ge=1, le=65_536)
     wire: Literal["plain", "fp8", "fp8_448", "int8"] = "plain"
     dtypes: tuple[Dtype, ...] = ()

@@ -3,8 +3,8 @@
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,14 +23,15 @@ from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
 from runtime.engine.measured import Measured
-from runtime.errors import BatonError, Incompatible, StartError, Unavailable
+from runtime.errors import BatonError, Incompatible, StartError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
 from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
-from runtime.kv.transport.grpc import GrpcTransport, message_bytes
-from runtime.kv.transport.paths import Paths, Shm
+from runtime.kv.transport.grpc import message_bytes
+from runtime.kv.transport.paths import Paths
 from runtime.kv_settings import REMOTE_MIN_TOKENS
 from runtime.mesh.engines import running_engine
+from runtime.mesh.paths import running_paths
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
@@ -93,19 +94,19 @@ async def worker_process(
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
-        transport = stack.enter_context(_paths(config, engine.spec, address, channels))
+        directory = GrpcDirectory(channels, controller, clock)
+        paths = running_paths(config, plan.role, engine.spec, f"{worker}:{boot}", address, channels, directory)
+        transport = await stack.enter_async_context(paths)
         moving = _moving(transport)
         there = Holder(worker, boot, address, plan.role)
         role, face, holding, mirror = _roles(config, there, tapped, moving, channels, tenants, tiers)
-        for service in (face, transport.service, MirrorService(holding), ErasureService(holding), PagesService(held)):
-            server.add(service)
+        server.add(face, *transport.services, MirrorService(holding), ErasureService(holding), PagesService(held))
         form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         for serving in (role.run(), holding.run(), mirror.run()):
             stack.callback(group.create_task(serving).cancel)
         await stack.enter_async_context(server)
-        directory = GrpcDirectory(channels, controller, clock)
         describe = partial(_now, here, engine, transport, speed, tiers, mirror if config.kv.mirror.copies else None)
         belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
@@ -140,24 +141,6 @@ def _roles(
         role = prefill = PrefillRole(engine, transport, tenants, tiers)
         face = PrefillService(prefill)
     return role, face, HoldingRole(here, engine, transport, holders, tenants, ids, role.forget_session), mirror
-
-
-@contextmanager
-def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) -> Iterator[Paths]:
-    grpc = GrpcTransport(spec, address, channels.bulk, Encoding(config.handoff.wire), config.handoff.dtypes)
-    if config.handoff.transport != "auto":
-        yield Paths(grpc, None, f"handoff.transport is {config.handoff.transport}")
-        return
-    try:
-        shm = Shm(grpc, config.handoff.staging_mib << 20)
-    except Unavailable as error:
-        _log.warning("no shared memory: %s", error.message)
-        yield Paths(grpc, None, error.message)
-        return
-    try:
-        yield Paths(grpc, shm)
-    finally:
-        shm.close()
 
 
 def _moving(transport: Paths) -> Transport:

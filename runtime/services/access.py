@@ -45,7 +45,8 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Mesh/Drain": _OPERATORS | {Role.GATEWAY},
     "/batonmesh.v1.Registry/Register": _WORKERS,
     "/batonmesh.v1.Registry/Leave": _WORKERS,
-    "/batonmesh.v1.Registry/Watch": frozenset({Role.GATEWAY}),
+    # Prefill workers connect to the decode workers beforehand.
+    "/batonmesh.v1.Registry/Watch": frozenset({Role.GATEWAY, Role.PREFILL}),
     "/batonmesh.v1.Decode/Attach": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Erasure/ForgetSession": frozenset({Role.GATEWAY}),
     "/batonmesh.v1.Prefill/Prefill": frozenset({Role.DECODE}),
@@ -55,6 +56,9 @@ CALLERS: Mapping[str, frozenset[Role]] = {
     "/batonmesh.v1.Kv/Abort": _WORKERS,
     "/batonmesh.v1.Mirror/Keep": frozenset({Role.DECODE}),
     "/batonmesh.v1.Mirror/Fetch": _WORKERS,
+    "/batonmesh.v1.Nixl/Meet": frozenset({Role.PREFILL}),
+    "/batonmesh.v1.Nixl/Write": frozenset({Role.PREFILL}),
+    "/batonmesh.v1.Nixl/Silence": frozenset({Role.DECODE}),
 }
 """What is not here nobody may call. Health and reflection are everybody's who gets through the handshake."""
 

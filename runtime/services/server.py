@@ -83,10 +83,11 @@ class GrpcServer:
         )
         self.port = self._bind(host, port, tls)
 
-    def add(self, service: Service) -> None:
+    def add(self, *services: Service) -> None:
         """Before the server is entered."""
-        service.add_to(self._server)
-        self._names.append(service.name)
+        for service in services:
+            service.add_to(self._server)
+            self._names.append(service.name)
 
     async def drain(self) -> None:
         """Tell health checks that this server is about to stop; calls are still taken."""

@@ -22,7 +22,7 @@ async def worker(*, shm: bool = True, slots: int = 4) -> AsyncIterator[Paths]:
     async with side() as grpc:
         memory = Shm(grpc.transport, slots * CODEC.max_bytes) if shm else None
         try:
-            yield Paths(grpc.transport, memory, "this worker was told so")
+            yield Paths(grpc.transport, memory, "" if shm else "this worker was told so")
         finally:
             if memory is not None:
                 memory.close()

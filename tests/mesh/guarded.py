@@ -6,7 +6,17 @@ from pathlib import Path
 
 import grpc
 
-from batonmesh.v1 import erasure_pb2, inference_pb2, kv_pb2, mesh_pb2, mirror_pb2, pages_pb2, session_pb2, worker_pb2
+from batonmesh.v1 import (
+    erasure_pb2,
+    inference_pb2,
+    kv_pb2,
+    mesh_pb2,
+    mirror_pb2,
+    nixl_pb2,
+    pages_pb2,
+    session_pb2,
+    worker_pb2,
+)
 from runtime.config import Config, EngineConfig, MeshConfig, ModelConfig, SimulatedConfig
 from runtime.domain.identity import MEMBERS, Caller, Role, server_name
 from runtime.ids import TenantId
@@ -20,7 +30,17 @@ ACME, GLOBEX = TenantId("acme"), TenantId("globex")
 CALLERS_THERE_ARE = (*(Caller(role) for role in (*MEMBERS, Role.ADMIN)), Caller(Role.CLIENT, ACME))
 METHODS = tuple(
     f"/{service.full_name}/{method.name}"
-    for file in (erasure_pb2, inference_pb2, kv_pb2, mesh_pb2, mirror_pb2, pages_pb2, session_pb2, worker_pb2)
+    for file in (
+        erasure_pb2,
+        inference_pb2,
+        kv_pb2,
+        mesh_pb2,
+        mirror_pb2,
+        nixl_pb2,
+        pages_pb2,
+        session_pb2,
+        worker_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )

@@ -1,5 +1,6 @@
 """What of a configuration would run on this machine, pool by pool, and what keeps the rest from it."""
 
+from runtime.cli.doctor.libraries import NIXL_REMEDIES, nixl_memory
 from runtime.cli.doctor.node import Finding, Level, Node
 from runtime.config import Config, WorkerConfig
 from runtime.domain.pool_size import mib
@@ -14,7 +15,8 @@ _MIB = 1 << 20
 
 
 def check_configuration(config: Config, node: Node) -> list[Finding]:
-    return [_model(config), _kv_memory(config, node), *(_pool(config, worker, node) for worker in config.workers)]
+    pools = (_pool(config, worker, node) for worker in config.workers)
+    return [_model(config), _kv_memory(config, node), *_transport(config, node), *pools]
 
 
 def runs_here(config: Config, findings: list[Finding]) -> bool:
@@ -52,6 +54,18 @@ def _kv_memory(config: Config, node: Node) -> Finding:
     if needed > free:
         return Finding(AREA, "KV memory", Level.FAULT, found, "make engine.kv_mib smaller, or the workers fewer")
     return Finding(AREA, "KV memory", Level.GOOD, found)
+
+
+def _transport(config: Config, node: Node) -> list[Finding]:
+    """Only a path that is asked for by name has to be there."""
+    if config.handoff.transport != "nixl":
+        return []
+    backend = config.handoff.nixl_backend
+    memory = nixl_memory(node, backend)
+    if memory is None:
+        found = f"nixl, but its {backend} does not start"
+        return [Finding(AREA, "transport", Level.FAULT, found, NIXL_REMEDIES[backend])]
+    return [Finding(AREA, "transport", Level.GOOD, f"nixl by {backend}")]
 
 
 def _shared_memory(config: Config, free: int) -> Finding:

@@ -1,7 +1,7 @@
 """Which way pages go to each peer: the fastest that both ends have, and why. gRPC is what is always left.
 
 The receiver writes into the ticket what it has; the sender tries it, because only a connection proves that two
-workers share a host.
+workers share a host, or have a network in common that both can write over.
 """
 
 import secrets
@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.domain.landing import LandingEvent
 from runtime.domain.messages import Offer, Path, Ticket, TicketPage, Traffic
@@ -18,23 +19,66 @@ from runtime.errors import ResourceExhausted, Unavailable
 from runtime.ids import BootId, TransferId
 from runtime.kv.packing import packing
 from runtime.kv.transport.grpc import GrpcTransport
-from runtime.kv.transport.receiving import KvService
+from runtime.kv.transport.nixl.ends import Nixl
 from runtime.kv.transport.shm.receiving import NAME as SHM
 from runtime.kv.transport.shm.receiving import ShmReceiver
 from runtime.kv.transport.shm.sending import ShmWriters
 from runtime.ports import Sender
 
+if TYPE_CHECKING:
+    from runtime.kv.transport.nixl.service import NixlService
+    from runtime.kv.transport.receiving import KvService
+
 _PATHS_KEPT = 256
 _REASON_CHARACTERS = 512
+
+
+class Way(Protocol):
+    """A faster path than gRPC, both ends of it. `reason` says why it is taken, `missing` why not when the ticket does
+    not offer it."""
+
+    name: str
+    reason: str
+    missing: str
+    offer: Offer
+
+    def open(self, ticket: Ticket, endpoint: str) -> AbstractAsyncContextManager[Sender]:
+        """Entering raises `Unavailable` or `ResourceExhausted` saying why, when another path has to do."""
+
+    async def fence(self, transfer: TransferId) -> None:
+        """As `ports.Transport` has it."""
+
+    def writing(self) -> int:
+        """Transfers whose writes may still arrive."""
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` unless its memory adds up."""
 
 
 class Shm:
     """Both ends of shared memory on this worker. Raises `Unavailable` when this system shares none."""
 
+    name = SHM
+    reason = "one host: its memory could be mapped"
+    missing = "the receiver offers no shared memory"
+
     def __init__(self, grpc: GrpcTransport, staging_bytes: int) -> None:
         endpoint = f"baton-kv-{secrets.token_hex(16)}"
         self.receiver = ShmReceiver(grpc.codec, grpc.transfers, endpoint, staging_bytes)
         self.writers = ShmWriters(grpc.codec)
+        self.offer = Offer(SHM, endpoint)
+
+    def open(self, ticket: Ticket, endpoint: str) -> AbstractAsyncContextManager[Sender]:
+        return self.writers.open(ticket, endpoint)
+
+    async def fence(self, transfer: TransferId) -> None:
+        await self.receiver.fence(transfer)
+
+    def writing(self) -> int:
+        return self.receiver.writing()
+
+    def check(self) -> None:
+        self.receiver.staging.check()
 
     def close(self) -> None:
         self.writers.close()
@@ -42,30 +86,24 @@ class Shm:
 
 
 class Paths:
-    """`ports.Transport`. Without `shm` it neither offers nor takes shared memory, for the reason `why_not`."""
+    """`ports.Transport`. `shm` and `nixl` are taken and offered where they are there; `why_not` says why one is not."""
 
-    def __init__(self, grpc: GrpcTransport, shm: Shm | None, why_not: str = "") -> None:
+    def __init__(self, grpc: GrpcTransport, shm: Shm | None, why_not: str = "", nixl: Nixl | None = None) -> None:
         self._grpc = grpc
-        self._shm = shm
+        self._ways: tuple[Way, ...] = tuple(way for way in (shm, nixl) if way is not None)
         self._why_not = why_not
         self._taken: OrderedDict[BootId, Path] = OrderedDict()
         self.name = grpc.name
-        self.offers: tuple[Offer, ...] = () if shm is None else (Offer(SHM, shm.receiver.endpoint),)
-
-    @property
-    def service(self) -> KvService:
-        return self._grpc.service
+        self.offers: tuple[Offer, ...] = tuple(way.offer for way in self._ways)
+        self.nixl = nixl
+        self.services: tuple[KvService | NixlService, ...] = (
+            (grpc.service,) if nixl is None else (grpc.service, nixl.service)
+        )
 
     @asynccontextmanager
     async def open(self, ticket: Ticket) -> AsyncIterator[Sender]:
         async with AsyncExitStack() as stack:
-            sender: Sender
-            name, reason = SHM, "one host: its memory could be mapped"
-            try:
-                sender = await stack.enter_async_context(self._through_memory(ticket))
-            except (ResourceExhausted, Unavailable) as error:
-                name, reason = self._grpc.name, error.message
-                sender = await stack.enter_async_context(self._grpc.open(ticket))
+            sender, name, reason = await self._opened(ticket, stack)
             counting = _Counting(sender, packing(self._grpc.codec.spec, ticket))
             try:
                 yield counting
@@ -79,12 +117,12 @@ class Paths:
 
     async def fence(self, transfer: TransferId) -> None:
         await self._grpc.fence(transfer)
-        if self._shm is not None:
-            await self._shm.receiver.fence(transfer)
+        for way in self._ways:
+            await way.fence(transfer)
 
     def receiving(self) -> int:
         """Transfers that may still land, or write."""
-        return self._grpc.receiving() + (0 if self._shm is None else self._shm.receiver.writing())
+        return self._grpc.receiving() + sum(way.writing() for way in self._ways)
 
     def traffic(self) -> Traffic:
         """What went where, and what was refused."""
@@ -92,16 +130,24 @@ class Paths:
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the staging slots add up."""
-        if self._shm is not None:
-            self._shm.receiver.staging.check()
+        for way in self._ways:
+            way.check()
 
-    def _through_memory(self, ticket: Ticket) -> AbstractAsyncContextManager[Sender]:
-        offered = next((offer for offer in ticket.offers if offer.transport == SHM), None)
-        if self._shm is None:
-            raise Unavailable(self._why_not)
-        if offered is None:
-            raise Unavailable("the receiver offers no shared memory")
-        return self._shm.writers.open(ticket, offered.endpoint)
+    async def _opened(self, ticket: Ticket, stack: AsyncExitStack) -> tuple[Sender, str, str]:
+        """By the first way that both have, its name, and the reason for it."""
+        endpoints = {offer.transport: offer.endpoint for offer in ticket.offers}
+        reasons = [self._why_not] if self._why_not else []
+        for way in self._ways:
+            if way.name not in endpoints:
+                reasons.append(way.missing)
+                continue
+            try:
+                sender = await stack.enter_async_context(way.open(ticket, endpoints[way.name]))
+            except (ResourceExhausted, Unavailable) as error:
+                reasons.append(error.message)
+            else:
+                return sender, way.name, way.reason
+        return await stack.enter_async_context(self._grpc.open(ticket)), self._grpc.name, "; ".join(reasons)
 
     def _note(self, boot: BootId, transport: str, reason: str, sent: "_Counting") -> None:
         before = self._taken.pop(boot, None) or Path(boot, transport, reason, 0, 0)

@@ -1,5 +1,6 @@
 """Machines that are only files: what the checks would read of a real one."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ _PROGRAMS = {
     "fi_info --version": "fi_info: 2.1.0\nlibfabric: 2.1.0amzn1.0\nlibfabric api: 2.1\n",
     "fi_info -p": "provider: efa\n",
     "gcc --version": "gcc (Debian) 12.2.0\nCopyright\n",
+    f"{sys.executable} -m runtime.kv.transport.nixl.trying UCX": "DRAM, VRAM\n",
 }
 _WHEEL = [".nixl_cu12.mesonpy.libs/plugins/libplugin_UCX.so", "nixl_cu12/__init__.py"]
 

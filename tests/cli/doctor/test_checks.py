@@ -91,8 +91,13 @@ def test_an_old_libfabric_is_told(tmp_path: Path) -> None:
 def test_nixl_is_told_with_the_plugins_that_its_wheel_has(tmp_path: Path) -> None:
     found = by_name(check_libraries, machine(tmp_path))
     assert found["nixl"].found == "nixl-cu12 1.5.1"
-    assert found["nixl plugin UCX"].level is Level.GOOD
-    assert found["nixl plugin LIBFABRIC"].level is Level.MISSING
+    assert found["nixl plugin UCX"].found == "starts; writes from and into DRAM, VRAM"
+    assert found["nixl plugin LIBFABRIC"].found == "not in the wheel"
+
+
+def test_a_plugin_of_nixl_that_does_not_start_is_missing(tmp_path: Path) -> None:
+    found = by_name(check_libraries, machine(tmp_path, programs={}))["nixl plugin UCX"]
+    assert (found.level, found.found) == (Level.MISSING, "there, and does not start")
 
 
 def test_this_machine_can_be_looked_at() -> None:

@@ -155,3 +155,12 @@ def test_a_person_reads_what_was_found_and_the_verdict() -> None:
     assert result.exit_code == 0
     assert "decode pool decode" in result.stdout
     assert result.stdout.rstrip().endswith("local.yaml runs here")
+
+
+def test_nixl_that_is_asked_for_by_name_has_to_start(tmp_path: Path) -> None:
+    asked = changed(handoff={"transport": "nixl"})
+    assert judged(asked, machine(tmp_path / "a", NEURON))[1]["transport"].found == "nixl by UCX"
+    runs, found = judged(asked, machine(tmp_path / "b", NEURON, programs={}))
+    assert not runs
+    assert found["transport"].level is Level.FAULT
+    assert "transport" not in judged(TRAINIUM, machine(tmp_path / "c", NEURON, programs={}))[1]

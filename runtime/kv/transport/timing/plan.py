@@ -1,6 +1,7 @@
 """What transports are timed with: pages of a size, and the names of what a receiver listens with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Frame
@@ -11,6 +12,7 @@ _TOKEN_BYTES = 16 << 10
 # So many different payloads take turns that none of them is in a cache when it is sent again.
 _PAYLOAD_BYTES = 64 << 20
 RAW_METHOD = "/baton.timing/Raw"
+NIXL_AGENT = "timing:receiver"
 
 
 def spec_of(page_bytes: int) -> ModelSpec:
@@ -39,6 +41,15 @@ class Unverified(FrameCodec):
 
 
 @dataclass(frozen=True, slots=True)
+class RawTarget:
+    """Memory that NIXL may be used to write into: what connecting to it takes, `metadata` in hexadecimal digits."""
+
+    agent: str
+    metadata: str
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class Listening:
     """Where a receiver listens, by protocol, and its process."""
 
@@ -47,6 +58,13 @@ class Listening:
     grpc: str
     shm: str
     shm_unverified: str
+    nixl: RawTarget | None
+
+
+def read_listening(told: dict[str, Any]) -> Listening:
+    """What `asdict` made of one, back."""
+    nixl = told["nixl"]
+    return Listening(**told | {"nixl": None if nixl is None else RawTarget(**nixl)})
 
 
 def payloads(page_bytes: int) -> list[bytes]:

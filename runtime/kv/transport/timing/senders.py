@@ -3,7 +3,8 @@
 import asyncio
 import mmap
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 
 import grpc
@@ -11,24 +12,50 @@ import grpc
 from runtime.domain.messages import Ticket, TicketPage
 from runtime.ids import BootId, PageId, TransferId
 from runtime.kv.frames import FrameCodec
+from runtime.kv.transport.arrivals import OpenTransfers
 from runtime.kv.transport.grpc import GrpcTransport
+from runtime.kv.transport.nixl.ends import NixlPlan, running_nixl
+from runtime.kv.transport.nixl.sending import NixlWriters
 from runtime.kv.transport.sending import MESSAGE_BYTES
 from runtime.kv.transport.shm.sending import ShmWriters
-from runtime.kv.transport.timing.plan import RAW_METHOD, Listening, Unverified, frames, payloads, spec_of
+from runtime.kv.transport.timing.bare_nixl import BACKEND, BareSource
+from runtime.kv.transport.timing.plan import NIXL_AGENT, RAW_METHOD, Listening, Unverified, frames, payloads, spec_of
 from runtime.kv.transport.timing.receiver import transfer_name
 from runtime.ports import Sender
 
 _COPY_BYTES = 64 << 20
+_STAGING_BYTES = 64 << 20
 _LANES = 2
 _DEADLINE_MS = 120_000
 
 Move = Callable[[int], Awaitable[None]]
 
 
-class Senders:
-    """Of one page size, to one receiver. `moves` are by name; each takes how many pages to move."""
+@asynccontextmanager
+async def sending(page_bytes: int, there: Listening) -> AsyncIterator["Senders"]:
+    """Senders to a receiver, connected."""
+    async with AsyncExitStack() as stack:
+        nixl = None
+        if there.nixl is not None:
+            control = _channel(there.grpc)
+            stack.push_async_callback(control.close, None)
+            codec = FrameCodec(spec_of(page_bytes))
+            plan = NixlPlan("timing:sender", BACKEND, _STAGING_BYTES)
+            running = running_nixl(
+                codec, OpenTransfers(codec), "unserved:1", lambda _: control, lambda _: control, plan
+            )
+            nixl = (await stack.enter_async_context(running)).writers
+            await nixl.connect(NIXL_AGENT, there.grpc)
+        senders = Senders(page_bytes, there, nixl)
+        stack.push_async_callback(senders.close)
+        yield senders
 
-    def __init__(self, page_bytes: int, there: Listening) -> None:
+
+class Senders:
+    """Of one page size, to one receiver. `moves` are by name; each takes how many pages to move. By NIXL only with
+    writers that are connected to it."""
+
+    def __init__(self, page_bytes: int, there: Listening, nixl: NixlWriters | None) -> None:
         self.moves: dict[str, Move] = {
             "memcpy": self._memcpy,
             "tcp": self._tcp,
@@ -37,6 +64,10 @@ class Senders:
             "shm_unverified": self._shm_unverified,
             "shm": self._shm,
         }
+        if nixl is not None and there.nixl is not None:
+            self._bare = BareSource(page_bytes, there.nixl)
+            self.moves |= {"nixl_raw": self._nixl_raw, "nixl": self._nixl}
+        self._nixl_writers = nixl
         self._there = there
         self._spec = spec_of(page_bytes)
         self._page_bytes = page_bytes
@@ -54,6 +85,8 @@ class Senders:
 
     async def close(self) -> None:
         self._socket.close()
+        if "nixl" in self.moves:
+            self._bare.close()
         for writers in self._writers.values():
             writers.close()
         for channel in self._channels.values():
@@ -105,6 +138,14 @@ class Senders:
         async with self._writers[name].open(self._ticket(name, pages), self._there.shm_unverified) as sender:
             await self._push(sender, pages)
 
+    async def _nixl_raw(self, pages: int) -> None:
+        await asyncio.to_thread(self._bare.move, pages)
+
+    async def _nixl(self, pages: int) -> None:
+        assert self._nixl_writers is not None
+        async with self._nixl_writers.open(self._ticket("nixl", pages), NIXL_AGENT) as sender:
+            await self._push(sender, pages)
+
     async def _push(self, sender: Sender, pages: int) -> None:
         for number in range(pages):
             await sender.send(self._frames[number % len(self._frames)])
@@ -115,7 +156,15 @@ class Senders:
         name = transfer_name(path, next(self._numbers[path]))
         wanted = tuple(TicketPage(index, PageId(bytes(16)), spec.page_tokens) for index in range(pages))
         return Ticket(
-            TransferId(name), 1, BootId("timing"), "grpc", "", spec.kv_fingerprint, spec.dtype, wanted, _DEADLINE_MS
+            TransferId(name),
+            1,
+            BootId("timing"),
+            "grpc",
+            self._there.grpc,
+            spec.kv_fingerprint,
+            spec.dtype,
+            wanted,
+            _DEADLINE_MS,
         )
 
 
