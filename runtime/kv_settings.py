@@ -34,7 +34,8 @@ class HandoffConfig(Section):
     was, 64 tokens are the bound. With `transport` auto pages travel through memory that workers of one host share, of
     each up to `staging_mib`, else by gRPC; `wire` makes them smaller for the way, with losses, so that answers may
     differ. They may also where a prefill worker computes in another data type than the decode worker: `dtypes` are
-    those that are taken nevertheless, and rounded."""
+    those that are taken nevertheless, and rounded. With more than one of `layer_groups` a page travels as so many
+    parts, the first while the last layers are computed: for KV that is large beside what computing it takes."""
 
     remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
@@ -42,3 +43,4 @@ class HandoffConfig(Section):
     staging_mib: int = Field(default=64, ge=1, le=65_536)
     wire: Literal["plain", "fp8", "fp8_448", "int8"] = "plain"
     dtypes: tuple[Dtype, ...] = ()
+    layer_groups: int = Field(default=1, ge=1, le=256)

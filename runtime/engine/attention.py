@@ -5,7 +5,7 @@ thread instead of being handed it: so a compiled graph of the model depends on n
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,11 +43,12 @@ class Attention(Protocol):
 
 
 class StepAttention:
-    """The attention of one packed step over `kv`, for all layers."""
+    """The attention of one packed step over `kv`, for all layers; `written` is told of each once its KV is there."""
 
-    def __init__(self, step: PackedStep, kv: StepKV) -> None:
+    def __init__(self, step: PackedStep, kv: StepKV, written: Callable[[int], None]) -> None:
         self._step = step
         self._kv = kv
+        self._written = written
         self._masks: dict[tuple[DecodeGroup | PrefillSpan, int | None], torch.Tensor | None] = {}
 
     def attend(
@@ -55,6 +56,7 @@ class StepAttention:
     ) -> torch.Tensor:
         """Store the step's keys and values of `layer`, then attend. `[T, heads, head_dim]` in and out."""
         self._kv.write(layer, self._step.slots, keys, values)
+        self._written(layer)
         if len(self._step.decodes) == 1 and not self._step.prefills:
             return self._decode(self._step.decodes[0], queries, layer, scoring)
         output = queries.new_empty(queries.shape)

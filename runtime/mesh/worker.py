@@ -20,11 +20,12 @@ from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
 from runtime.domain.spec import ModelSpec
 from runtime.domain.steps import Encoding
+from runtime.engine.faltering import Faltering
 from runtime.engine.measured import Measured
 from runtime.errors import BatonError, Incompatible, StartError, Unavailable
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
-from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
+from runtime.kv.transport.faults import VARIABLE, Faults, Faulty, read_faults
 from runtime.kv.transport.grpc import GrpcTransport, message_bytes
 from runtime.kv.transport.paths import Paths, Shm
 from runtime.kv_settings import REMOTE_MIN_TOKENS
@@ -32,11 +33,11 @@ from runtime.mesh.engines import running_engine
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import Security
 from runtime.mesh.tiers import running_tiers
-from runtime.ports import Engine, Tiers, Transport
+from runtime.ports import Engine, Tiers
 from runtime.roles.belonging import Belonging
 from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.pages import PagesRole
-from runtime.roles.prefill import PrefillRole
+from runtime.roles.prefill import Exposure, PrefillRole
 from runtime.scope import Scope
 from runtime.services.decode import DecodeService
 from runtime.services.erasing import ErasureService
@@ -72,36 +73,36 @@ async def worker_process(
     Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later, `Drained`
     among that.
     """
-    plan, clock = planned_workers(config)[worker], LoopClock()
+    plan, clock, faults = planned_workers(config)[worker], LoopClock(), _faults(worker)
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        speed, held = Speedometer(), PagesRole(clock)
-        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
+        speed, held, exposure = Speedometer(), PagesRole(clock), Exposure()
+        bare: Engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        engine = Measured(bare if faults is None else Faltering(bare, faults), speed, held.changed)
         tiers = await stack.enter_async_context(running_tiers(config, engine, clock))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
-        transport = stack.enter_context(_paths(config, engine.spec, address, channels))
-        moving = _moving(transport)
+        wire = engine.spec.cut(config.handoff.layer_groups)
+        transport = stack.enter_context(_paths(config, wire, address, channels))
+        moving = transport if faults is None else Faulty(transport, faults)
         role: DecodeRole | PrefillRole
         if plan.role == DECODE:
             peers, ids = GrpcPeers(channels, GatewayId(worker)), Ids(random.SystemRandom())
             role = DecodeRole(engine, moving, peers, tenants, boot, ids, clock, _decode_settings(config), tiers=tiers)
             server.add(DecodeService(role))
         else:
-            role = PrefillRole(engine, moving, tenants, tiers)
+            role = PrefillRole(engine, moving, tenants, tiers, () if wire is engine.spec else wire.groups, exposure)
             server.add(PrefillService(role))
-        server.add(transport.service)
-        server.add(ErasureService(role))
-        server.add(PagesService(held))
-        form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        for service in (transport.service, ErasureService(role), PagesService(held)):
+            server.add(service)
+        form = PageForm(wire.dtype, config.handoff.dtypes, wire.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         stack.callback(group.create_task(role.run()).cancel)
         await stack.enter_async_context(server)
-        directory = GrpcDirectory(channels, controller, clock)
-        describe = partial(_now, here, engine, transport, speed, tiers)
-        belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
+        describe = partial(_now, here, engine, transport, speed, tiers, exposure)
+        belonging = Belonging(GrpcDirectory(channels, controller, clock), describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
         stack.callback(renewing.cancel)
@@ -128,13 +129,13 @@ def _paths(config: Config, spec: ModelSpec, address: str, channels: Channels) ->
         shm.close()
 
 
-def _moving(transport: Paths) -> Transport:
-    """What the role moves pages by: with faults on purpose where the environment asks for them."""
+def _faults(worker: WorkerId) -> Faults | None:
+    """Those that happen on purpose, where the environment asks for them."""
     asked = os.environ.get(VARIABLE, "")
     if not asked:
-        return transport
-    _log.warning("pages suffer faults on purpose: %s", asked)
-    return Faulty(transport, parse_faults(asked, random.SystemRandom()))
+        return None
+    _log.warning("faults happen here on purpose: %s", asked)
+    return read_faults(asked, worker, random.SystemRandom())
 
 
 def _server(host: str, spec: ModelSpec, security: Security) -> GrpcServer:
@@ -177,8 +178,10 @@ def _describe(
     )
 
 
-def _now(here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers) -> Worker:
-    traffic = transport.traffic()
+def _now(
+    here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers, exposure: Exposure
+) -> Worker:
+    traffic = replace(transport.traffic(), prefill_ms=exposure.prefill_ms, exposed_ms=exposure.exposed_ms)
     profile = speed.profile(link_speeds(traffic))
     return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports())
 

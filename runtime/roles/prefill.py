@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from runtime.domain.messages import PrefillCall, PrefillDone, Ticket
 from runtime.domain.sequence import Sampling, Sequence
+from runtime.domain.spec import LayerGroup
 from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, InvalidArgument, StaleAttempt
 from runtime.ids import SequenceId, SessionId, TenantId
@@ -29,17 +30,35 @@ class _Running:
     computed: float = 0.0
 
 
+@dataclass(slots=True)
+class Exposure:
+    """Of the prefills that arrived: milliseconds of computing, and of pushing that went on after it."""
+
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+
 class PrefillRole:
     def __init__(
-        self, engine: Engine, transport: Transport, tenants: Mapping[TenantId, bytes], tiers: Tiers = TIERLESS
+        self,
+        engine: Engine,
+        transport: Transport,
+        tenants: Mapping[TenantId, bytes],
+        tiers: Tiers = TIERLESS,
+        cut: tuple[LayerGroup, ...] = (),
+        exposure: Exposure | None = None,
     ) -> None:
+        """`cut`: groups of layers that follow each other, by which pages travel, and for which the engine is asked one
+        after the other; without them pages travel as the engine's spec says. `exposure` is counted on."""
         self.engine = engine
+        self._cuts = tuple(group.layers[-1] + 1 for group in cut)
         self._transport = transport
         self._tiers = tiers
         self._preloading = Preloading(engine, tiers)
         self._tenants = tenants
         self._running: dict[SequenceId, _Running] = {}
         self._forgetting = Forgetting(engine)
+        self.exposure = exposure or Exposure()
 
     async def run(self) -> None:
         """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""
@@ -60,6 +79,11 @@ class PrefillRole:
                 running.arrivals.put_nowait(StaleAttempt("the session was erased", field="session"))
         self._preloading.end(session)
         return await self._forgetting.drop(session)
+
+    @property
+    def _groups(self) -> int:
+        """Parts that a page travels in."""
+        return len(self._cuts) or len(self.engine.spec.page_groups)
 
     def running(self) -> int:
         return len(self._running)
@@ -85,9 +109,9 @@ class PrefillRole:
         )
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
-        work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
+        work = Prefill(len(call.tokens) - 1, min(page.index for page in ticket.pages), self._cuts)
         running = self._running[sequence.id] = _Running(
-            asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 4),
+            asyncio.Queue(maxsize=(len(call.tokens) // self.engine.spec.page_tokens + 2) * self._groups + 2),
             asyncio.get_running_loop().time(),
             call.session,
         )
@@ -114,9 +138,9 @@ class PrefillRole:
             raise Incompatible(
                 f"the ticket takes pages computed in {taken} alone, and these are in {spec.dtype}", field="ticket.dtype"
             )
-        if len(spec.page_groups) > 1 and not ticket.parts:
+        if self._groups > 1 and not ticket.parts:
             raise Incompatible(
-                f"a page has {len(spec.page_groups)} groups of layers here, and the receiver joins no parts",
+                f"a page has {self._groups} groups of layers here, and the receiver joins no parts",
                 field="ticket.parts",
             )
 
@@ -127,13 +151,18 @@ class PrefillRole:
             match await running.arrivals.get():
                 case Exported(frame=frame) if frame.index in wanted:
                     await sender.send(frame)
-                    pages += 1
+                    pages += frame.part is None or frame.part.group == self._groups - 1
                     payload_bytes += len(frame.payload)
                 case Prefilled(cached_tokens=cached):
                     await sender.commit()
                     ended = asyncio.get_running_loop().time()
-                    prefill_s, exposed_s = running.computed - running.began, ended - running.computed
-                    return PrefillDone(cached, pages, payload_bytes, prefill_s * 1000, exposed_s * 1000)
+                    prefill_ms, exposed_ms = (
+                        (running.computed - running.began) * 1000,
+                        (ended - running.computed) * 1000,
+                    )
+                    self.exposure.prefill_ms += prefill_ms
+                    self.exposure.exposed_ms += exposed_ms
+                    return PrefillDone(cached, pages, payload_bytes, prefill_ms, exposed_ms)
                 case BatonError() as error:
                     raise error
 
