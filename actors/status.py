@@ -121,6 +121,8 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, s
                 for path in worker.traffic.paths
             ],
             "refused": dict(worker.traffic.refused),
+            "prefill_ms": worker.traffic.prefill_ms,
+            "exposed_ms": worker.traffic.exposed_ms,
             "tiers": [_tier(tier) for tier in unpack_tiers(worker.tiers)],
         }
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
@@ -137,6 +139,10 @@ def _paths(rows: list[_Row]) -> Iterator[str]:
     """How pages went from whom to whom, and what was refused, a line each; nothing of workers that are gone."""
     here = {row["worker"] for row in rows}
     for row in rows:
+        if row["exposed_ms"]:
+            share = row["exposed_ms"] / max(row["prefill_ms"], row["exposed_ms"])
+            told = f"{row['exposed_ms']:,.0f} ms of its pushing, {share:.1%} of its prefills' time, went on after them"
+            yield f"[dim]exposed[/dim]  {row['worker']}  {told}"
         for path in row["paths"]:
             if path["to"] in here:
                 moved = f"{path['transfers']:,} transfers, {bytes_in_words(path['bytes'])}"

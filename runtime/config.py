@@ -20,6 +20,7 @@ from runtime.protection import AccessConfig, Clients, TlsConfig, check_listening
 from runtime.sealing import SealingConfig
 from runtime.section import Name
 from runtime.section import Section as _Section
+from runtime.simulating import SimulatedConfig as SimulatedConfig
 from runtime.tiering import KvKeepingConfig
 
 SHIPPED = "shipped"
@@ -27,7 +28,6 @@ _PATHS = (("mesh", "state"), ("tls", "folder"), ("access", "keys"), ("sealing", 
 Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPort = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-Milliseconds = Annotated[float, Field(ge=0)]
 
 
 class MeshConfig(_Section):
@@ -37,15 +37,6 @@ class MeshConfig(_Section):
     name: Name = "local"
     namespace: str | None = None
     state: Path | None = None
-
-
-class SimulatedConfig(_Section):
-    """A model without tensors: a step lasts `base_ms`, plus `token_ms` a token and `sequence_ms` a sequence in it."""
-
-    max_tokens: int = Field(default=131_072, ge=2)
-    base_ms: Milliseconds = 0.0
-    token_ms: Milliseconds = 0.0
-    sequence_ms: Milliseconds = 0.0
 
 
 class ModelConfig(_Section):

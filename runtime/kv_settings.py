@@ -35,7 +35,8 @@ class HandoffConfig(Section):
     each up to `staging_mib`, else by NIXL where both have it with the same `nixl_backend` (LIBFABRIC is for EFA), else
     by gRPC; nixl and grpc leave out what comes before. `wire` makes pages smaller for the way, with losses, so that
     answers may differ. They may also where a prefill worker computes in another data type than the decode worker:
-    `dtypes` are those that are taken nevertheless, and rounded."""
+    `dtypes` are those that are taken nevertheless, and rounded. With more than one of `layer_groups` a page travels as
+    so many parts, the first while the last layers are computed: for KV that is large beside what computing it takes."""
 
     remote_min_tokens: int | None = Field(default=None, ge=1)
     transfers: int = Field(default=2, ge=1, le=16)
@@ -44,3 +45,4 @@ class HandoffConfig(Section):
     staging_mib: int = Field(default=64, ge=1, le=65_536)
     wire: Literal["plain", "fp8", "fp8_448", "int8"] = "plain"
     dtypes: tuple[Dtype, ...] = ()
+    layer_groups: int = Field(default=1, ge=1, le=256)

@@ -16,6 +16,7 @@ times.
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runtime.domain.batched import Entry, Phase, Ready
@@ -229,12 +230,26 @@ class Batcher:
         entry.tokens.append(token)
         entry.target += 1
 
+    def completing(self, chunks: Iterable[Chunk]) -> list[tuple[SequenceId, tuple[int, ...], list[Ready]]]:
+        """For each `Prefill` of these chunks that goes out layer by layer: its cuts, and the pages of it that are not
+        exported yet and complete once the chunk has run."""
+        found = []
+        for chunk in chunks:
+            entry = self._entries[chunk.sequence]
+            if isinstance(entry.work, Prefill) and entry.work.cuts:
+                ready = self._ready(entry, entry.work, chunk.start + len(chunk.tokens))
+                if ready:
+                    found.append((chunk.sequence, entry.work.cuts, ready))
+        return found
+
     def exports(self) -> list[tuple[SequenceId, list[Ready], bool]]:
         """For each `Prefill` in the batch: its pages newly complete, and whether that was all of them."""
         found = []
         for entry in self._running:
             if isinstance(entry.work, Prefill):
-                ready = self._ready(entry)
+                ready = self._ready(entry, entry.work, entry.computed)
+                if ready:
+                    entry.exported = ready[-1].index + 1
                 done = entry.computed >= entry.work.upto
                 if ready or done:
                     found.append((entry.sequence.id, ready, done))
@@ -371,19 +386,17 @@ class Batcher:
         self._line.add_preempted(entry)
         self._full = False
 
-    def _ready(self, entry: Entry) -> list[Ready]:
-        assert isinstance(entry.work, Prefill)
+    def _ready(self, entry: Entry, work: Prefill, computed: int) -> list[Ready]:
+        """The pages of it that are complete with so many tokens, and not exported."""
         size = self._spec.page_tokens
         ready = [
             Ready(index, entry.table[index], size, entry.chain[index])
-            for index in range(entry.exported, entry.computed // size)
+            for index in range(entry.exported, computed // size)
         ]
-        tail = entry.work.upto % size
-        last = entry.work.upto // size
-        if tail and entry.computed >= entry.work.upto and entry.exported <= last:
+        tail = work.upto % size
+        last = work.upto // size
+        if tail and computed >= work.upto and entry.exported <= last:
             ready.append(Ready(last, entry.table[last], tail, self._expected(entry, last, tail)))
-        if ready:
-            entry.exported = ready[-1].index + 1
         return ready
 
 

@@ -276,10 +276,13 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A worker's KV traffic since it started: the paths it sends by, and what it refused to take, by reason."""
+    """A worker's KV traffic since it started: the paths it sends by, and what it refused to take, by reason. Of what
+    arrived, `exposed_ms` is how long it went on pushing after all was computed, which took `prefill_ms`."""
 
     paths: tuple[Path, ...] = ()
     refused: tuple[tuple[str, int], ...] = ()
+    prefill_ms: float = field(default=0.0, compare=False)
+    exposed_ms: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

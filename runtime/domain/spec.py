@@ -1,7 +1,8 @@
 """What a model is to the mesh: shapes, limits and fingerprints. Never its weights."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -79,3 +80,13 @@ class ModelSpec:
     @property
     def page_bytes(self) -> int:
         return self.token_bytes * self.page_tokens
+
+    def cut(self, groups: int) -> "ModelSpec":
+        """The same with its layers in so many groups, no more than it has layers, each of layers that follow each
+        other: so what is computed first can travel first. As it is where its layers are in groups already."""
+        count = min(groups, self.layers)
+        if count == 1 or self.groups:
+            return self
+        ends = [self.layers * number // count for number in range(count + 1)]
+        layers = (tuple(range(first, end)) for first, end in pairwise(ends))
+        return replace(self, groups=tuple(LayerGroup(each, self.kv_heads, self.head_dim) for each in layers))

@@ -28,10 +28,15 @@ class DecodeAwaiting:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute KV for the first `upto` tokens and export their pages from page `first_page` on; sample nothing."""
+    """Compute KV for the first `upto` tokens and export their pages from page `first_page` on; sample nothing.
+
+    An engine that can exports pages while their last tokens are computed, layer by layer: part `n` holds the layers
+    from `cuts[n - 1]` up to `cuts[n]`, the last of which is how many layers there are. Others export them whole.
+    """
 
     upto: int
     first_page: int
+    cuts: tuple[int, ...] = ()
 
 
 Work = DecodeLocal | DecodeAwaiting | Prefill
@@ -141,7 +146,8 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """One more page of a `Prefill` is complete (or its partial tail, at the end), in the canonical layout."""
+    """One more page of a `Prefill` is complete (or its partial tail, at the end), in the canonical layout; or one of
+    its parts is."""
 
     sequence: SequenceId
     frame: Frame
@@ -212,7 +218,8 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """All that one engine step brought. `step` counts from 1; `pages_freed` wakes those that found no room.
+    """All that one engine step brought, or what it brought already while it runs: then it is told once more, without
+    that, when it is over. `step` counts from 1; `pages_freed` wakes those that found no room.
 
     `ran_tokens` of `ran_sequences` went through the model in this step, of which `prefilled` were of prompts, the
     longest now `reached` tokens long. `took_ms` is how long it ran. `keeping` is what grants have lost.

@@ -5,7 +5,7 @@ thread instead of being handed it: so a compiled graph of the model depends on n
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,11 +46,15 @@ class Attention(Protocol):
 
 
 class StepAttention:
-    """The attention of one packed step over `kv`, for all layers; of decode rows by `kernels` where they are given."""
+    """The attention of one packed step over `kv`, for all layers; of decode rows by `kernels` where they are given.
+    `written` is told of each layer once its KV is there."""
 
-    def __init__(self, step: PackedStep, kv: StepKV, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, step: PackedStep, kv: StepKV, written: Callable[[int], None], kernels: Kernels | None = None
+    ) -> None:
         self._step = step
         self._kv = kv
+        self._written = written
         self._kernels = kernels
         self._rows: dict[DecodeGroup, Rows] = {}
         # Long products are made in float32 where that takes less time.
@@ -62,6 +66,7 @@ class StepAttention:
     ) -> torch.Tensor:
         """Store the step's keys and values of `layer`, then attend. `[T, heads, head_dim]` in and out."""
         self._kv.write(layer, self._step.slots, keys, values)
+        self._written(layer)
         if len(self._step.decodes) == 1 and not self._step.prefills:
             return self._decode(self._step.decodes[0], queries, layer, scoring)
         output = queries.new_empty(queries.shape)

@@ -45,6 +45,7 @@ from runtime.domain.steps import (
 )
 from runtime.engine.grammar import Constraint, Grammars
 from runtime.engine.history import History
+from runtime.engine.layers import LayerExports, Layerwise
 from runtime.engine.output import OutputStream
 from runtime.errors import BatonError, ContextExceeded, InvalidArgument, NotSupported
 from runtime.ids import PageId, SequenceId, SessionId
@@ -137,10 +138,12 @@ class EngineCore:
         grammars: Grammars | None = None,
         *,
         scores: bool = True,
+        layerwise: Layerwise | None = None,
         now: Callable[[], float] = monotonic,
     ) -> None:
         """Without `grammars`, sequences that ask for one are refused; without `scores` those that ask for
-        log-probabilities of their prompt. `now` gives monotonic seconds."""
+        log-probabilities of their prompt; without `layerwise` pages are exported whole. `now` gives monotonic
+        seconds."""
         # A context is no longer than the pool: a sequence that outgrew it would wait for ever.
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, pages * spec.page_tokens))
         self._batcher = Batcher(spec, PagePool(pages, now), limits)
@@ -155,6 +158,10 @@ class EngineCore:
         self._step = 0
         self._freed = False
         self._forgotten: list[Forgotten] = []
+        self._layers = None if layerwise is None else LayerExports(spec, layerwise, self._tell)
+        self.take_early: Callable[[StepOutput], bool] = lambda _: False
+        """Whoever drives it may put something here that takes what a step brought while it still runs, on the thread
+        that runs it, and says whether it did; what it did not take comes with the end of the step."""
 
     @property
     def busy(self) -> bool:
@@ -216,6 +223,8 @@ class EngineCore:
         events, self._early = self._early, []
         events += self._admit()
         chunks = self._batcher.plan()
+        if self._layers is not None:
+            self._layers.begin(self._batcher.completing(chunks))
         if chunks:
             events += self._run(chunks)
         events += self._export()
@@ -356,12 +365,18 @@ class EngineCore:
         self._remove(sequence)
         return event if kept is None else replace(event, kept=kept)
 
+    def _tell(self, events: Iterable[StepEvent]) -> bool:
+        """What is there before the step is over."""
+        return self.take_early(StepOutput(self._step + 1, tuple(events), self.load()))
+
     def _export(self) -> list[StepEvent]:
-        events: list[StepEvent] = []
+        layers = self._layers
+        events: list[StepEvent] = [] if layers is None else layers.end()
         for sequence, ready, done in self._batcher.exports():
-            payloads = self._compute.read_pages((page.page, page.valid_tokens) for page in ready)
-            for page, payload in zip(ready, payloads, strict=True):
-                events.append(Exported(sequence, Frame(page.id, page.index, page.valid_tokens, payload)))
+            if layers is None or not layers.told(sequence):
+                payloads = self._compute.read_pages((page.page, page.valid_tokens) for page in ready)
+                for page, payload in zip(ready, payloads, strict=True):
+                    events.append(Exported(sequence, Frame(page.id, page.index, page.valid_tokens, payload)))
             if done:
                 events.append(Prefilled(sequence, self._live[sequence].cached))
                 self._remove(sequence)

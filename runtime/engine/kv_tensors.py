@@ -45,6 +45,8 @@ class StepKV(Protocol):
 
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]: ...
 
+    def read_layers(self, pages: Iterable[tuple[int, int]], layers: range) -> list[bytes]: ...
+
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None: ...
 
 
@@ -122,6 +124,11 @@ class KVTensors:
     def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
         """The payload of each page and number of tokens."""
         return [self.read_page(page, tokens) for page, tokens in pages]
+
+    def read_layers(self, pages: Iterable[tuple[int, int]], layers: range) -> list[bytes]:
+        """The payload of these layers alone, of each page and number of tokens."""
+        own = self._bytes[layers.start : layers.stop]
+        return [own[:, :, page, :tokens].tobytes() for page, tokens in pages]
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         """The inverse of `read_page`; the page's other tokens become zero."""

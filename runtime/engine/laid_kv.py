@@ -84,6 +84,13 @@ class LaidKV:
             for page, tokens in pages
         ]
 
+    def read_layers(self, pages: Iterable[tuple[int, int]], layers: range) -> list[bytes]:
+        """The canonical payload of these layers alone, of each page and number of tokens."""
+        wanted = tuple(pages)
+        size = self.spec.token_bytes // self.spec.layers
+        cuts = [slice(layers.start * size * tokens, layers.stop * size * tokens) for _, tokens in wanted]
+        return [whole[cut] for whole, cut in zip(self.read_pages(wanted), cuts, strict=True)]
+
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
         """The inverse of `read_pages`; the page's other tokens become zero."""
         spec = self.spec

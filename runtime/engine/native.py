@@ -20,6 +20,7 @@ from runtime.engine.grammar import Grammars
 from runtime.engine.kernels.library import kernels
 from runtime.engine.kv_tensors import DTYPES, StepKV
 from runtime.engine.laid_kv import OWN_FORM, PoolForm, pool_of
+from runtime.engine.layers import Layerwise
 from runtime.engine.memory import check_fits, free_bytes, room_of
 from runtime.engine.packing import pack_linears
 from runtime.engine.parallel.leader import GroupRunner, start_group
@@ -113,7 +114,7 @@ def build_native(
     spare = free() - count * room.page_bytes
     if not shares:
         whole = _whole(checkpoint, pool_of(spec, count, settings.form), spare, quantized=settings.quantized)
-        return engine_core(spec, count, limits, NativeCompute(whole), tokenizer)
+        return engine_core(spec, count, limits, NativeCompute(whole), tokenizer, layerwise=whole)
     group = start_group(settings.path, spec, shares, count, threads=settings.threads, spare=spare, form=settings.form)
     return engine_core(spec, count, limits, NativeCompute(group, group), tokenizer)
 
@@ -132,10 +133,17 @@ def _whole(checkpoint: Checkpoint, kv: StepKV, spare: int, *, quantized: bool) -
 
 
 def engine_core(
-    spec: ModelSpec, pages: int, limits: Limits, compute: NativeCompute, tokenizer: Tokenizer, *, scores: bool = True
+    spec: ModelSpec,
+    pages: int,
+    limits: Limits,
+    compute: NativeCompute,
+    tokenizer: Tokenizer,
+    *,
+    scores: bool = True,
+    layerwise: Layerwise | None = None,
 ) -> EngineCore:
     """The engine core of a compute, whose pool has `pages` pages. `scores`: it has the logits of any token, not just of
-    the last of a chunk."""
+    the last of a chunk. `layerwise`: it tells of the layers of a step as they are written."""
     grammars = Grammars(lambda: LLTokenizer(tokenizer.to_json(), spec.vocab, sorted(tokenizer.eos_ids)))
     eos_ids, decoder = tokenizer.eos_ids, tokenizer.decoder
-    return EngineCore(spec, pages, limits, compute, eos_ids, decoder, grammars, scores=scores)
+    return EngineCore(spec, pages, limits, compute, eos_ids, decoder, grammars, scores=scores, layerwise=layerwise)

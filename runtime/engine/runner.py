@@ -1,6 +1,6 @@
 """Runs a model over one packed step of many sequences. Owns the device; never samples, schedules or knows text."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -53,6 +53,15 @@ class TorchRunner:
         gathers = kv.device.type == "cpu" and self._kernels is None
         self._group_bytes = CACHE_BYTES if gathers else _MOST_BYTES
         self._vocab: int = model.config.get_text_config().vocab_size
+        self._written: Callable[[int], None] = lambda _: None
+
+    def listen(self, written: Callable[[int], None]) -> None:
+        """Tell the number of each layer whose KV of the running step is written, or on a device: is going to be."""
+        self._written = written
+
+    def read_layers(self, pages: Iterable[tuple[int, int]], layers: range) -> list[bytes]:
+        """Of each page and number of tokens, the canonical payload of these layers."""
+        return self.kv.read_layers(pages, layers)
 
     @torch.inference_mode()
     def forward(self, chunks: tuple[Chunk, ...]) -> torch.Tensor:
@@ -62,7 +71,7 @@ class TorchRunner:
             step = step.on(kv.device)
         kv.clear(step.opened)
         inputs = {"input_ids": step.input_ids[None], "position_ids": step.positions[None]}
-        with attending(StepAttention(step, kv, self._kernels)):
+        with attending(StepAttention(step, kv, self._written, self._kernels)):
             if len(step.sampled):
                 logits: torch.Tensor = self._model(**inputs, use_cache=False, logits_to_keep=step.sampled).logits
                 return logits[0].float()

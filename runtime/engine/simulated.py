@@ -11,7 +11,7 @@ import hashlib
 import json
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -27,6 +27,7 @@ from runtime.domain.steps import Chunk, EngineCommand, Load, StepOutput
 from runtime.engine.core import EngineCore, SampleRow
 from runtime.engine.grammar import Grammars
 from runtime.engine.history import History
+from runtime.engine.simulated_kv import KvShape, payloads_of
 from runtime.errors import InvalidArgument
 from runtime.ids import PageId, SessionId
 
@@ -38,19 +39,22 @@ WORDS = tuple(f" {word}" for word in _WORDS.split())
 EOS = 256
 _FIRST_WORD = 257
 VOCAB = _FIRST_WORD + len(WORDS)
+_NARROW = KvShape()
 _MASK = (1 << 64) - 1
 _FACTOR = 0x9E3779B97F4A7C15
 
 
-def simulated_spec(name: str, page_tokens: int, max_tokens: int) -> ModelSpec:
-    """The spec of a simulated model: 8 bytes of KV per token. Models of different names differ in fingerprint."""
-    fingerprint = hashlib.blake2b(f"simulated:{name}".encode(), digest_size=16).hexdigest()
+def simulated_spec(name: str, page_tokens: int, max_tokens: int, shape: KvShape = _NARROW) -> ModelSpec:
+    """The spec of a simulated model: by default 8 bytes of KV per token. Models of different names or shapes differ in
+    fingerprint."""
+    named = f"simulated:{name}" if shape == _NARROW else f"simulated:{name}:{shape}"
+    fingerprint = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
     return ModelSpec(
         name=name,
-        layers=1,
-        kv_heads=1,
-        head_dim=1,
-        dtype="float32",
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        dtype=shape.dtype,
         vocab=VOCAB,
         max_tokens=max_tokens,
         page_tokens=page_tokens,
@@ -210,10 +214,13 @@ def continuation(prompt: Sequence[int], sampling: Sampling) -> list[int]:
 
 
 class SimulatedCompute:
-    """One 64-bit value per token and page slot, in place of keys and values."""
+    """One 64-bit value per token and page slot, in place of keys and values; as pages they have a `shape`."""
 
-    def __init__(self, pages: int, page_tokens: int) -> None:
+    def __init__(self, pages: int, page_tokens: int, shape: KvShape = _NARROW) -> None:
         self._size = page_tokens
+        self._layers = shape.layers
+        self._payloads = payloads_of(shape)
+        self._written: Callable[[int], None] = lambda _: None
         self._values = [array("Q", bytes(8 * page_tokens)) for _ in range(pages)]
         self._sums = [0] * pages
 
@@ -228,23 +235,22 @@ class SimulatedCompute:
                 sampled.append(_choose(digest, row))
             if chunk.score is not None:
                 scored.append(_scores(self._wanted(chunk), chunk.score))
+        for layer in range(self._layers):
+            self._written(layer)
         return sampled, scored
 
-    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
-        return [self._read_page(page, tokens) for page, tokens in pages]
+    def listen(self, written: Callable[[int], None]) -> None:
+        self._written = written
 
-    def _read_page(self, page: int, tokens: int) -> bytes:
-        values = self._values[page][:tokens]
-        low = array("I", [value & 0xFFFFFFFF for value in values])
-        high = array("I", [value >> 32 for value in values])
-        return low.tobytes() + high.tobytes()
+    def read_pages(self, pages: Iterable[tuple[int, int]]) -> list[bytes]:
+        return self.read_layers(pages, range(self._layers))
+
+    def read_layers(self, pages: Iterable[tuple[int, int]], layers: range) -> list[bytes]:
+        return [self._payloads.of(self._values[page][:tokens], len(layers)) for page, tokens in pages]
 
     def write_page(self, page: int, payload: bytes | memoryview, tokens: int) -> None:
-        words = array("I")
-        words.frombytes(payload)
         values = self._values[page]
-        for place in range(tokens):
-            values[place] = words[place] | (words[tokens + place] << 32)
+        values[:tokens] = array("Q", self._payloads.values(payload, tokens))
         self._sums[page] = sum(values)
 
     def watch(self) -> None:
@@ -293,14 +299,26 @@ class StepProfile:
 
 
 class SimulatedEngine:
-    """Drives an engine core on the event loop, a step at a time, each as long as the profile says."""
+    """Drives an engine core on the event loop, a step at a time, each as long as the profile says. What a step brings
+    layer by layer comes at even distances within it, as if all layers took equally long."""
 
     def __init__(self, spec: ModelSpec, pages: int, limits: Limits, profile: StepProfile, clock: Clock) -> None:
         tokenizer = SimulatedTokenizer()
-        compute = SimulatedCompute(pages, spec.page_tokens)
+        shape = KvShape(spec.layers, spec.kv_heads, spec.head_dim, spec.dtype)
+        compute = SimulatedCompute(pages, spec.page_tokens, shape)
         self.core = EngineCore(
-            spec, pages, limits, compute, tokenizer.eos_ids, tokenizer.decoder, simulated_grammars(), now=clock.now
+            spec,
+            pages,
+            limits,
+            compute,
+            tokenizer.eos_ids,
+            tokenizer.decoder,
+            simulated_grammars(),
+            layerwise=compute,
+            now=clock.now,
         )
+        self.core.take_early = self._take_early
+        self._early: list[StepOutput] = []
         self.spec = self.core.spec
         self._profile = profile
         self._clock = clock
@@ -333,9 +351,22 @@ class SimulatedEngine:
             while self._inbox:
                 self.core.apply(self._inbox.popleft())
             if self.core.busy:
+                began = self._clock.now()
                 output = self.core.step()
                 self._load = output.load
                 seconds = self._profile.seconds(output)
                 self.core.took(seconds)
-                await self._clock.sleep(seconds)
+                early, self._early = self._early, []
+                for number, part in enumerate(early, 1):
+                    await self._until(began, seconds * number / len(early))
+                    yield part
+                await self._until(began, seconds)
                 yield replace(output, took_ms=seconds * 1000)
+
+    async def _until(self, began: float, seconds: float) -> None:
+        """Wait until so long after `began`; what this process itself took counts as well, as beside a device."""
+        await self._clock.sleep(max(seconds - (self._clock.now() - began), 0.0))
+
+    def _take_early(self, output: StepOutput) -> bool:
+        self._early.append(output)
+        return True

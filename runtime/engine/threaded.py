@@ -104,6 +104,7 @@ class ThreadedEngine:
         except BaseException as error:  # noqa: BLE001 - the root of a thread: the error goes to whoever started it
             self._hand(self._not_built, error)
             return
+        core.take_early = self._take_early
         self._hand(self._is_built, core)
         try:
             while not self._closing:
@@ -138,6 +139,13 @@ class ThreadedEngine:
             seconds = time.perf_counter() - began
             core.took(seconds)
             self._hand(self._outbox.put_nowait, replace(output, took_ms=seconds * 1000))
+
+    def _take_early(self, output: StepOutput) -> bool:
+        """Never waits: a loop that is late must not stop a step."""
+        taken = self._room.acquire(blocking=False)
+        if taken:
+            self._hand(self._outbox.put_nowait, output)
+        return taken
 
     def _is_built(self, core: EngineCore) -> None:
         if not self._built.cancelled():

@@ -15,8 +15,8 @@ _Bytes = npt.NDArray[np.uint8]
 
 
 def split_groups(frame: Frame, spec: ModelSpec) -> Iterator[Frame]:
-    """A whole page as a frame of each group of layers; as it is where there is one group."""
-    if len(spec.page_groups) == 1:
+    """A whole page as a frame of each group of layers; as it is where there is one group, or it is a part already."""
+    if len(spec.page_groups) == 1 or frame.part is not None:
         yield frame
         return
     payload, first = memoryview(frame.payload), 0
@@ -78,7 +78,10 @@ class Joined:
         group = self._spec.page_groups[part.group]
         target = self._target(joining, part.group, frame.valid_tokens)
         source = _by_head(frame.payload, group, part.heads, frame.valid_tokens, self._spec.dtype)
-        target[:, heads][:, missing] = source[:, missing]
+        if missing.all():
+            target[:, heads] = source
+        else:
+            target[:, heads][:, missing] = source[:, missing]
         joining.here[part.group][heads] = True
         if not all(here.all() for here in joining.here):
             return None

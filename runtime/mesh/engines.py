@@ -14,10 +14,10 @@ from runtime.engine.cuda.preflight import check_gpu
 from runtime.engine.memory import free_bytes
 from runtime.engine.neuron.buckets import Bucket
 from runtime.engine.neuron.preflight import Surroundings, check_neuron, settings_for_process
-from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
+from runtime.engine.simulated import SimulatedEngine, StepProfile
 from runtime.engine.threaded import ThreadedEngine
 from runtime.errors import ConfigError
-from runtime.mesh.models import model_name, model_path, worker_dtype
+from runtime.mesh.models import model_name, model_path, simulated_model, worker_dtype
 from runtime.mesh.pool import expected_room, pool_pages
 from runtime.model.checkpoint import open_checkpoint
 from runtime.ports import Engine
@@ -60,7 +60,7 @@ def _simulated(config: Config, worker: WorkerConfig, clock: Clock) -> SimulatedE
     assert simulated is not None
     if config.handoff.wire != "plain":
         raise ConfigError(f"handoff.wire is {config.handoff.wire}, but a simulated model has no numbers to round")
-    spec = simulated_spec(model_name(config.model), engine.page_tokens, simulated.max_tokens)
+    spec = simulated_model(config, simulated)
     profile = StepProfile(simulated.base_ms, simulated.token_ms, simulated.sequence_ms)
     pages = pool_pages(config, worker, expected_room(config, worker, free_bytes()))
     return SimulatedEngine(spec, pages, _limits(engine), profile, clock)

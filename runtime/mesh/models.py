@@ -7,13 +7,16 @@ from typing import Any
 
 from runtime.config import SHIPPED, Config, ModelConfig, WorkerConfig
 from runtime.domain.routing import DECODE, PREFILL
+from runtime.domain.spec import ModelSpec
 from runtime.engine.simulated import SimulatedTokenizer, simulated_spec
+from runtime.engine.simulated_kv import KvShape
 from runtime.errors import ConfigError, ModelError
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.recall.shipped import SHIPPED_MODEL
 from runtime.model.share import shares_of
 from runtime.model.spec import DTYPES, checkpoint_spec
 from runtime.roles.gateway import ServedModel
+from runtime.simulating import SimulatedConfig
 
 SHIPPED_NAME = "baton-recall"
 _SIMULATED_NAME = "simulated"
@@ -78,13 +81,19 @@ def _check_dtypes(config: Config, checkpoint: Checkpoint) -> None:
                 )
 
 
+def simulated_model(config: Config, simulated: SimulatedConfig) -> ModelSpec:
+    """The spec of a simulated model of this configuration."""
+    kv = simulated.kv
+    shape = KvShape() if kv is None else KvShape(kv.layers, kv.kv_heads, kv.head_dim, kv.dtype)
+    return simulated_spec(model_name(config.model), config.engine.page_tokens, simulated.max_tokens, shape)
+
+
 def served_model(config: Config) -> ServedModel:
     """Spec and tokenizer. Reads the weights once, for the fingerprint; raises `ModelError`."""
     created = int(time.time())
     model, simulated = config.model, config.model.simulated
     if simulated is not None:
-        spec = simulated_spec(model_name(model), config.engine.page_tokens, simulated.max_tokens)
-        return ServedModel(spec, SimulatedTokenizer(), created)
+        return ServedModel(simulated_model(config, simulated), SimulatedTokenizer(), created)
     from runtime.model.tokenizer import Tokenizer  # a simulated mesh can do without transformers
 
     path = model_path(model)

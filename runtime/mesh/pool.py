@@ -6,9 +6,8 @@ from dataclasses import replace
 from runtime.config import Config, WorkerConfig
 from runtime.domain.pool_size import PoolSize, Room, Sharing, least_pages, mib, sized_by_share
 from runtime.engine.memory import room_of
-from runtime.engine.simulated import simulated_spec
 from runtime.errors import ConfigError
-from runtime.mesh.models import model_name, model_path, worker_dtype
+from runtime.mesh.models import model_name, model_path, simulated_model, worker_dtype
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.share import shares_of
 from runtime.model.spec import sized_spec
@@ -64,7 +63,7 @@ def expected_room(config: Config, worker: WorkerConfig, free: int) -> Room:
     """What a worker is going to find in `free` bytes, told without reading weights. Raises `ModelError`."""
     model, page_tokens = config.model, config.engine.page_tokens
     if model.simulated is not None:
-        spec = simulated_spec(model_name(model), page_tokens, model.simulated.max_tokens)
+        spec = simulated_model(config, model.simulated)
         return Room(free, 0, spec.page_bytes, page_tokens, spec.max_tokens)
     checkpoint = open_checkpoint(model_path(model))
     dtype, ranks = worker_dtype(config, worker, checkpoint.config), config.ranks(worker)

@@ -20,13 +20,14 @@ from runtime.domain.profile import Speedometer
 from runtime.domain.retention import Retention
 from runtime.domain.routing import DECODE
 from runtime.domain.sources import Policy
-from runtime.domain.spec import ModelSpec
+from runtime.domain.spec import LayerGroup, ModelSpec
 from runtime.domain.steps import Encoding
+from runtime.engine.faltering import Faltering
 from runtime.engine.measured import Measured
 from runtime.errors import BatonError, Incompatible, StartError
 from runtime.ids import BootId, GatewayId, Ids, TenantId, WorkerId
 from runtime.kv.frames import VERSION
-from runtime.kv.transport.faults import VARIABLE, Faulty, parse_faults
+from runtime.kv.transport.faults import VARIABLE, Faults, Faulty, read_faults
 from runtime.kv.transport.grpc import message_bytes
 from runtime.kv.transport.paths import Paths
 from runtime.kv_settings import REMOTE_MIN_TOKENS
@@ -43,7 +44,7 @@ from runtime.roles.decode import DecodeRole, DecodeSettings
 from runtime.roles.holding import HoldingRole
 from runtime.roles.mirroring import MirrorRole, MirrorSettings
 from runtime.roles.pages import PagesRole
-from runtime.roles.prefill import PrefillRole
+from runtime.roles.prefill import Exposure, PrefillRole
 from runtime.roles.retaining import RetentionSettings
 from runtime.roles.tapping import Tapped
 from runtime.scope import Scope
@@ -84,30 +85,34 @@ async def worker_process(
     Raises `SetupError` when it cannot start, and what broke it in an `ExceptionGroup` when it breaks later, `Drained`
     among that.
     """
-    plan, clock = planned_workers(config)[worker], LoopClock()
+    plan, clock, faults = planned_workers(config)[worker], LoopClock(), _faults(worker)
     security = Security(config, Role(plan.role))
     async with AsyncExitStack() as stack:
-        speed, held = Speedometer(), PagesRole(clock)
-        engine = Measured(await stack.enter_async_context(running_engine(config, plan, clock)), speed, held.changed)
+        speed, held, exposure = Speedometer(), PagesRole(clock), Exposure()
+        bare: Engine = await stack.enter_async_context(running_engine(config, plan, clock))
+        engine = Measured(bare if faults is None else Faltering(bare, faults), speed, held.changed)
         tapped = Tapped(engine)
         tiers = await stack.enter_async_context(running_tiers(config, engine, clock, held.changed))
         channels = await stack.enter_async_context(Channels(security.channels()))
         server = _server(host, engine.spec, security)
         address = f"{host}:{server.port}"
         directory = GrpcDirectory(channels, controller, clock)
-        paths = running_paths(config, plan.role, engine.spec, f"{worker}:{boot}", address, channels, directory)
+        wire = engine.spec.cut(config.handoff.layer_groups)
+        paths = running_paths(config, plan.role, wire, f"{worker}:{boot}", address, channels, directory)
         transport = await stack.enter_async_context(paths)
-        moving = _moving(transport)
+        moving = transport if faults is None else Faulty(transport, faults)
         there = Holder(worker, boot, address, plan.role)
-        role, face, holding, mirror = _roles(config, there, tapped, moving, channels, tenants, tiers)
+        cut = () if wire is engine.spec else wire.groups
+        role, face, holding, mirror = _roles(config, there, tapped, moving, channels, tenants, tiers, cut, exposure)
         server.add(face, *transport.services, MirrorService(holding), ErasureService(holding), PagesService(held))
-        form = PageForm(engine.spec.dtype, config.handoff.dtypes, engine.spec.groups)
+        form = PageForm(wire.dtype, config.handoff.dtypes, wire.groups)
         here = _describe(worker, boot, plan.role, config.described(plan), address, engine.spec, form)
         group = await stack.enter_async_context(Scope())
         for serving in (role.run(), holding.run(), mirror.run()):
             stack.callback(group.create_task(serving).cancel)
         await stack.enter_async_context(server)
-        describe = partial(_now, here, engine, transport, speed, tiers, mirror if config.kv.mirror.copies else None)
+        mirrors = mirror if config.kv.mirror.copies else None
+        describe = partial(_now, here, engine, transport, speed, tiers, exposure, mirrors)
         belonging = Belonging(directory, describe, role, clock, config.timing.lease_s)
         await _join(belonging)
         renewing = group.create_task(belonging.renew())
@@ -125,6 +130,8 @@ def _roles(
     channels: Channels,
     tenants: Mapping[TenantId, bytes],
     tiers: Tiers,
+    cut: tuple[LayerGroup, ...],
+    exposure: Exposure,
 ) -> tuple[DecodeRole | PrefillRole, Service, HoldingRole, MirrorRole]:
     """What it does itself with the face of that, and what it does for others."""
     ids, clock, holders = Ids(random.SystemRandom()), LoopClock(), GrpcMirrorPeers(channels)
@@ -138,18 +145,18 @@ def _roles(
         )
         face = DecodeService(decode)
     else:
-        role = prefill = PrefillRole(engine, transport, tenants, tiers)
+        role = prefill = PrefillRole(engine, transport, tenants, tiers, cut, exposure)
         face = PrefillService(prefill)
     return role, face, HoldingRole(here, engine, transport, holders, tenants, ids, role.forget_session), mirror
 
 
-def _moving(transport: Paths) -> Transport:
-    """What the role moves pages by: with faults on purpose where the environment asks for them."""
+def _faults(worker: WorkerId) -> Faults | None:
+    """Those that happen on purpose, where the environment asks for them."""
     asked = os.environ.get(VARIABLE, "")
     if not asked:
-        return transport
-    _log.warning("pages suffer faults on purpose: %s", asked)
-    return Faulty(transport, parse_faults(asked, random.SystemRandom()))
+        return None
+    _log.warning("faults happen here on purpose: %s", asked)
+    return read_faults(asked, worker, random.SystemRandom())
 
 
 def _server(host: str, spec: ModelSpec, security: Security) -> GrpcServer:
@@ -203,9 +210,15 @@ def _describe(
 
 
 def _now(
-    here: Worker, engine: Engine, transport: Paths, speed: Speedometer, tiers: Tiers, mirror: MirrorRole | None
+    here: Worker,
+    engine: Engine,
+    transport: Paths,
+    speed: Speedometer,
+    tiers: Tiers,
+    exposure: Exposure,
+    mirror: MirrorRole | None,
 ) -> Worker:
-    traffic = transport.traffic()
+    traffic = replace(transport.traffic(), prefill_ms=exposure.prefill_ms, exposed_ms=exposure.exposed_ms)
     profile, told = speed.profile(link_speeds(traffic)), None if mirror is None else mirror.report()
     return replace(here, load=engine.load(), traffic=traffic, profile=profile, tiers=tiers.reports(), mirror=told)
 

@@ -5,8 +5,8 @@ from runtime.domain.spec import ModelSpec
 from runtime.errors import Incompatible, InvalidArgument
 
 
-def check_form(spec: ModelSpec, ticket: Ticket) -> None:
-    """Raises what this worker's pages cannot be made into."""
+def check_form(spec: ModelSpec, ticket: Ticket, groups: int) -> None:
+    """Raises what this worker's pages, which travel in parts of so many `groups` of layers, cannot be made into."""
     if ticket.fingerprint != spec.kv_fingerprint:
         raise Incompatible("the ticket asks for the pages of another model", field="ticket.fingerprint")
     if not ticket.pages:
@@ -16,8 +16,8 @@ def check_form(spec: ModelSpec, ticket: Ticket) -> None:
         raise Incompatible(
             f"the ticket takes pages computed in {taken} alone, and these are in {spec.dtype}", field="ticket.dtype"
         )
-    if len(spec.page_groups) > 1 and not ticket.parts:
+    if groups > 1 and not ticket.parts:
         raise Incompatible(
-            f"a page has {len(spec.page_groups)} groups of layers here, and the receiver joins no parts",
+            f"a page has {groups} groups of layers here, and the receiver joins no parts",
             field="ticket.parts",
         )

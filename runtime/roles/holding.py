@@ -133,7 +133,7 @@ class HoldingRole:
     async def fetch(self, call: FetchCall) -> Fetched:
         """Push what is here of a ticket, up to the first page that is not. Cancelling this tells the receiver."""
         ticket, spec = call.ticket, self._engine.spec
-        check_form(spec, ticket)
+        check_form(spec, ticket, len(spec.page_groups))
         self._refuse(call.session)
         full = [page for page in ticket.pages if page.valid_tokens == spec.page_tokens]
         size = batch_pages(spec)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from runtime.domain.messages import PrefillCall, PrefillDone
 from runtime.domain.sequence import Sampling, Sequence
+from runtime.domain.spec import LayerGroup
 from runtime.domain.steps import Cancel, Exported, Forgotten, Prefill, Prefilled, SequenceFailed, StepOutput, Submit
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, InvalidArgument, StaleAttempt
 from runtime.ids import SequenceId, SessionId, TenantId
@@ -30,17 +31,35 @@ class _Running:
     computed: float = 0.0
 
 
+@dataclass(slots=True)
+class Exposure:
+    """Of the prefills that arrived: milliseconds of computing, and of pushing that went on after it."""
+
+    prefill_ms: float = 0.0
+    exposed_ms: float = 0.0
+
+
 class PrefillRole:
     def __init__(
-        self, engine: Engine, transport: Transport, tenants: Mapping[TenantId, bytes], tiers: Tiers = TIERLESS
+        self,
+        engine: Engine,
+        transport: Transport,
+        tenants: Mapping[TenantId, bytes],
+        tiers: Tiers = TIERLESS,
+        cut: tuple[LayerGroup, ...] = (),
+        exposure: Exposure | None = None,
     ) -> None:
+        """`cut`: groups of layers that follow each other, by which pages travel, and for which the engine is asked one
+        after the other; without them pages travel as the engine's spec says. `exposure` is counted on."""
         self.engine = engine
+        self._cuts = tuple(group.layers[-1] + 1 for group in cut)
         self._transport = transport
         self._tiers = tiers
         self._preloading = Preloading(engine, tiers)
         self._tenants = tenants
         self._running: dict[SequenceId, _Running] = {}
         self._forgetting = Forgetting(engine, tiers)
+        self.exposure = exposure or Exposure()
 
     async def run(self) -> None:
         """Serve until cancelled; raises `EngineFailed` when the engine dies, after telling every caller."""
@@ -62,6 +81,11 @@ class PrefillRole:
         self._preloading.end(session)
         return await self._forgetting.drop(session)
 
+    @property
+    def _groups(self) -> int:
+        """Parts that a page travels in."""
+        return len(self._cuts) or len(self.engine.spec.page_groups)
+
     def running(self) -> int:
         return len(self._running)
 
@@ -71,7 +95,7 @@ class PrefillRole:
         salt = self._tenants.get(call.tenant)
         if salt is None:
             raise InvalidArgument(f"tenant {call.tenant!r} is unknown here", field="tenant")
-        check_form(self.engine.spec, ticket)
+        check_form(self.engine.spec, ticket, self._groups)
         if (erased := self._forgetting.refusal(call.session)) is not None:
             raise erased
         sequence = Sequence(
@@ -84,9 +108,9 @@ class PrefillRole:
         )
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
-        work = Prefill(upto=len(call.tokens) - 1, first_page=min(page.index for page in ticket.pages))
+        work = Prefill(len(call.tokens) - 1, min(page.index for page in ticket.pages), self._cuts)
         running = self._running[sequence.id] = _Running(
-            asyncio.Queue(maxsize=len(call.tokens) // self.engine.spec.page_tokens + 4),
+            asyncio.Queue(maxsize=(len(call.tokens) // self.engine.spec.page_tokens + 2) * self._groups + 2),
             asyncio.get_running_loop().time(),
             call.session,
         )
@@ -110,13 +134,18 @@ class PrefillRole:
             match await running.arrivals.get():
                 case Exported(frame=frame) if frame.index in wanted:
                     await sender.send(frame)
-                    pages += 1
+                    pages += frame.part is None or frame.part.group == self._groups - 1
                     payload_bytes += len(frame.payload)
                 case Prefilled(cached_tokens=cached):
                     await sender.commit()
                     ended = asyncio.get_running_loop().time()
-                    prefill_s, exposed_s = running.computed - running.began, ended - running.computed
-                    return PrefillDone(cached, pages, payload_bytes, prefill_s * 1000, exposed_s * 1000)
+                    prefill_ms, exposed_ms = (
+                        (running.computed - running.began) * 1000,
+                        (ended - running.computed) * 1000,
+                    )
+                    self.exposure.prefill_ms += prefill_ms
+                    self.exposure.exposed_ms += exposed_ms
+                    return PrefillDone(cached, pages, payload_bytes, prefill_ms, exposed_ms)
                 case BatonError() as error:
                     raise error
 

@@ -28,7 +28,7 @@ _AT_ONCE = 1 << 20
 _FLAT = 4096
 _LOOKS = 1024
 # How exactly it is told what is held of a long chain, but for those who have most.
-_SHARE = 64
+_SHARE = 128
 _BEST = 16
 
 

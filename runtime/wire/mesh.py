@@ -110,14 +110,21 @@ def _pack_traffic(traffic: Traffic) -> pb.Traffic:
         )
         for path in traffic.paths
     ]
-    return pb.Traffic(paths=paths, refused=dict(traffic.refused))
+    return pb.Traffic(
+        paths=paths, refused=dict(traffic.refused), prefill_ms=traffic.prefill_ms, exposed_ms=traffic.exposed_ms
+    )
 
 
 def _unpack_traffic(message: pb.Traffic) -> Traffic:
     fields.at_most(_MAX_PATHS, len(message.paths), "worker.traffic.paths")
     fields.at_most(_MAX_REASONS, len(message.refused), "worker.traffic.refused")
     refused = [(fields.text(name, "worker.traffic.refused", 64), count) for name, count in message.refused.items()]
-    return Traffic(tuple(map(_unpack_path, message.paths)), tuple(sorted(refused)))
+    return Traffic(
+        tuple(map(_unpack_path, message.paths)),
+        tuple(sorted(refused)),
+        fields.milliseconds(message.prefill_ms, "worker.traffic.prefill_ms"),
+        fields.milliseconds(message.exposed_ms, "worker.traffic.exposed_ms"),
+    )
 
 
 def _unpack_path(message: pb.Path) -> Path:

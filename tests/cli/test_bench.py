@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from runtime.cli.app import app
-from runtime.cli.bench import gateway, handoff, simtest
+from runtime.cli.bench import gateway, handoff, overlap, simtest
 from runtime.cli.bench.probe import Timing
 from runtime.cli.bench.report import Bound, Machine, Report, commit
 from runtime.cli.bench.shape import VOCAB
@@ -145,6 +145,7 @@ def test_without_ray_every_part_is_a_process_of_its_own() -> None:
 def test_the_handoff_bench_compares_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_llama(tmp_path / "tiny", Shape(vocab=VOCAB))
     monkeypatch.setattr(handoff, "llama_146m", lambda: tmp_path / "tiny")
+    monkeypatch.setattr(overlap, "QUICK", overlap.Pace((64, overlap.STATED), 1, ("grpc",)))
     result = RUNNER.invoke(app, ["bench", "handoff", "--quick", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -157,6 +158,36 @@ def test_the_handoff_bench_compares_two_workers(tmp_path: Path, monkeypatch: pyt
     }
     assert all(row["moved_kib"] > 0 for row in report["rows"])
     assert 0 < report["ratios"]["split_over_local_2048"] < 10
+    by_model = {(row["kv_of"], row["tokens"]): row for row in report["overlap"]}
+    assert len(by_model) == 6
+    assert by_model["8 B", overlap.STATED]["moved_mib"] == 1024.0
+    assert by_model["146 M", overlap.STATED]["moved_mib"] == 192.0
+    assert {row["path"] for row in report["overlap"]} == {"grpc"}
+    computing_ms = {"146 M": 0.25, "8 B": 0.1, "8 B, whole pages": 0.1}
+    for (name, tokens), row in by_model.items():
+        assert row["prefill_ms"] >= computing_ms[name] * (tokens - 1)
+
+
+def overlapped(
+    shape: overlap.Shape, path: str, link_ms: float, exposed_ms: float, tokens: int = 8192
+) -> overlap.Overlap:
+    return overlap.Overlap(shape, path, tokens, tokens << 17, link_ms, shape.token_ms * tokens, exposed_ms)
+
+
+def test_what_is_exposed_counts_where_the_path_could_hide_it_and_else_is_told() -> None:
+    found = [
+        overlapped(overlap.LARGE, "shm", 400.0, 8.192),
+        overlapped(overlap.LARGE, "grpc", 1638.4, 819.2),
+        overlapped(overlap.LARGE, "shm", 30.0, 40.96, tokens=512),
+        overlapped(overlap.LARGE_WHOLE, "shm", 400.0, 49.152),
+        overlapped(overlap.SMALL, "shm", 90.0, 2.048),
+    ]
+    assert overlap.figures(found) == {"exposed_share_8192": 0.01, "exposed_share_8192_whole_pages": 0.06}
+    (_, told) = overlap.remarks(found)
+    assert told == (
+        "Cannot be hidden: KV of 8 B by grpc at 8,192 tokens: it is computed at 1.31 GB/s, and the path takes 0.66."
+    )
+    assert overlap.figures(found[1:2]) == {}
 
 
 def timing(first_s: float, waited_s: float = 0.0) -> Timing:

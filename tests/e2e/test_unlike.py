@@ -64,6 +64,23 @@ async def test_a_mesh_of_unlike_engines_is_token_exact(prefill: str, decode: str
         assert cold.final.handoff.moved_tokens == len(PROMPT) - 1
 
 
+async def test_pages_that_travel_layer_by_layer_are_token_exact(tmp_path: Path) -> None:
+    """From an engine that tells of its layers, and from one that brings whole pages."""
+    make_llama(tmp_path / "model")
+    reference = load_model(open_checkpoint(tmp_path / "model"), torch.float32, "eager")
+    reference.generation_config.eos_token_id = None
+    for number, prefill in enumerate(('"kv": {}', '"tensor_parallel": 2')):
+        config = config_of(tmp_path / "model", tmp_path / str(number), prefill, '"kv": {}', ', "layer_groups": 2')
+        async with local_mesh(config) as mesh, grpc.aio.insecure_channel(mesh.grpc) as channel:
+            asked = request("tested", PROMPT, temperature=0.0, max_tokens=NEW, ignore_eos=True)
+            answer = await ask(channel, asked)
+            assert answer.tokens == generated(reference, PROMPT, NEW)
+            assert answer.final is not None
+            assert answer.final.handoff.moved_tokens == len(PROMPT) - 1
+            assert answer.final.handoff.moved_pages == -(-(len(PROMPT) - 1) // 32)
+            assert {len(worker.pages.groups) for worker in mesh.controller.role.view().workers} == {2}
+
+
 BFLOAT16, FLOAT32 = '"kv": {"dtype": "bfloat16"}', '"kv": {"dtype": "float32"}'
 
 

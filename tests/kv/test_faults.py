@@ -1,5 +1,6 @@
 """Faults on purpose: that each happens, and that answers stay what they are."""
 
+import os
 import random
 import subprocess
 import sys
@@ -8,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import ConfigError
-from runtime.kv.transport.faults import VARIABLE, Faults, Kind, parse_faults
+from runtime.kv.transport.faults import VARIABLE, Faults, Kind, read_faults
 from runtime.mesh.local import local_mesh
 from tests.mesh.test_local import PREFILL, asked, config, expected
 
 
-def faults(text: str) -> Faults:
-    return parse_faults(text, random.Random(1))
+def faults(text: str, worker: str = "prefill-0") -> Faults:
+    return read_faults(text, worker, random.Random(1))
 
 
 def test_a_share_strikes_that_often_and_a_number_once() -> None:
@@ -42,6 +43,7 @@ def test_what_is_no_fault_is_refused_by_name(text: str) -> None:
         "land:drop:0.5",
         "send:delay:0.2:0.02",
         "fence:delay:1:0.05,send:drop:0.5",
+        "expect:delay:0.5:0.01,open:delay:0.5:0.02,step:delay:0.1:0.01",
     ],
 )
 @pytest.mark.parametrize("transport", ["auto", "grpc"])
@@ -59,14 +61,53 @@ async def test_answers_are_those_of_an_unharmed_mesh(
             assert answer == expected(prompt)
             assert final.handoff.prefill_worker == PREFILL
             moved.append(final.handoff.moved_tokens == len(prompt) - 1)
-        assert all(moved) == text.startswith("send:delay"), "the faults did happen"
+        assert all(moved) == text.startswith(("send:delay", "expect:delay")), "the faults did happen"
         mesh.check()
 
 
 def test_a_kill_kills() -> None:
     code = """
 import asyncio, random
-from runtime.kv.transport.faults import _FaultySender, parse_faults
-asyncio.run(_FaultySender(None, parse_faults("commit:kill:@1", random.Random(1))).commit())
+from runtime.kv.transport.faults import _FaultySender, read_faults
+from runtime.telemetry import log_to_stderr
+log_to_stderr("worker")
+asyncio.run(_FaultySender(None, read_faults("commit:kill:@1", "any", random.Random(1))).commit())
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert killed.returncode == -9
+    assert "fault=commit:kill" in killed.stderr, "and says so before"
+
+
+def test_a_fault_of_one_worker_spares_the_others() -> None:
+    text = "prefill-0/send:drop:1,commit:delay:1:0.5"
+    here, there = faults(text), faults(text, "decode-0")
+    for it in (here, there):
+        it.due("send")
+        it.due("commit")
+    assert here.happened == {"send:drop": 1, "commit:delay": 1}
+    assert there.happened == {"commit:delay": 1}
+
+
+def test_a_file_tells_faults_to_a_process_that_runs_and_takes_them_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "faults"
+    it = faults(f"@{file}")
+    assert it.due("step") == [], "there is no file yet"
+    for number, (said, happens) in enumerate((("step:stop:1\n", 1), ("step:melt:1", 0), ("send:drop:1", 0))):
+        file.write_text(said)
+        os.utime(file, ns=(number, number))
+        assert len(it.due("step")) == happens, said
+    assert "'step:melt:1' is no fault" in caplog.text
+    assert len(it.due("send")) == 1
+    file.unlink()
+    assert it.due("send") == []
+
+
+def test_times_are_counted_anew_when_a_file_says_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "faults"
+    it = faults(f"@{file}")
+    for number in range(2):
+        file.write_text(f"step:delay:@2:0.{number + 1}")
+        os.utime(file, ns=(number, number))
+        assert [len(it.due("step")) for _ in range(3)] == [0, 1, 0]

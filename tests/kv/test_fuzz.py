@@ -31,7 +31,7 @@ GOOD = CODEC.encode(frame(3))
 REASONS = {
     "magic", "version", "header_bytes", "payload_bytes", "checksum", "fingerprint", "layer_group", "layer_groups",
     "first_head", "heads", "dtype", "encoding", "kind", "reserved", "valid_tokens", "page", "scale", "transfer",
-    "epoch",
+    "epoch", "message",
 }  # fmt: skip
 # A model of every kind of group, whose receiver takes what can be taken; and good frames of it in every form.
 WIDE = replace(

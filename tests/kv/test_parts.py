@@ -109,3 +109,21 @@ def test_no_more_pages_are_open_than_were_asked_for() -> None:
         joined.add(cut_heads(page(spec, 3, 2), spec, range(1)))
     assert joined.add(cut_heads(page(spec, 3, 1), spec, range(1, 2))) == page(spec, 3, 1)
     assert joined.add(cut_heads(page(spec, 3, 2), spec, range(1))) is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 99])
+def test_layers_are_cut_into_groups_that_make_the_page_again(groups: int) -> None:
+    layers = replace(SPEC, layers=5)
+    cut = layers.cut(groups)
+    assert len(cut.page_groups) == min(groups, 5)
+    assert [layer for group in cut.page_groups for layer in group.layers] == list(range(5))
+    assert (cut.token_bytes, cut.page_bytes) == (layers.token_bytes, layers.page_bytes)
+    whole, joined = page(layers, 6), Joined(cut, 1)
+    parts = [FrameCodec(cut).decode(FrameCodec(cut).encode(part)) for part in split_groups(whole, cut)]
+    assert [made for part in parts if (made := joined.add(part)) is not None] == [whole]
+    assert [again for part in parts for again in split_groups(part, cut)] == parts, "a part is not cut again"
+
+
+def test_layers_that_are_in_groups_already_stay_in_them() -> None:
+    spec = replace(SPEC, groups=(LayerGroup((0, 2), 1, 2), LayerGroup((1,), 2, 2)))
+    assert spec.cut(2) is spec

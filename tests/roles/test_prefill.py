@@ -14,6 +14,7 @@ from runtime.domain.pages import extend_chain
 from runtime.domain.spec import Kind, LayerGroup
 from runtime.domain.steps import StepOutput
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
+from runtime.engine.simulated_kv import KvShape
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, StaleAttempt, Unavailable
 from runtime.ids import BootId, PageId, TenantId, TransferId
 from runtime.ports import Tiers
@@ -256,3 +257,28 @@ async def test_a_receiver_that_joins_no_parts_gets_no_pages_of_several_groups() 
             await it.role.prefill(ticket(0))
         assert told.value.field == "ticket.parts"
         assert (await it.role.prefill(ticket(0, parts=True))).pages == 1
+
+
+@in_virtual_time
+async def test_pages_go_out_layer_by_layer_and_only_the_last_layers_are_waited_for() -> None:
+    spec = simulated_spec("wide", 4, 200, KvShape(layers=4, kv_heads=1, head_dim=2))
+    clock, transport = LoopClock(), Pushing()
+    engine = SimulatedEngine(spec, 64, Limits(step_tokens=64, max_running=4), StepProfile(base_ms=400), clock)
+    role = PrefillRole(engine, transport, {TENANT: SALT}, cut=spec.cut(2).groups)
+    chain = extend_chain([], SALT, TOKENS, 4, spec.kv_fingerprint)
+    pages = tuple(TicketPage(index, chain[index], 4) for index in range(4))
+    asked = replace(CALL, ticket=replace(TICKET, fingerprint=spec.kv_fingerprint, pages=pages))
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(role.run())
+        with pytest.raises(Incompatible, match="2 groups of layers here"):
+            await role.prefill(asked)
+        call = group.create_task(role.prefill(replace(asked, ticket=replace(asked.ticket, parts=True))))
+        counts = []
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            await settle()
+            counts.append(len(transport.frames))
+        assert counts == [0, 4, 4, 8]
+        done = await call
+        assert (done.pages, done.payload_bytes) == (4, 16 * spec.token_bytes)
+        serving.cancel()

@@ -27,7 +27,7 @@ from batonmesh.v1 import inference_pb2 as batonmesh_dot_v1_dot_inference__pb2
 from batonmesh.v1 import mirror_pb2 as batonmesh_dot_v1_dot_mirror__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61tonmesh/v1/mesh.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x1c\x62\x61tonmesh/v1/inference.proto\x1a\x19\x62\x61tonmesh/v1/mirror.proto\"\x11\n\x0fTopologyRequest\"4\n\x10TopologyResponse\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.batonmesh.v1.View\"0\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\"\x0f\n\rDrainResponse\"7\n\x0fRegisterRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.batonmesh.v1.Worker\"6\n\x10RegisterResponse\x12\x15\n\x08leave_ms\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_leave_ms\",\n\x0cLeaveRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"\x0e\n\x0cWatchRequest\"1\n\rWatchResponse\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.batonmesh.v1.View\"\x93\x01\n\x04View\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x07workers\x18\x03 \x03(\x0b\x32\x14.batonmesh.v1.Worker\x12\x10\n\x08settling\x18\x04 \x01(\x08\x12,\n\x07refused\x18\x05 \x03(\x0b\x32\x1b.batonmesh.v1.RefusedWorker\"L\n\rRefusedWorker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xcf\x03\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x13\n\x0bpage_tokens\x18\t \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12 \n\x04load\x18\x0b \x01(\x0b\x32\x12.batonmesh.v1.Load\x12\x15\n\rframe_version\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12&\n\x07traffic\x18\x0e \x01(\x0b\x32\x15.batonmesh.v1.Traffic\x12&\n\x07profile\x18\x0f \x01(\x0b\x32\x15.batonmesh.v1.Profile\x12%\n\x05pages\x18\x14 \x01(\x0b\x32\x16.batonmesh.v1.PageForm\x12!\n\x05tiers\x18\x15 \x03(\x0b\x32\x12.batonmesh.v1.Tier\x12*\n\x06mirror\x18\x1e \x01(\x0b\x32\x1a.batonmesh.v1.MirrorReport\"\x91\x01\n\x07Traffic\x12!\n\x05paths\x18\x01 \x03(\x0b\x32\x12.batonmesh.v1.Path\x12\x33\n\x07refused\x18\x02 \x03(\x0b\x32\".batonmesh.v1.Traffic.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"j\n\x04Path\x12\x0c\n\x04\x62oot\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\ttransfers\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x62usy_ms\x18\x06 \x01(\x01\"\x82\x01\n\x07Profile\x12\'\n\x07prefill\x18\x01 \x03(\x0b\x32\x16.batonmesh.v1.Measured\x12&\n\x06\x64\x65\x63ode\x18\x02 \x03(\x0b\x32\x16.batonmesh.v1.Measured\x12&\n\x05links\x18\x03 \x03(\x0b\x32\x17.batonmesh.v1.LinkSpeed\"%\n\x08Measured\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\n\n\x02ms\x18\x02 \x01(\x01\"0\n\tLinkSpeed\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x10\n\x08gb_per_s\x18\x02 \x01(\x01\"S\n\x08PageForm\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x0e\n\x06\x64types\x18\x02 \x03(\t\x12(\n\x06groups\x18\x03 \x03(\x0b\x32\x18.batonmesh.v1.LayerGroup\"[\n\nLayerGroup\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\r\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\"\xfa\x01\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04\x12\x15\n\rwritten_pages\x18\x06 \x01(\x04\x12\x12\n\nread_pages\x18\x07 \x01(\x04\x12\x32\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32 .batonmesh.v1.Tier.FailuresEntry\x12\x0f\n\x07trouble\x18\t \x01(\t\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9c\x01\n\x13\x45xplainRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.PromptH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\rH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x05 \x01(\tB\x04\n\x02ofB\r\n\x0b_max_tokens\"\x85\x01\n\x14\x45xplainRouteResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x13\n\x06worker\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x05\x63osts\x18\x04 \x03(\x0b\x32\x17.batonmesh.v1.RouteCostB\t\n\x07_worker2\xea\x01\n\x04Mesh\x12I\n\x08Topology\x12\x1d.batonmesh.v1.TopologyRequest\x1a\x1e.batonmesh.v1.TopologyResponse\x12@\n\x05\x44rain\x12\x1a.batonmesh.v1.DrainRequest\x1a\x1b.batonmesh.v1.DrainResponse\x12U\n\x0c\x45xplainRoute\x12!.batonmesh.v1.ExplainRouteRequest\x1a\".batonmesh.v1.ExplainRouteResponse2\xdb\x01\n\x08Registry\x12I\n\x08Register\x12\x1d.batonmesh.v1.RegisterRequest\x1a\x1e.batonmesh.v1.RegisterResponse\x12@\n\x05Leave\x12\x1a.batonmesh.v1.LeaveRequest\x1a\x1b.batonmesh.v1.LeaveResponse\x12\x42\n\x05Watch\x12\x1a.batonmesh.v1.WatchRequest\x1a\x1b.batonmesh.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x61tonmesh/v1/mesh.proto\x12\x0c\x62\x61tonmesh.v1\x1a\x19\x62\x61tonmesh/v1/common.proto\x1a\x1c\x62\x61tonmesh/v1/inference.proto\x1a\x19\x62\x61tonmesh/v1/mirror.proto\"\x11\n\x0fTopologyRequest\"4\n\x10TopologyResponse\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.batonmesh.v1.View\"0\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\"\x0f\n\rDrainResponse\"7\n\x0fRegisterRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.batonmesh.v1.Worker\"6\n\x10RegisterResponse\x12\x15\n\x08leave_ms\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_leave_ms\",\n\x0cLeaveRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse\"\x0e\n\x0cWatchRequest\"1\n\rWatchResponse\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.batonmesh.v1.View\"\x93\x01\n\x04View\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x07workers\x18\x03 \x03(\x0b\x32\x14.batonmesh.v1.Worker\x12\x10\n\x08settling\x18\x04 \x01(\x08\x12,\n\x07refused\x18\x05 \x03(\x0b\x32\x1b.batonmesh.v1.RefusedWorker\"L\n\rRefusedWorker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xcf\x03\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x16\n\x0ekv_fingerprint\x18\x06 \x01(\t\x12\x1b\n\x13serving_fingerprint\x18\x07 \x01(\t\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x13\n\x0bpage_tokens\x18\t \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12 \n\x04load\x18\x0b \x01(\x0b\x32\x12.batonmesh.v1.Load\x12\x15\n\rframe_version\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12&\n\x07traffic\x18\x0e \x01(\x0b\x32\x15.batonmesh.v1.Traffic\x12&\n\x07profile\x18\x0f \x01(\x0b\x32\x15.batonmesh.v1.Profile\x12%\n\x05pages\x18\x14 \x01(\x0b\x32\x16.batonmesh.v1.PageForm\x12!\n\x05tiers\x18\x15 \x03(\x0b\x32\x12.batonmesh.v1.Tier\x12*\n\x06mirror\x18\x1e \x01(\x0b\x32\x1a.batonmesh.v1.MirrorReport\"\xb9\x01\n\x07Traffic\x12!\n\x05paths\x18\x01 \x03(\x0b\x32\x12.batonmesh.v1.Path\x12\x33\n\x07refused\x18\x02 \x03(\x0b\x32\".batonmesh.v1.Traffic.RefusedEntry\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\x12\x12\n\nexposed_ms\x18\x04 \x01(\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"j\n\x04Path\x12\x0c\n\x04\x62oot\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\ttransfers\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x62usy_ms\x18\x06 \x01(\x01\"\x82\x01\n\x07Profile\x12\'\n\x07prefill\x18\x01 \x03(\x0b\x32\x16.batonmesh.v1.Measured\x12&\n\x06\x64\x65\x63ode\x18\x02 \x03(\x0b\x32\x16.batonmesh.v1.Measured\x12&\n\x05links\x18\x03 \x03(\x0b\x32\x17.batonmesh.v1.LinkSpeed\"%\n\x08Measured\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\n\n\x02ms\x18\x02 \x01(\x01\"0\n\tLinkSpeed\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x10\n\x08gb_per_s\x18\x02 \x01(\x01\"S\n\x08PageForm\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x0e\n\x06\x64types\x18\x02 \x03(\t\x12(\n\x06groups\x18\x03 \x03(\x0b\x32\x18.batonmesh.v1.LayerGroup\"[\n\nLayerGroup\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x03(\r\x12\r\n\x05heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\"\xfa\x01\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04\x12\x15\n\rwritten_pages\x18\x06 \x01(\x04\x12\x12\n\nread_pages\x18\x07 \x01(\x04\x12\x32\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32 .batonmesh.v1.Tier.FailuresEntry\x12\x0f\n\x07trouble\x18\t \x01(\t\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9c\x01\n\x13\x45xplainRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x06prompt\x18\x02 \x01(\x0b\x32\x14.batonmesh.v1.PromptH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\rH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06tenant\x18\x05 \x01(\tB\x04\n\x02ofB\r\n\x0b_max_tokens\"\x85\x01\n\x14\x45xplainRouteResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x13\n\x06worker\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x05\x63osts\x18\x04 \x03(\x0b\x32\x17.batonmesh.v1.RouteCostB\t\n\x07_worker2\xea\x01\n\x04Mesh\x12I\n\x08Topology\x12\x1d.batonmesh.v1.TopologyRequest\x1a\x1e.batonmesh.v1.TopologyResponse\x12@\n\x05\x44rain\x12\x1a.batonmesh.v1.DrainRequest\x1a\x1b.batonmesh.v1.DrainResponse\x12U\n\x0c\x45xplainRoute\x12!.batonmesh.v1.ExplainRouteRequest\x1a\".batonmesh.v1.ExplainRouteResponse2\xdb\x01\n\x08Registry\x12I\n\x08Register\x12\x1d.batonmesh.v1.RegisterRequest\x1a\x1e.batonmesh.v1.RegisterResponse\x12@\n\x05Leave\x12\x1a.batonmesh.v1.LeaveRequest\x1a\x1b.batonmesh.v1.LeaveResponse\x12\x42\n\x05Watch\x12\x1a.batonmesh.v1.WatchRequest\x1a\x1b.batonmesh.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,31 +65,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER']._serialized_start=737
   _globals['_WORKER']._serialized_end=1200
   _globals['_TRAFFIC']._serialized_start=1203
-  _globals['_TRAFFIC']._serialized_end=1348
-  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_start=1302
-  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_end=1348
-  _globals['_PATH']._serialized_start=1350
-  _globals['_PATH']._serialized_end=1456
-  _globals['_PROFILE']._serialized_start=1459
-  _globals['_PROFILE']._serialized_end=1589
-  _globals['_MEASURED']._serialized_start=1591
-  _globals['_MEASURED']._serialized_end=1628
-  _globals['_LINKSPEED']._serialized_start=1630
-  _globals['_LINKSPEED']._serialized_end=1678
-  _globals['_PAGEFORM']._serialized_start=1680
-  _globals['_PAGEFORM']._serialized_end=1763
-  _globals['_LAYERGROUP']._serialized_start=1765
-  _globals['_LAYERGROUP']._serialized_end=1856
-  _globals['_TIER']._serialized_start=1859
-  _globals['_TIER']._serialized_end=2109
-  _globals['_TIER_FAILURESENTRY']._serialized_start=2062
-  _globals['_TIER_FAILURESENTRY']._serialized_end=2109
-  _globals['_EXPLAINROUTEREQUEST']._serialized_start=2112
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=2268
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=2271
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=2404
-  _globals['_MESH']._serialized_start=2407
-  _globals['_MESH']._serialized_end=2641
-  _globals['_REGISTRY']._serialized_start=2644
-  _globals['_REGISTRY']._serialized_end=2863
+  _globals['_TRAFFIC']._serialized_end=1388
+  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_start=1342
+  _globals['_TRAFFIC_REFUSEDENTRY']._serialized_end=1388
+  _globals['_PATH']._serialized_start=1390
+  _globals['_PATH']._serialized_end=1496
+  _globals['_PROFILE']._serialized_start=1499
+  _globals['_PROFILE']._serialized_end=1629
+  _globals['_MEASURED']._serialized_start=1631
+  _globals['_MEASURED']._serialized_end=1668
+  _globals['_LINKSPEED']._serialized_start=1670
+  _globals['_LINKSPEED']._serialized_end=1718
+  _globals['_PAGEFORM']._serialized_start=1720
+  _globals['_PAGEFORM']._serialized_end=1803
+  _globals['_LAYERGROUP']._serialized_start=1805
+  _globals['_LAYERGROUP']._serialized_end=1896
+  _globals['_TIER']._serialized_start=1899
+  _globals['_TIER']._serialized_end=2149
+  _globals['_TIER_FAILURESENTRY']._serialized_start=2102
+  _globals['_TIER_FAILURESENTRY']._serialized_end=2149
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=2152
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=2308
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=2311
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=2444
+  _globals['_MESH']._serialized_start=2447
+  _globals['_MESH']._serialized_end=2681
+  _globals['_REGISTRY']._serialized_start=2684
+  _globals['_REGISTRY']._serialized_end=2903
 # @@protoc_insertion_point(module_scope)

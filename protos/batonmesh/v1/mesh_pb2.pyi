@@ -423,6 +423,12 @@ class Traffic(_message.Message):
 
     PATHS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    EXPOSED_MS_FIELD_NUMBER: _builtins.int
+    prefill_ms: _builtins.float
+    """Milliseconds that computing what it pushed took, waiting included; of transfers that arrived whole."""
+    exposed_ms: _builtins.float
+    """Milliseconds for which these transfers went on after that: what computing did not hide of them."""
     @_builtins.property
     def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]:
         """The workers that it sends to; at most 1024."""
@@ -438,10 +444,12 @@ class Traffic(_message.Message):
         *,
         paths: _abc.Iterable[Global___Path] | None = ...,
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        prefill_ms: _builtins.float = ...,
+        exposed_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exposed_ms", b"exposed_ms", "paths", b"paths", "prefill_ms", b"prefill_ms", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -613,7 +621,9 @@ Global___PageForm: _TypeAlias = PageForm  # noqa: Y015
 
 @_typing.final
 class LayerGroup(_message.Message):
-    """Layers whose part of a page looks alike."""
+    """Layers whose part of a page looks alike. A mesh may cut them further, so that a page's first layers can travel while
+    its last are computed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from runtime.clients.channels import Channels
+from runtime.clients.peers import GrpcPeers
 from runtime.domain.messages import (
     Acknowledge,
     AttemptFailed,
@@ -22,7 +24,7 @@ from runtime.domain.messages import (
     Start,
 )
 from runtime.domain.sequence import Ref, Sampling
-from runtime.ids import Ids, TurnId
+from runtime.ids import GatewayId, Ids, TurnId
 from runtime.mesh.tenants import DEFAULT
 from runtime.ports import DecodeStream
 
@@ -35,8 +37,8 @@ _SETTLING = 6
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds: to the first token, of one decode step after it, and how much later than without this request the
-    neighbour's tokens came."""
+    """Seconds: to the first token, of one decode step after it (0 when all came together), and how much later than
+    without this request the neighbour's tokens came."""
 
     first_s: float
     step_s: float
@@ -109,7 +111,8 @@ class Probe:
         del self._arrivals[ref.turn]
         steps = [later - earlier for earlier, later in pairwise(arrivals.times)]
         first = arrivals.times[0]
-        return Timing(first - began, statistics.median(steps), await self._waited(began, first), handoff)
+        step_s = statistics.median(steps) if steps else 0.0
+        return Timing(first - began, step_s, await self._waited(began, first), handoff)
 
     @asynccontextmanager
     async def neighbour(self) -> AsyncIterator[None]:
@@ -145,3 +148,15 @@ class Probe:
         before = max(index for index, at in enumerate(neighbour.times) if at <= began)
         after = next(index for index, at in enumerate(neighbour.times) if at > first)
         return max(neighbour.times[after] - neighbour.times[before] - (after - before) * self._step_s, 0.0)
+
+
+@asynccontextmanager
+async def probing(decode: str, vocab: int) -> AsyncIterator[Probe]:
+    """A probe of the decode worker at an address, ready to be used."""
+    async with Channels() as channels, GrpcPeers(channels, GatewayId("bench")).decode(decode).attach() as stream:
+        probe = Probe(stream, vocab)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(probe.run())
+            await probe.wait_ready()
+            yield probe
+            running.cancel()

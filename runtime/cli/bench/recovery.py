@@ -123,7 +123,7 @@ def _rate() -> float:
 
 
 async def _moved(there: Listening) -> float:
-    senders, seconds = Senders(_PAGE_BYTES, there), list[float]()
+    senders, seconds = Senders(_PAGE_BYTES, there, None), list[float]()
     try:
         for _ in range(_ROUNDS + 1):
             began = time.perf_counter()

@@ -58,7 +58,8 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`rows` share their keys, which carry the units; `ratios` are what projects and machines can be compared by."""
+    """`rows` share their keys, which carry the units; `ratios` are what projects and machines can be compared by.
+    `more` are further tables by name."""
 
     bench: str
     machine: Machine
@@ -66,6 +67,7 @@ class Report:
     ratios: Mapping[str, float]
     wanted: Mapping[str, Bound] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    more: Mapping[str, tuple[Mapping[str, Cell], ...]] = field(default_factory=dict)
 
     def json(self) -> str:
         return json.dumps(
@@ -76,6 +78,7 @@ class Report:
                 "rows": [dict(row) for row in self.rows],
                 "ratios": dict(self.ratios),
             }
+            | {name: [dict(row) for row in rows] for name, rows in self.more.items()}
         )
 
     def show(self, console: Console) -> None:
@@ -88,6 +91,8 @@ class Report:
             )
         )
         console.print(_rows(f"baton bench {self.bench}", self.rows))
+        for name, rows in self.more.items():
+            console.print(_rows(name, rows))
         console.print(self._figures())
         for remark in self.remarks:
             console.print(Text(remark, style="dim"))

@@ -51,6 +51,12 @@ class DemoReport:
         """Tokens whose KV a prefill worker handed over."""
         return sum(one.reply.handoff.moved_tokens for one in self.played)
 
+    @property
+    def exposed(self) -> tuple[float, float]:
+        """Milliseconds of transfers that went on after the prefills, and those of these prefills."""
+        moved = [one.reply.handoff for one in self.played if one.reply.handoff.moved_tokens]
+        return sum(each.exposed_ms for each in moved), sum(each.prefill_ms for each in moved)
+
 
 def demo(target: Target = DEFAULT_TARGET) -> None:
     """Hold a short conversation with the shipped model, and tell what happened for every answer.
@@ -135,3 +141,7 @@ def _sum_up(console: Console, report: DemoReport) -> None:
         console.print(Text(told, style="red" if report.wrong else "green"))
     else:
         console.print(Text(f"{told}."))
+    exposed_ms, prefill_ms = report.exposed
+    if prefill_ms:
+        shown = f"Of the transfers {exposed_ms:.1f} ms were not hidden by prefills that took {prefill_ms:,.0f} ms"
+        console.print(Text(f"{shown}: {exposed_ms / prefill_ms:.1%}.", style="dim"))

@@ -42,9 +42,10 @@ class KvService:
         pushing: OpenTransfer | None = None
         try:
             while isinstance(data := await context.read(), bytes):
-                transfer, epoch, frames = _read_push(data)
+                transfer, epoch, frames = self._read(data)
                 found = self._transfers.find(transfer, epoch)
                 if pushing is not None and pushing is not found:
+                    self._transfers.refused["transfer"] += 1
                     raise InvalidArgument("a push is for one transfer", field="transfer")
                 pushing = found
                 self._land(pushing, frames, counts)
@@ -53,6 +54,13 @@ class KvService:
             if pushing is not None and self._transfers.is_open(pushing):
                 self._transfers.close(pushing.transfer)
                 pushing.sink(SenderAborted(pushing.transfer, pushing.epoch, "the sender went away before its commit"))
+
+    def _read(self, data: bytes) -> tuple[str, int, list[memoryview]]:
+        try:
+            return _read_push(data)
+        except InvalidArgument:
+            self._transfers.refused["message"] += 1
+            raise
 
     def _land(self, transfer: OpenTransfer, frames: list[memoryview], counts: pb.PushResponse) -> None:
         for data in frames:

@@ -1,9 +1,9 @@
 """A simulated one-sided transport: writes that arrive in the receiver's staging memory late, unasked, or damaged.
 
-A posted write cannot be recalled, and it lands whether or not anybody still wants it: in two parts, between which
-anything may happen. The world watches every part: one that lands in a slot which is not its transfer's breaks
-invariant 16. A few slots serve a whole transfer, one frame after the other. Without free slots frames travel inside
-their announcements, as they do over grpc.
+A posted write cannot be recalled, and it lands whether or not anybody still wants it: in parts, between which anything
+may happen; or it is lost half-way, which its sender is told, or what announces it is, which nobody is told. The world
+watches every part: one that lands in a slot which is not its transfer's breaks invariant 16. A few slots serve a whole
+transfer, one frame after the other. Without free slots frames travel inside their announcements, as they do over grpc.
 """
 
 import asyncio
@@ -171,6 +171,7 @@ class OneSidedSender:
         self._sent = 0
         self._done = False
         self._lost = False
+        self._broken = False
         self._moved = asyncio.Event()
         self._when_quiet: list[Callable[[], None]] = []
         receiver.process.at_death(self._receiver_died)
@@ -188,11 +189,11 @@ class OneSidedSender:
 
     async def send(self, frame: Frame) -> None:
         while len(self._unanswered) >= _WINDOW or (self._slotted and not self._free):
-            if self._done or self._lost:
+            if self._over():
                 break
             await self._progress()
-        if self._done or self._lost:
-            raise Unavailable("the receiver is gone") if self._lost else StaleAttempt("the receiver gave up")
+        if (error := self._over()) is not None:
+            raise error
         data = self._damaged(self._transport.codec.encode(frame))
         self._sent += 1
         slot = self._unanswered[frame.index] = self._free.pop() if self._slotted else None
@@ -203,10 +204,10 @@ class OneSidedSender:
             self._post(slot, frame.index, data, 0)
 
     async def commit(self) -> None:
-        while self._unanswered and not self._lost:
+        while self._unanswered and not self._lost and not self._broken:
             await self._progress()
-        if self._done or self._lost:
-            raise Unavailable("the receiver is gone") if self._lost else StaleAttempt("the receiver gave up")
+        if (error := self._over()) is not None:
+            raise error
         answered: asyncio.Future[None] = self._world.loop.create_future()
         self._tell(lambda: self._commit_there(answered))
         await self._answer(answered)
@@ -226,6 +227,13 @@ class OneSidedSender:
         self._when_quiet.append(when_quiet)
         self._step()
 
+    def _over(self) -> BatonError | None:
+        if self._lost:
+            return Unavailable("the receiver is gone")
+        if self._broken:
+            return Unavailable("a write was lost")
+        return StaleAttempt("the receiver gave up") if self._done else None
+
     def _post(self, slot: int, index: int, data: bytes, begin: int) -> None:
         self._world.loop.call_later(self._world.delay(), self._write, slot, index, data, begin)
 
@@ -238,7 +246,12 @@ class OneSidedSender:
             if source.alive:
                 self._world.loop.call_at(later, self._write, slot, index, data, begin)
             return
-        end = len(data) if begin else self._world.rng.randrange(1, len(data))
+        if self._world.chance(self._world.weather.lose):
+            self._broken = True
+            self._in_flight -= 1
+            self._step()
+            return
+        end = len(data) if self._world.chance(0.5) else self._world.rng.randrange(begin, len(data)) + 1
         if target.alive:
             owner = self._receiver.staging.writer(slot)
             if owner != self._ticket.transfer:
@@ -256,6 +269,8 @@ class OneSidedSender:
     def _announce(self, index: int, slot: int | None, data: bytes) -> None:
         times = 2 if self._world.chance(self._world.weather.duplicate) else 1
         for _ in range(times):
+            if self._world.chance(self._world.weather.lose):
+                continue
             self._tell(lambda: self._announce_there(index, slot, data))
 
     def _announce_there(self, index: int, slot: int | None, data: bytes) -> None:

@@ -64,7 +64,7 @@ async def worker(agent: str, page_bytes: int = PAGE_BYTES, port: int = 0, hold_s
     async with AsyncExitStack() as stack:
         channels: dict[str, grpc.aio.Channel] = {}
 
-        def channel(address: str, _lane: int = 0) -> grpc.aio.Channel:
+        def channel(address: str, *_role_and_lane: object) -> grpc.aio.Channel:
             if address not in channels:
                 channels[address] = grpc.aio.insecure_channel(address)
                 stack.push_async_callback(channels[address].close, None)
