@@ -191,7 +191,7 @@ class Batcher:
             left = entry.target - entry.computed
             if left > 0:
                 (decoding if left == 1 else prefilling).append(entry)
-        decoding.sort(key=_priority)
+        decoding.sort(key=lambda entry: entry.sequence.priority)
         prefilling.sort(key=lambda entry: (entry.sequence.priority, self._served.tokens(entry)))
         budget = min(len(decoding), self._limits.step_tokens)
         budget += self._budget.prefill_tokens(budget)
@@ -398,7 +398,3 @@ class Batcher:
         if tail and computed >= work.upto and entry.exported <= last:
             ready.append(Ready(last, entry.table[last], tail, self._expected(entry, last, tail)))
         return ready
-
-
-def _priority(entry: Entry) -> int:
-    return entry.sequence.priority

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from runtime.clock import Clock, Timer
+from runtime.clock import Clock
 from runtime.domain import turn as t
 from runtime.domain.breaking import BreakerPolicy, Breakers, RetryBudget, RetryPolicy
 from runtime.domain.generation import Delta, Generation
@@ -18,7 +18,6 @@ from runtime.domain.messages import (
     Acknowledge,
     Attach,
     CancelAttempt,
-    Holder,
     Output,
     Paused,
     Start,
@@ -27,10 +26,9 @@ from runtime.domain.messages import (
     Worker,
 )
 from runtime.domain.retention import NO_RETENTION, KeptFor
-from runtime.domain.routing import DECODE, Asked, Explained, Explaining, Route
+from runtime.domain.routing import DECODE, Asked, Explained, Explaining
 from runtime.domain.spec import ModelSpec
 from runtime.errors import (
-    BatonError,
     ContextExceeded,
     DeadlineExceeded,
     InvalidArgument,
@@ -41,6 +39,7 @@ from runtime.errors import (
 from runtime.ids import BootId, GatewayId, Ids, TenantId, TurnId
 from runtime.ports import Directory, Observe, Peers, Tokenizer, unobserved
 from runtime.roles.deltas import Deltas
+from runtime.roles.live import Live
 from runtime.roles.stream import Ended, Stream, StreamSettings
 
 _NOBODY = Unavailable("no decode worker serves now", retry_after_ms=1000)
@@ -73,28 +72,6 @@ class ServedModel:
     created: int
 
 
-class _Live:
-    """A turn in flight: its state table, its request, and the queue to its client."""
-
-    def __init__(self, turn: t.Turn, generation: Generation, ends: float, bound: int) -> None:
-        self.turn = turn
-        self.generation = generation
-        self.ends = ends
-        self.queue: asyncio.Queue[Delta | BatonError] = asyncio.Queue(bound + 2)
-        self.bound = bound
-        self.exclude: frozenset[BootId] | None = None
-        self.stream: Stream | None = None
-        self.route: Route | None = None
-        self.mirrors: tuple[Holder, ...] = ()
-        self.heard = 0.0
-        # Whether trying again is counted: it failed, and has given nothing yet.
-        self.counted = False
-        self.gave = False
-        # By an earlier owner of the turn, if not here.
-        self.gave_before = generation.claim is not None and bool(generation.claim.given)
-        self.timers: dict[str, Timer] = {}
-
-
 class GatewayRole:
     def __init__(
         self,
@@ -123,7 +100,7 @@ class GatewayRole:
         self._retries = RetryBudget(settings.retries, clock.now())
         self._belief = Belief()
         self._view = self._belief.view
-        self._live: dict[TurnId, _Live] = {}
+        self._live: dict[TurnId, Live] = {}
         self._streams: dict[BootId, Stream] = {}
         self._group: asyncio.TaskGroup
         self._ready = asyncio.Event()
@@ -173,7 +150,7 @@ class GatewayRole:
         self.check(generation)
         claim = generation.claim
         turn = t.Turn(self._ids.turn()) if claim is None else t.Turn(claim.turn, claim.epoch, claim.given)
-        live = _Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
+        live = Live(turn, generation, self._clock.now() + generation.deadline_s, self._settings.deltas)
         self._live[turn.ref.turn] = live
         self._retries.earn()
         self._after(live, generation.deadline_s, t.DeadlinePassed())
@@ -228,13 +205,13 @@ class GatewayRole:
                 if live.stream is not None and live.heard < late:
                     self._feed(live, t.Overdue())
 
-    def _feed(self, live: _Live, event: t.TurnEvent) -> None:
+    def _feed(self, live: Live, event: t.TurnEvent) -> None:
         self._weigh(live, event)
         commands = live.turn.on(event)
         self._observe(live.turn.ref, event, commands)
         self._do(live, commands)
 
-    def _weigh(self, live: _Live, event: t.TurnEvent) -> None:
+    def _weigh(self, live: Live, event: t.TurnEvent) -> None:
         """What an event says of the worker that the turn is on."""
         turn, now = live.turn, self._clock.now()
         if turn.boot is None or turn.ended:
@@ -258,7 +235,7 @@ class GatewayRole:
         if avoided:
             _log.warning("a worker is avoided for a while: %s", why, extra={"boot": boot, "gateway": self.gateway})
 
-    def _do(self, live: _Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
+    def _do(self, live: Live, commands: list[t.TurnCommand]) -> None:  # noqa: C901 - one command a row
         for command in commands:
             match command:
                 case t.Give(delta):  # first, since it comes with every token
@@ -286,7 +263,7 @@ class GatewayRole:
             for name in tuple(live.timers):
                 self._disarm(live, name)
 
-    def _place(self, live: _Live) -> None:
+    def _place(self, live: Live) -> None:
         assert live.exclude is not None
         asks, given = live.generation, live.turn.given
         near = next(
@@ -319,11 +296,11 @@ class GatewayRole:
         able = (worker.boot for worker in self._view.workers if worker.role == DECODE and not worker.draining)
         return avoided if avoided == exclude or any(boot not in avoided for boot in able) else exclude
 
-    def _forgive(self, live: _Live) -> None:
+    def _forgive(self, live: Live) -> None:
         live.exclude = frozenset()
         self._place(live)
 
-    def _leave(self, live: _Live) -> None:
+    def _leave(self, live: Live) -> None:
         if live.stream is not None:
             live.stream.turns -= 1
             live.stream = None
@@ -336,7 +313,7 @@ class GatewayRole:
             self._streams[worker.boot] = stream
         return stream
 
-    def _send(self, live: _Live, command: t.SendStart | t.SendAttach) -> None:
+    def _send(self, live: Live, command: t.SendStart | t.SendAttach) -> None:
         stream = self._streams[command.boot]
         live.heard = self._clock.now()
         if isinstance(command, t.SendAttach):
@@ -378,7 +355,7 @@ class GatewayRole:
                 lost = t.StreamBroken(stream.boot) if ended.greeted else t.WorkerLost(stream.boot, ended.refused)
                 self._feed(live, lost)
 
-    def _give(self, live: _Live, delta: Delta) -> None:
+    def _give(self, live: Live, delta: Delta) -> None:
         live.heard, live.gave = self._clock.now(), True
         if delta.handoff is not None and live.route is not None and live.route.why is not None:
             delta = replace(delta, why=live.route.why)
@@ -389,14 +366,14 @@ class GatewayRole:
         self._feed(live, t.ClientGone())
         live.queue.put_nowait(slow)
 
-    def _after(self, live: _Live, seconds: float, event: t.TurnEvent) -> None:
+    def _after(self, live: Live, seconds: float, event: t.TurnEvent) -> None:
         self._arm(live, type(event).__name__, seconds, lambda: self._feed(live, event))
 
-    def _arm(self, live: _Live, name: str, seconds: float, call: Callable[[], None]) -> None:
+    def _arm(self, live: Live, name: str, seconds: float, call: Callable[[], None]) -> None:
         self._disarm(live, name)
         live.timers[name] = self._clock.call_later(seconds, call)
 
-    def _disarm(self, live: _Live, name: str) -> None:
+    def _disarm(self, live: Live, name: str) -> None:
         timer = live.timers.pop(name, None)
         if timer is not None:
             timer.cancel()

@@ -144,12 +144,7 @@ class SessionRole:
         return await self.store.add(said, key)
 
     async def open(
-        self,
-        tenant: TenantId,
-        session: SessionId,
-        branch: str,
-        asked: Asked,
-        key: Key | None,
+        self, tenant: TenantId, session: SessionId, branch: str, asked: Asked, key: Key | None
     ) -> tuple[TurnRecord, bool]:
         """Open a turn, or find the one that was opened under this key; says whether it is new."""
         if key is not None and (known := await self.store.known(tenant, session, key)) is not None:
