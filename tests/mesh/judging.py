@@ -9,14 +9,16 @@ from runtime.store.transaction import Transaction
 
 
 async def judge(config: Config) -> int:
-    """Raise the first `InvariantViolation` of a mesh's store, that nobody writes to now. Gives how many turns it
-    holds."""
+    """Raise the first `InvariantViolation` of a mesh's store, that nobody writes to now and whose sessions kept no KV
+    while they were away. Gives how many turns it holds."""
     database, _ = session_database(config)
     violations: list[InvariantViolation] = []
 
     async def read(tx: Transaction) -> int:
-        told = Histories(tx, SimulatedOracle(), lambda number, why: violations.append(InvariantViolation(number, why)))
-        await told.judge()
+        def violated(number: int, why: str) -> None:
+            violations.append(InvariantViolation(number, why))
+
+        await Histories(tx, SimulatedOracle(), {}, violated).judge()
         return int((await tx.rows("SELECT COUNT(*) FROM turns"))[0][0])
 
     await database.open()

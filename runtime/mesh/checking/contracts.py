@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from runtime.domain.sessions import Place, TurnRecord, TurnStatus
 from runtime.domain.settling import TOOL
-from runtime.domain.spending import NOTHING
+from runtime.domain.spending import NOTHING, Amounts
 from runtime.domain.tools import OPEN, CallState, given_up, timed_out
 from runtime.ids import SessionId, TenantId, TurnId
-from runtime.mesh.checking.ledger import Violated, judge_limits
+from runtime.mesh.checking.ledger import judge_limits
+from runtime.mesh.checking.tables import Violated
 from runtime.store.looking import session_of, turn_of
+from runtime.store.packing import unpack_reserve
 from runtime.store.sealing import seal_of
 from runtime.store.transaction import Row, Transaction
 
@@ -43,16 +45,21 @@ async def _told_of(tx: Transaction, session: SessionId, line: int, turn: TurnId,
     return (await seal_of(tx, session)).open(result, "calls.result", line, turn, number).decode()
 
 
-async def judge_account(tx: Transaction, tenant: TenantId, session: SessionId, violated: Violated) -> None:
-    """When nothing runs nothing is held, and what is spent is what turns took, each once, within the limits (invariant
-    12)."""
-    account, took = (await session_of(tx, tenant, session)).account, NOTHING
-    for ident, *_ in await tx.rows("SELECT id FROM turns WHERE session = $1", session):
+async def judge_account(
+    tx: Transaction, tenant: TenantId, session: SessionId, booked: Amounts, violated: Violated
+) -> None:
+    """When nothing runs, what is held is what keeping KV may still cost, and what is spent is what turns took, each
+    once, and what was `booked` for keeping, within the limits (invariant 12)."""
+    account, took, kept = (await session_of(tx, tenant, session)).account, NOTHING, NOTHING
+    for ident, held, until in await tx.rows("SELECT id, held, kept_until FROM turns WHERE session = $1", session):
         turn = await turn_of(tx, TurnId(ident))
         if turn is not None and turn.ending is not None:
             took += turn.ending.took
-    if account.held != NOTHING:
-        violated(12, f"nothing runs, and session {session} holds {account.held}")
-    if account.used != took:
-        violated(12, f"session {session} has spent {account.used}, its turns took {took}")
+        if until is not None:
+            kept += unpack_reserve(held).held
+    if account.held != kept:
+        violated(12, f"nothing runs, and session {session} holds {account.held}, for KV that is kept {kept}")
+    if account.used != took + booked:
+        told = f"its turns took {took}, and keeping their KV came to {booked}"
+        violated(12, f"session {session} has spent {account.used}, {told}")
     judge_limits(session, account, violated)

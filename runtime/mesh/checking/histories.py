@@ -3,18 +3,19 @@
 Reads any of the databases, so that it judges simulated meshes and real ones alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from runtime.domain.sequence import Sampling
 from runtime.domain.sessions import Item, Place, StopReason, TurnRecord, TurnStatus
 from runtime.domain.settling import TOOL
+from runtime.domain.spending import NOTHING, Amounts
 from runtime.domain.tools import Toolbox
 from runtime.errors import DataCorrupt
 from runtime.ids import SessionId, TenantId, TurnId
 from runtime.mesh.checking.contracts import judge_account, judge_calls
-from runtime.mesh.checking.ledger import Violated
+from runtime.mesh.checking.tables import Violated
 from runtime.store.content import OF_A_SESSION
 from runtime.store.looking import PATH, branches_of, context_of, events_of, progress_of, session_of, turn_of
 from runtime.store.transaction import Transaction
@@ -53,9 +54,13 @@ class _Past:
 class Histories:
     """Of one store, at a moment when nothing runs."""
 
-    def __init__(self, tx: Transaction, oracle: Oracle, violated: Violated) -> None:
+    def __init__(
+        self, tx: Transaction, oracle: Oracle, booked: Mapping[SessionId, Amounts], violated: Violated
+    ) -> None:
+        """`booked` is what sessions have spent on KV that was kept between their turns."""
         self._tx = tx
         self._oracle = oracle
+        self._booked = booked
         self._violated = violated
         self._said: dict[tuple[SessionId, str], TurnId] = {}
         self._pasts: dict[tuple[SessionId, Place], _Past] = {}
@@ -78,7 +83,7 @@ class Histories:
                 await self._judge_turn(told, past, rerender=rerender)
                 await judge_calls(self._tx, told.record, told.base, past.turns, self._violated)
         await self._judge_branches(tenant, session, rerender=rerender)
-        await judge_account(self._tx, tenant, session, self._violated)
+        await judge_account(self._tx, tenant, session, self._booked.get(session, NOTHING), self._violated)
 
     async def _judge_branches(self, tenant: TenantId, session: SessionId, *, rerender: bool) -> None:
         for branch in await branches_of(self._tx, session):

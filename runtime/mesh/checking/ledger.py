@@ -5,34 +5,37 @@ somebody was shown had been stored before.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar, cast
 
+from runtime.domain.retention import KeptFor
 from runtime.domain.sessions import UNFINISHED, Ending, Progress, TurnEvent, TurnStatus
-from runtime.domain.spending import NOTHING, Account, Measure
+from runtime.domain.spending import NOTHING, Account, Amounts, Measure
 from runtime.domain.tools import OPEN
-from runtime.ids import GatewayId, TurnId
+from runtime.ids import GatewayId, SessionId, TurnId
+from runtime.mesh.checking.keeping import book_kept, judge_kept, let_go
+from runtime.mesh.checking.tables import (
+    BRANCH,
+    EPOCH,
+    HEAD,
+    HELD,
+    LIVE,
+    OWNER,
+    SESSION,
+    STATUS,
+    TURN_EPOCH,
+    WATCHED,
+    Table,
+    Violated,
+    read_table,
+)
 from runtime.store.looking import progress_of, turn_of
 from runtime.store.packing import unpack_amounts, unpack_limits, unpack_reserve
 from runtime.store.transaction import Row, Transaction, Work
 
 T = TypeVar("T")
-Violated = Callable[[int, str], None]
-"""Told of the number of an invariant that does not hold, and why."""
-Table = Mapping[tuple[object, ...], tuple[object, ...]]
-
-# What of each table is watched: its key, and the columns after it.
-_WATCHED = {
-    "branches": (2, "SELECT session, name, line, depth, head, tokens, epoch, live FROM branches"),
-    "turns": (1, "SELECT id, session, branch, status, epoch, owner, ending, held FROM turns"),
-    "segments": (3, "SELECT session, line, depth, turn, total, chain, tokens FROM segments"),
-    "calls": (4, "SELECT session, line, turn, number, state, result FROM calls"),
-    "accounts": (1, "SELECT session, limits, used, held FROM accounts"),
-}
-_LINE, _DEPTH, _HEAD, _TOKENS, _EPOCH, _LIVE = range(6)
-_SESSION, _BRANCH, _STATUS, _TURN_EPOCH, _OWNER, _ENDING, _HELD = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Beat:
     lease_s: float
 
 
-Claim = Write | Beat
+Claim = Write | Beat | KeptFor
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class _Noting:
 class Ledger:
     violated: Violated
     shown: dict[TurnId, Progress] = field(default_factory=dict)
-    _tables: dict[str, Table] = field(default_factory=lambda: {name: {} for name in _WATCHED})
+    booked: dict[SessionId, Amounts] = field(default_factory=dict)
+    """What keeping the KV of each session has come to, by what was told of it."""
+    _tables: dict[str, Table] = field(default_factory=lambda: {name: {} for name in WATCHED})
     _leases: dict[GatewayId, float] = field(default_factory=dict)
 
     def watched(self, work: Work[T], claim: Claim | None) -> Work[tuple[T, Effects]]:
@@ -98,7 +103,7 @@ class Ledger:
         async def both(tx: Transaction) -> tuple[T, Effects]:
             noting = _Noting(tx)
             result = await work(noting)
-            tables = {name: await _read(tx, name) for name in _WATCHED if name in noting.touched}
+            tables = {name: await read_table(tx, name) for name in WATCHED if name in noting.touched}
             progress = await _progress(tx, claim.turn) if isinstance(claim, Write) and noting.touched else None
             return result, Effects(tables, progress)
 
@@ -109,9 +114,11 @@ class Ledger:
         before, after = self._tables, {**self._tables, **effects.tables}
         if isinstance(claim, Beat):
             self._leases[claim.owner] = now_ms + claim.lease_s * 1000
-        elif claim is not None and effects.progress is not None:
+        elif isinstance(claim, Write) and effects.progress is not None:
             self._judge_write(writer, claim, effects.progress, before["branches"], after)
+            judge_kept(effects.progress.turn, after["turns"], now_ms, self.violated)
         if effects.tables:
+            book_kept(self.booked, claim if isinstance(claim, KeptFor) else None, before["turns"], after["turns"])
             self._judge_turns(writer, before["turns"], after, now_ms)
             self._judge_branches(before["branches"], after)
             self._judge_segments(before["segments"], after)
@@ -129,8 +136,8 @@ class Ledger:
         ending, row = progress.turn.ending, self._tables["turns"].get((turn,))
         if ending is None or row is None:
             return
-        if row[_STATUS] != ending.status or (known is not None and not _same_end(ending, known.turn.ending)):
-            self.violated(7, f"{who} was told that {turn} is {ending.status}, and stored is {row[_STATUS]}")
+        if row[STATUS] != ending.status or (known is not None and not _same_end(ending, known.turn.ending)):
+            self.violated(7, f"{who} was told that {turn} is {ending.status}, and stored is {row[STATUS]}")
 
     def _judge_write(
         self,
@@ -142,8 +149,8 @@ class Ledger:
     ) -> None:
         turn = progress.turn
         branch = old.get((turn.session, turn.branch))
-        if branch is None or (branch[_LIVE], branch[_EPOCH]) != (claim.turn, claim.epoch):
-            now = "gone" if branch is None else f"{branch[_LIVE]} under epoch {branch[_EPOCH]}"
+        if branch is None or (branch[LIVE], branch[EPOCH]) != (claim.turn, claim.epoch):
+            now = "gone" if branch is None else f"{branch[LIVE]} under epoch {branch[EPOCH]}"
             self.violated(1, f"{writer} wrote to {claim.turn} under epoch {claim.epoch}; live is {now}")
         known = self.shown.get(claim.turn)
         if known is not None and progress.events[: len(known.events)] != known.events:
@@ -166,7 +173,7 @@ class Ledger:
         committed = ending.status is TurnStatus.COMMITTED
         branch = after["branches"].get((turn.session, turn.branch))
         segments = [row for row in after["segments"].values() if row[0] == turn.id]
-        if branch is None or branch[_LIVE] is not None or (branch[_HEAD] == turn.id) != committed:
+        if branch is None or branch[LIVE] is not None or (branch[HEAD] == turn.id) != committed:
             self.violated(3, f"{turn.id} has ended as {ending.status}, its branch has {branch}")
         if len(segments) != committed:
             self.violated(3, f"{turn.id} has ended as {ending.status} with {len(segments)} segments")
@@ -175,31 +182,31 @@ class Ledger:
 
     def _judge_turns(self, writer: GatewayId, old: Table, after: Mapping[str, Table], now_ms: int) -> None:
         turns, branches = after["turns"], after["branches"]
-        running = [row[_SESSION : _BRANCH + 1] for row in turns.values() if row[_STATUS] == TurnStatus.RUNNING]
+        running = [row[SESSION : BRANCH + 1] for row in turns.values() if row[STATUS] == TurnStatus.RUNNING]
         if len(running) != len(set(running)):
             self.violated(2, "two turns run on one branch")
         for key, row in turns.items():
             was = old.get(key)
-            if row[_STATUS] == TurnStatus.RUNNING:
-                branch = branches.get(row[_SESSION : _BRANCH + 1])
-                if branch is None or (branch[_LIVE], branch[_EPOCH]) != (key[0], row[_TURN_EPOCH]):
-                    self.violated(2, f"{key[0]} runs under epoch {row[_TURN_EPOCH]}, its branch has {branch}")
+            if row[STATUS] == TurnStatus.RUNNING:
+                branch = branches.get(row[SESSION : BRANCH + 1])
+                if branch is None or (branch[LIVE], branch[EPOCH]) != (key[0], row[TURN_EPOCH]):
+                    self.violated(2, f"{key[0]} runs under epoch {row[TURN_EPOCH]}, its branch has {branch}")
             if was is None or was == row:
                 continue
-            if was[_STATUS] not in UNFINISHED:
+            if was[STATUS] not in UNFINISHED and not let_go(was, row):
                 self.violated(5, f"{key[0]} was changed after its end")
-            elif was[_OWNER] != row[_OWNER]:
+            elif was[OWNER] != row[OWNER]:
                 self._judge_adoption(writer, key[0], was, row, now_ms)
 
     def _judge_adoption(
         self, writer: GatewayId, turn: object, was: tuple[object, ...], row: tuple[object, ...], now_ms: int
     ) -> None:
-        until = self._leases.get(GatewayId(str(was[_OWNER])), 0)
-        if until > now_ms and row[_OWNER] == writer:
+        until = self._leases.get(GatewayId(str(was[OWNER])), 0)
+        if until > now_ms and row[OWNER] == writer:
             self.violated(
                 15, f"{writer} took {turn} over {(until - now_ms) / 1000:.1f} s before its owner's lease ends"
             )
-        if was[_STATUS] == TurnStatus.RUNNING and row[_TURN_EPOCH] == was[_TURN_EPOCH]:
+        if was[STATUS] == TurnStatus.RUNNING and row[TURN_EPOCH] == was[TURN_EPOCH]:
             self.violated(1, f"{turn} has another owner under the same epoch")
 
     def _judge_branches(self, old: Table, after: Mapping[str, Table]) -> None:
@@ -209,8 +216,8 @@ class Ledger:
             was = old.get(key)
             if was is None or was == row:
                 continue
-            if int(str(row[_EPOCH])) < int(str(was[_EPOCH])):
-                self.violated(1, f"the epoch of branch {key[1]} went from {was[_EPOCH]} to {row[_EPOCH]}")
+            if int(str(row[EPOCH])) < int(str(was[EPOCH])):
+                self.violated(1, f"the epoch of branch {key[1]} went from {was[EPOCH]} to {row[EPOCH]}")
             if fresh:
                 self.violated(10, f"a fork has changed branch {key[1]}")
         if len(fresh) > 1:
@@ -237,8 +244,8 @@ class Ledger:
             limits, used, held = (cast("bytes", each) for each in row)
             account = Account(unpack_limits(limits), unpack_amounts(used), unpack_amounts(held))
             judge_limits(str(key[0]), account, self.violated)
-            running = (turn for turn in after["turns"].values() if turn[_SESSION] == key[0] and turn[_HELD] is not None)
-            reserved = sum((unpack_reserve(cast("bytes", turn[_HELD])).held for turn in running), NOTHING)
+            running = (turn for turn in after["turns"].values() if turn[SESSION] == key[0] and turn[HELD] is not None)
+            reserved = sum((unpack_reserve(cast("bytes", turn[HELD])).held for turn in running), NOTHING)
             if reserved != account.held:
                 self.violated(12, f"session {key[0]} holds {account.held}, its turns {reserved}")
 
@@ -248,11 +255,6 @@ def judge_limits(session: str, account: Account, violated: Violated) -> None:
     for measure, limit, taken in zip(Measure, account.limits.each, (account.used + account.held).each, strict=True):
         if limit is not None and taken > limit:
             violated(12, f"session {session} has {taken} of {limit} {measure} spent or held")
-
-
-async def _read(tx: Transaction, name: str) -> Table:
-    keyed, sql = _WATCHED[name]
-    return {tuple(row[:keyed]): tuple(row[keyed:]) for row in await tx.rows(sql)}
 
 
 async def _progress(tx: Transaction, turn: TurnId) -> Progress | None:

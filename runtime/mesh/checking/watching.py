@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.domain.sessions import Ending, Progress
-from runtime.mesh.checking.ledger import Violated
+from runtime.mesh.checking.tables import Violated
 
 
 @dataclass(slots=True)

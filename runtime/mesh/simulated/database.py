@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
+from runtime.domain.retention import KeptFor
 from runtime.domain.sessions import Ending, Halt, TurnEvent, TurnRecord
 from runtime.errors import Unavailable
 from runtime.ids import GatewayId, TurnId
@@ -157,6 +158,10 @@ class SimulatedStore(SqlSessionStore):
     ) -> None:
         with _claiming(Write(turn.id, turn.epoch)):
             await super().finish(turn, ending, tokens, events)
+
+    async def book(self, kept: KeptFor) -> None:
+        with _claiming(kept):
+            await super().book(kept)
 
     async def beat(self, owner: GatewayId, lease_s: float) -> Mapping[TurnId, Halt]:
         with _claiming(Beat(owner, lease_s)):

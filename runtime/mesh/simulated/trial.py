@@ -26,6 +26,7 @@ from runtime.store.transaction import Transaction
 
 _UNFINISHED = "SELECT COUNT(*) FROM turns WHERE status IN ('queued', 'running')"
 _LOOK_S = 0.25
+_ERASURES = 1000
 # After the storm: the longest deadline of a turn, and what its next owner needs to find it.
 _CALM_S = 20.0 + 2 * (SESSIONS.lease_s + SESSIONS.store_grace_s) + 5.0
 _PROBE = Sampling(max_tokens=1, temperature=0)
@@ -192,7 +193,7 @@ class Trial:
 
     def _untold(self) -> list[str]:
         """Who should have been told of an erasure, and has not answered."""
-        erased = self.fleet.store.look(erasing.pending)
+        erased = self.fleet.store.look(lambda tx: erasing.pending(tx, None, _ERASURES))
         told = {(each.session, worker.boot) for each in erased for worker in each.workers if worker.dropped is not None}
         return [
             f"{name} has not been told that {each.session} was erased"
@@ -223,7 +224,7 @@ class Trial:
 
     def _judge_store(self) -> None:
         async def judge(tx: Transaction) -> None:
-            await Histories(tx, SimulatedOracle(), self.world.violated).judge()
+            await Histories(tx, SimulatedOracle(), self.checker.ledger.booked, self.world.violated).judge()
 
         self.fleet.store.look(judge)
 
