@@ -267,5 +267,5 @@ class SimulatedKeeper:
         host = self._network.hosts.get(self._address)
         if host is None:
             raise REFUSED
-        work = partial(host.role.forget_session, session)
+        work = partial(host.holding.forget_session, session)
         return await call(self._process, host.process, lambda: host.group, work, seconds=_FORGET_S, late=_SILENT)
