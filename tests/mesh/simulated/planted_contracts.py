@@ -61,7 +61,7 @@ def kept_kv_that_is_paid_to_its_end(patch: Patch) -> None:
 
 def kept_kv_whose_reserve_is_let_go_at_the_end(patch: Patch) -> None:
     """Nothing is held for what keeping a turn's KV may come to."""
-    hold_kept = running.hold_kept
+    hold_kept = keeping.hold_kept
 
     async def forgotten(tx: Transaction, turn: TurnId, retained: Retained | None) -> None:
         await hold_kept(tx, turn, retained)
