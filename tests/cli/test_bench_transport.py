@@ -26,6 +26,8 @@ def test_it_times_every_path_beside_what_the_same_bytes_cost_bare(monkeypatch: p
     result = CliRunner().invoke(app, ["bench", "transport", "--quick", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert [row["path"] for row in report["rows"]] == ["memcpy", "tcp", "grpc_raw", "grpc", "shm_unverified", "shm"]
+    assert [row["path"] for row in report["rows"]] == [
+        "memcpy", "tcp", "grpc_raw", "grpc", "shm_unverified", "shm", "nixl_raw", "nixl",
+    ]  # fmt: skip
     assert all(row["gb_per_s"] > 0 for row in report["rows"])
-    assert report["ratios"].keys() == {"shm_vs_memcpy", "shm_verified_vs_memcpy", "grpc_vs_raw"}
+    assert report["ratios"].keys() == {"shm_vs_memcpy", "shm_verified_vs_memcpy", "grpc_vs_raw", "nixl_vs_raw"}

@@ -160,7 +160,8 @@ def _without_ray(config: Config) -> Iterator[Addresses]:
         controller = stack.enter_context(host(config, "controller"))["grpc"]
         for worker in planned_workers(config):
             stack.enter_context(host(config, "worker", controller, worker))
-        yield Addresses(**stack.enter_context(host(config, "gateway", controller)))
+        listening = stack.enter_context(host(config, "gateway", controller))
+        yield Addresses(http=listening["http"], grpc=listening["grpc"])
 
 
 def _config(state: Path) -> Config:

@@ -129,7 +129,8 @@ def test_exported_pages_are_those_of_the_cpu(
     ]
     for one, other in zip(mine, theirs, strict=True):
         first, second = (torch.frombuffer(bytearray(frame.payload), dtype=torch.float32) for frame in (one, other))
-        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+        # They add in another order, in float32.
+        torch.testing.assert_close(first, second, atol=5e-5, rtol=5e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
