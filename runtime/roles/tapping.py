@@ -76,8 +76,11 @@ class Tapped:
             self.cancel(sequence.id)
 
     def cancel(self, sequence: SequenceId) -> None:
-        """Free what a sequence has reserved, at once."""
+        """Free what a sequence has reserved, at once; who still waits for it hears that there is no room."""
         self._engine.tell(Cancel(sequence))
+        answer = self._reserving.get(sequence)
+        if answer is not None and not answer.done():
+            answer.set_result(None)
 
     def _note(self, step: StepOutput) -> None:
         for event in step.events:

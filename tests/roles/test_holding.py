@@ -234,6 +234,22 @@ async def test_an_erased_session_is_neither_held_nor_given_away_even_while_it_co
                 await refused
 
 
+@in_virtual_time
+async def test_erasing_a_session_answers_a_call_that_still_waits_for_room() -> None:
+    async with holding() as world:
+        own = Sequence(SequenceId("own"), (50, 51, 52), replace(it.GREEDY, ignore_eos=True), it.SALT)
+        world.engine.tell(Submit(own, DecodeLocal()))
+        await asyncio.sleep(0.015)
+        began = asyncio.get_running_loop().time()
+        erasing = world.group.create_task(world.role.forget_session(SESSION))
+        with pytest.raises(StaleAttempt):
+            await world.role.keep(CALL)
+        await erasing
+        assert asyncio.get_running_loop().time() == began, "not only at its deadline"
+        await asyncio.sleep(0.1)
+        assert (world.held()[0], world.role.running(), world.source.calls) == (0, 0, [])
+
+
 async def cached(world: World, tokens: tuple[int, ...]) -> None:
     sequence = Sequence(SequenceId("mine"), tokens, replace(it.GREEDY, max_tokens=1), it.SALT)
     world.engine.tell(Submit(sequence, DecodeLocal()))
