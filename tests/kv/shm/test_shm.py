@@ -98,7 +98,9 @@ async def test_a_second_writer_of_a_transfer_is_refused(side: Side) -> None:
     assert isinstance(await second.ask(w.Open(1, 1, "one")), w.Refused)
 
 
-async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(side: Side) -> None:
+async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(
+    side: Side, caplog: pytest.LogCaptureFixture
+) -> None:
     landing, raw = side.expect("one"), await side.raw()
     granted = await raw.ask(w.Open(1, 1, "one"))
     assert isinstance(granted, w.Granted)
@@ -117,6 +119,7 @@ async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(side: S
     assert await raw.ask(w.Commit(1, 0)) == w.Committed(1)
     assert landing.events == [CommitArrived(ONE, 1, 0)]
     assert side.transfers.refused == {"packet": 8}
+    assert len(caplog.records) == 1, "a writer cannot fill the log"
 
 
 @pytest.mark.parametrize(
