@@ -68,7 +68,7 @@ class Tapped:
         """Reserve the pages of a sequence that never runs, all but its last token's; what landed in them stays cached.
         The future gives how many of its tokens are here already, None without room; never once the engine died."""
         answer = self._reserving[sequence.id] = asyncio.get_running_loop().create_future()
-        self._engine.tell(Submit(sequence, DecodeAwaiting()))
+        self._engine.tell(Submit(sequence, DecodeAwaiting(sparing=True)))
         try:
             yield answer
         finally:

@@ -14,6 +14,7 @@ from runtime.domain.landing import FrameCorrupt, LandingEvent
 from runtime.domain.messages import Holder, Ticket, TicketPage
 from runtime.domain.mirroring import FetchCall, Fetched, KeepCall, Kept
 from runtime.domain.pages import extend_chain
+from runtime.domain.retention import Quota
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Copied, Copy, DecodeLocal, Forgotten, Frame, StepOutput, Submit
 from runtime.engine.simulated import SimulatedEngine, StepProfile
@@ -213,6 +214,22 @@ async def test_without_room_a_call_is_refused_and_nothing_is_held() -> None:
         with pytest.raises(ResourceExhausted):
             await world.role.keep(CALL)
         assert world.source.calls == []
+
+
+@in_virtual_time
+async def test_copies_for_others_take_no_room_that_is_kept_for_a_session_that_is_away() -> None:
+    """Invariant 11: a grant yields to sequences that run."""
+    async with holding(pages=8) as world:
+        sampling = replace(it.GREEDY, max_tokens=4)
+        away = Sequence(SequenceId("away"), tuple(range(50, 67)), sampling, it.SALT, session=SESSION, keep=Quota(8, 8))
+        world.engine.tell(Submit(away, DecodeLocal()))
+        await asyncio.sleep(0.2)
+        await pushed(world)
+        with pytest.raises(ResourceExhausted):
+            await world.role.keep(CALL)
+        assert (await world.role.keep(replace(CALL, most_pages=2))).pages == 2
+        await asyncio.sleep(0.1)
+        assert [keeping for step in world.steps for keeping in step.keeping] == []
 
 
 @in_virtual_time
