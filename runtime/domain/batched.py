@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def sparing(self) -> bool:
-        """Whether it takes no room that grants keep."""
+        """Whether it takes no room that others here wait for, or that grants keep."""
         return isinstance(self.work, DecodeAwaiting) and self.work.sparing
 
     def end(self, scores: int) -> int:

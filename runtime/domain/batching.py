@@ -319,7 +319,7 @@ class Batcher:
 
     def _reserve(self, entry: Entry) -> StepEvent:
         waits, taken = self._full and self._line.has(Phase.WAITING), None
-        if not (self._line.preempted or (waits and self._passed >= SHARE)):
+        if not (self._line.preempted or (waits and (entry.sparing or self._passed >= SHARE))):
             pages, sparing = self._pages(entry.target), entry.sparing
             taken = self.pool.try_take(self._reusable(entry), pages, landing=True, sparing=sparing)
         if taken is None:

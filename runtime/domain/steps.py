@@ -24,7 +24,7 @@ class DecodeLocal:
 @dataclass(frozen=True, slots=True)
 class DecodeAwaiting:
     """Reserve the prompt's pages, report `Reserved`, and decode once `run` says that all that will land has landed.
-    `sparing`: not in room that is kept for sessions that are away."""
+    `sparing`: not in room that others here wait for, or that is kept for sessions that are away."""
 
     sparing: bool = False
 
