@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from runtime.domain.pages import pages_for
 from runtime.domain.scoring import Score
 from runtime.domain.sequence import Sequence
-from runtime.domain.steps import Chunk, Prefill, Work
+from runtime.domain.steps import Chunk, DecodeAwaiting, Prefill, Work
 from runtime.ids import PageId
 
 
@@ -55,6 +55,11 @@ class Entry:
         if isinstance(self.work, Prefill):
             return self.target
         return len(self.tokens) - 1 if self.unscored is None else self.unscored
+
+    @property
+    def sparing(self) -> bool:
+        """Whether it takes no room that others here wait for, or that grants keep."""
+        return isinstance(self.work, DecodeAwaiting) and self.work.sparing
 
     def end(self, scores: int) -> int:
         """Up to where it may run in a step that has room for so many scores."""

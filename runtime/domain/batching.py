@@ -318,10 +318,10 @@ class Batcher:
         return page_id(entry.sequence.salt, parent, tokens, self._spec.page_tokens, self._spec.kv_fingerprint)
 
     def _reserve(self, entry: Entry) -> StepEvent:
-        waits = self._full and self._line.has(Phase.WAITING)
-        taken = None
-        if not (self._line.preempted or (waits and self._passed >= SHARE)):
-            taken = self.pool.try_take(self._reusable(entry), self._pages(entry.target), landing=True)
+        waits, taken = self._full and self._line.has(Phase.WAITING), None
+        if not (self._line.preempted or (waits and (entry.sparing or self._passed >= SHARE))):
+            pages, sparing = self._pages(entry.target), entry.sparing
+            taken = self.pool.try_take(self._reusable(entry), pages, landing=True, sparing=sparing)
         if taken is None:
             del self._entries[entry.sequence.id]
             self._served.leaves(entry)

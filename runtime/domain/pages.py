@@ -146,14 +146,17 @@ class PagePool:
         """The page that has this content, if one has."""
         return self._by_id.get(ident)
 
-    def try_take(self, chain: Sequence[PageId], count: int, *, landing: bool = False) -> tuple[list[int], int] | None:
+    def try_take(
+        self, chain: Sequence[PageId], count: int, *, landing: bool = False, sparing: bool = False
+    ) -> tuple[list[int], int] | None:
         """Pin the resident leading pages of `chain` and take fresh ones up to `count` in all.
 
         Returns (block table, how many of it were resident), or None when there is no room, and then nothing changed.
-        Fresh pages are LANDING when frames are awaited for them, else OWNED.
+        Fresh pages are LANDING when frames are awaited for them, else OWNED. `sparing`: what grants keep is no room.
         """
         hits = [self._by_id[ident] for ident in chain[: min(self.match(chain), count)]]
-        spare = self.available - sum(self._pages[page].state is PageState.CACHED for page in hits)
+        room = len(self._free) + self._ungranted if sparing else self.available
+        spare = room - sum(page in self._cached and not (sparing and page in self.grants) for page in hits)
         if count - len(hits) > spare:
             return None
         for page in hits:

@@ -69,7 +69,7 @@ NO_RETENTION = Retention()
 class Refusal(enum.StrEnum):
     """Why nothing is kept. `worker_quota`, `tenant_quota`: other grants have what the worker gives, to all or to the
     tenant. `no_page`: the context fills no page. `budget`: the session may spend no more on KV. `not_offered`: the
-    worker keeps nothing for so long. `stopped`: no worker ran the turn to its end."""
+    worker keeps nothing for so long, or is about to leave. `stopped`: no worker ran the turn to its end."""
 
     WORKER_QUOTA = "worker_quota"
     TENANT_QUOTA = "tenant_quota"

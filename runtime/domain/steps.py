@@ -23,7 +23,10 @@ class DecodeLocal:
 
 @dataclass(frozen=True, slots=True)
 class DecodeAwaiting:
-    """Reserve the prompt's pages, report `Reserved`, and decode once `run` says that all that will land has landed."""
+    """Reserve the prompt's pages, report `Reserved`, and decode once `run` says that all that will land has landed.
+    `sparing`: not in room that others here wait for, or that is kept for sessions that are away."""
+
+    sparing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

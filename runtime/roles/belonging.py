@@ -77,6 +77,8 @@ class Belonging:
                 _log.info("the controller is away: %s", error.message, extra={"worker": here.id})
             if asked is not None:
                 ends = self._clock.now() + asked
+                if isinstance(self._role, DecodeRole):
+                    self._role.retaining.leave()
             if ends is not None and await self._runs_out(min(ends, self._clock.now() + self._pause), ends):
                 await self.leave()
                 raise Drained

@@ -141,7 +141,9 @@ class MirrorRole:
         self._resting = {boot: until for boot, until in self._resting.items() if until > now}
         self._resting[holder.boot] = now + self.settings.rest_s
         for copied in left:
-            self.offer(copied)
+            # Of a session that was erased meanwhile there is nothing to take.
+            if copied.pages:
+                self.offer(copied)
             self.settle(copied)
 
     def count(self, *, pages: int = 0, moved: int = 0, dropped: int = 0, failures: int = 0) -> None:

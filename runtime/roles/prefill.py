@@ -19,16 +19,23 @@ from runtime.roles.forms import check_form
 from runtime.roles.preloading import Preloading
 from runtime.roles.tierless import TIERLESS
 
+# Pages of one prefill that wait here for their path: several steps' worth, and far less than a long prompt's.
+_AHEAD_BYTES = 1 << 30
+
 
 @dataclass(slots=True)
 class _Running:
-    """A prefill: what its engine brought and is not pushed yet, and when it began and was computed, on the loop's
-    clock."""
+    """A prefill: what its engine brought and is not pushed yet, when it began and its first `upto` tokens were
+    computed, on the loop's clock, and for how many seconds it was pushed and not computed. `cached` of its tokens were
+    in the prefix cache."""
 
     arrivals: asyncio.Queue[Exported | Prefilled | BatonError]
     began: float
-    session: SessionId | None
+    sequence: Sequence
     computed: float = 0.0
+    exposed: float = 0.0
+    upto: int = 0
+    cached: int = 0
 
 
 @dataclass(slots=True)
@@ -53,6 +60,7 @@ class PrefillRole:
         after the other; without them pages travel as the engine's spec says. `exposure` is counted on."""
         self.engine = engine
         self._cuts = tuple(group.layers[-1] + 1 for group in cut)
+        self._ahead = max(_AHEAD_BYTES // engine.spec.page_bytes, 1)
         self._transport = transport
         self._tiers = tiers
         self._preloading = Preloading(engine, tiers)
@@ -75,7 +83,7 @@ class PrefillRole:
         """End what runs of it, drop its pages and take nothing of it any more; returns once that is done."""
         self._forgetting.bury(session)
         for sequence, running in self._running.items():
-            if running.session == session:
+            if running.sequence.session == session:
                 self.engine.tell(Cancel(sequence))
                 running.arrivals.put_nowait(StaleAttempt("the session was erased", field="session"))
         self._preloading.end(session)
@@ -108,18 +116,14 @@ class PrefillRole:
         )
         if sequence.id in self._running:
             raise StaleAttempt(f"transfer {ticket.transfer} is running here already", field="ticket.transfer")
-        work = Prefill(len(call.tokens) - 1, min(page.index for page in ticket.pages), self._cuts)
+        most = min(len(call.tokens) // self.engine.spec.page_tokens + 2, self._ahead + 1)
         running = self._running[sequence.id] = _Running(
-            asyncio.Queue(maxsize=(len(call.tokens) // self.engine.spec.page_tokens + 2) * self._groups + 2),
-            asyncio.get_running_loop().time(),
-            call.session,
+            asyncio.Queue(maxsize=most * self._groups + 2), asyncio.get_running_loop().time(), sequence
         )
         try:
             async with asyncio.timeout(ticket.remaining_ms / 1000), self._transport.open(ticket) as sender:
-                await self._preloading.bring(sequence, work.upto)
-                if (erased := self._forgetting.refusal(call.session)) is not None:
-                    raise erased
-                self.engine.tell(Submit(sequence, work))
+                await self._preloading.bring(sequence, len(call.tokens) - 1)
+                self._compute(running, min(page.index for page in ticket.pages))
                 return await self._push(call, running, sender)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed during the prefill", field="ticket.remaining_ms") from None
@@ -127,25 +131,43 @@ class PrefillRole:
             del self._running[sequence.id]
             self.engine.tell(Cancel(sequence.id))
 
+    def _compute(self, running: _Running, first_page: int) -> None:
+        """Have the engine go on from this page, as far as what it brings may wait here. What comes before it is in the
+        prefix cache."""
+        if (erased := self._forgetting.refusal(running.sequence.session)) is not None:
+            raise erased
+        end = (first_page + self._ahead) * self.engine.spec.page_tokens
+        running.upto = min(end, len(running.sequence.prompt) - 1)
+        self.engine.tell(Submit(running.sequence, Prefill(running.upto, first_page, self._cuts)))
+
+    def _computed(self, running: _Running, cached: int, before: int) -> None:
+        """All that was computed is pushed; the first `before` tokens were computed earlier."""
+        if running.cached >= before:
+            running.cached = cached
+        running.exposed += asyncio.get_running_loop().time() - running.computed
+
     async def _push(self, call: PrefillCall, running: "_Running", sender: Sender) -> PrefillDone:
         wanted = {page.index for page in call.ticket.pages}
-        pages = payload_bytes = 0
+        pages = payload_bytes = before = 0
         while True:
             match await running.arrivals.get():
                 case Exported(frame=frame) if frame.index in wanted:
                     await sender.send(frame)
                     pages += frame.part is None or frame.part.group == self._groups - 1
                     payload_bytes += len(frame.payload)
+                case Prefilled(cached_tokens=cached) if running.upto < len(call.tokens) - 1:
+                    self._computed(running, cached, before)
+                    before = running.upto
+                    self._compute(running, before // self.engine.spec.page_tokens)
                 case Prefilled(cached_tokens=cached):
                     await sender.commit()
-                    ended = asyncio.get_running_loop().time()
-                    prefill_ms, exposed_ms = (
-                        (running.computed - running.began) * 1000,
-                        (ended - running.computed) * 1000,
-                    )
+                    waited = running.exposed
+                    self._computed(running, cached, before)
+                    prefill_ms = (running.computed - running.began - waited) * 1000
+                    exposed_ms = running.exposed * 1000
                     self.exposure.prefill_ms += prefill_ms
                     self.exposure.exposed_ms += exposed_ms
-                    return PrefillDone(cached, pages, payload_bytes, prefill_ms, exposed_ms)
+                    return PrefillDone(running.cached, pages, payload_bytes, prefill_ms, exposed_ms)
                 case BatonError() as error:
                     raise error
 

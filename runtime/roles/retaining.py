@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.clock import Clock, Timer
 from runtime.domain.messages import Paused, Start
-from runtime.domain.retention import Granted, KeptFor, Promise, Quota, Refusal, Retention
+from runtime.domain.retention import NO_RETENTION, Granted, KeptFor, Promise, Quota, Refusal, Retention
 from runtime.domain.returning import Returns
 from runtime.domain.steps import Expect, LetGo, StepOutput
 from runtime.ports import Engine
@@ -51,6 +51,7 @@ class Retaining:
         self._returns = Returns()
         self._grants: dict[SequenceId, _Grant] = {}
         self._untold: deque[KeptFor] = deque(maxlen=_UNTOLD)
+        self._leaving = False
 
     def begins(self, start: Start) -> Quota | None:
         """A session is back; gives the quota under which its KV is kept after this attempt, if that is asked for."""
@@ -60,16 +61,19 @@ class Retaining:
         if not start.retention:
             return None
         pages, settings = self._engine.load().pages.total, self._settings
-        if not start.retention.within(settings.most):
+        if self._leaving or not start.retention.within(settings.most):
             return Quota(0, 0)
         return Quota(int(pages * settings.worker_share), int(pages * settings.tenant_share))
 
     def ended(self, start: Start, granted: Granted) -> Promise:
         """An attempt has come to its end; what is promised holds until it is told what its session waits for."""
-        keeps = start.retention.within(self._settings.most)
+        keeps = NO_RETENTION if self._leaving else start.retention.within(self._settings.most)
         if granted.refusal is not None:
             return Promise(refusal=granted.refusal if keeps else Refusal.NOT_OFFERED)
         sequence, session = start.ref.sequence, start.session
+        if not keeps:
+            self.unheard(sequence)
+            return Promise(refusal=Refusal.NOT_OFFERED)
         assert session is not None, "only sessions are granted anything"
         timer = self._timer(sequence, keeps.longest_ms)
         self._grants[sequence] = _Grant(session, start.ref.turn, granted.pages, self._clock.now(), timer)
@@ -106,6 +110,12 @@ class Retaining:
         """What grants came to that are over since the last call."""
         told, self._untold = tuple(self._untold), deque(maxlen=_UNTOLD)
         return told
+
+    def leave(self) -> None:
+        """The worker is about to leave: nothing is promised any more, and what was is over."""
+        self._leaving = True
+        for sequence in self._grants:
+            self._engine.tell(LetGo(sequence))
 
     def stop(self) -> None:
         for grant in self._grants.values():

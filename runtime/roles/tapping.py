@@ -68,7 +68,7 @@ class Tapped:
         """Reserve the pages of a sequence that never runs, all but its last token's; what landed in them stays cached.
         The future gives how many of its tokens are here already, None without room; never once the engine died."""
         answer = self._reserving[sequence.id] = asyncio.get_running_loop().create_future()
-        self._engine.tell(Submit(sequence, DecodeAwaiting()))
+        self._engine.tell(Submit(sequence, DecodeAwaiting(sparing=True)))
         try:
             yield answer
         finally:
@@ -76,8 +76,11 @@ class Tapped:
             self.cancel(sequence.id)
 
     def cancel(self, sequence: SequenceId) -> None:
-        """Free what a sequence has reserved, at once."""
+        """Free what a sequence has reserved, at once; who still waits for it hears that there is no room."""
         self._engine.tell(Cancel(sequence))
+        answer = self._reserving.get(sequence)
+        if answer is not None and not answer.done():
+            answer.set_result(None)
 
     def _note(self, step: StepOutput) -> None:
         for event in step.events:

@@ -74,14 +74,17 @@ class MirrorRouter:
         """Those that have more than the chosen worker, the most first."""
         least = held.get(chosen.boot, 0) + self._policy.least_tokens
         more = [worker for worker in self._workers if held.get(worker.boot, 0) >= least and worker.boot not in out]
+        more = [worker for worker in more if chosen.pages.takes(worker.pages.dtype)]
         more.sort(key=lambda worker: -held[worker.boot])
         return tuple(map(holder, more[:_ASKED]))
 
     def _mirrors(self, chosen: Worker, out: frozenset[BootId], held: dict[BootId, int]) -> tuple[Holder, ...]:
-        """On another host before this one; there those that have most of it already, then those of the wanted role."""
+        """On another host before this one; there those that have most of it already, then those of the wanted role. Of
+        another data type are none: what was rounded for a copy would be taken for what it was."""
         self._turn += 1
         here, many = _host(chosen), self._policy.copies + _SPARE
-        others = [each for each in self._in_turn() if each[1].boot not in out]
+        dtype = chosen.pages.dtype
+        others = [each for each in self._in_turn() if each[1].boot not in out and each[1].pages.dtype == dtype]
         having = [each for each in others if each[1].boot in held]
         far = islice((each for each in others if each[0] != here), many)
         near = islice((each for each in others if each[0] == here), many)

@@ -122,6 +122,21 @@ def test_nothing_new_is_reserved_while_a_preempted_sequence_waits() -> None:
     assert model.admit() == [Admitted(b, 2, 0), Reserved(late, 0)]
 
 
+def test_copies_for_others_get_no_room_while_somebody_here_waits_for_it() -> None:
+    model = Model(pages=4, max_running=3)
+    a = model.submit("a", [1, 2, 3, 4], LOCAL)
+    model.step()
+    b = model.submit("b", [5, 6, 7, 8, 9], LOCAL)
+    assert model.admit() == []
+    copies = model.submit("copies", [1, 2, 3], DecodeAwaiting(sparing=True))
+    assert model.admit() == [NoRoom(copies)]
+    held = model.submit("held", [1, 2, 3], AWAITING)
+    assert model.admit() == [Reserved(held, 2)]
+    model.batcher.remove(held)
+    model.batcher.remove(a)
+    assert model.admit() == [Admitted(b, 0, 0)]
+
+
 def test_a_reservation_holds_room_and_says_what_is_here_already() -> None:
     model = Model(pages=6)
     a = model.submit("a", [1, 2, 3, 4], LOCAL)

@@ -75,6 +75,21 @@ def test_a_grant_yields_to_what_runs_last_page_first_and_says_so() -> None:
     assert pool.grants.drain_changes() == (Keeping(SequenceId(ONE), 0),)
 
 
+def test_room_that_grants_keep_is_spared_but_what_they_keep_is_used() -> None:
+    pool = PagePool(6)
+    kept, other = chain_of(1, 2), chain_of(3, 4)
+    ran(pool, ONE, kept, ALL)
+    ran(pool, TWO, other)
+    assert pool.try_take([], 5, sparing=True) is None
+    assert pool.try_take([*other, *chain_of(5)], 5, sparing=True) is None
+    taken = pool.try_take([*kept, *chain_of(5)], 6, sparing=True)
+    assert taken is not None
+    assert taken[1] == 2
+    pool.release(taken[0])
+    pool.check()
+    assert len(pool.grants) == 2
+
+
 def test_a_grant_that_is_over_keeps_nothing() -> None:
     pool, kept, other = PagePool(8), chain_of(1, 2, 3, 4), chain_of(5, 6, 7, 8)
     ran(pool, ONE, kept, ALL)

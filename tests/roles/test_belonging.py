@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from runtime.clock import LoopClock
 from runtime.domain.messages import View, Worker
+from runtime.domain.retention import Retention
 from runtime.errors import BatonError, DeadlineExceeded, Incompatible, Unavailable
-from runtime.ids import BootId, WorkerId
+from runtime.ids import BootId, SessionId, WorkerId
 from runtime.roles.belonging import Belonging, Drained
+from tests.roles.one_decode_worker import decode_worker, start, until
 from tests.roles.virtual import in_virtual_time, now
 
 HERE = Worker(WorkerId("a"), BootId("boot-1"), "decode", "a:1", "model", "kv", "serving", 96, 4, "cpu x1")
@@ -70,3 +73,15 @@ async def test_who_is_asked_to_leave_says_so_and_leaves() -> None:
     with pytest.raises(Drained):
         await belonging(directory).renew()
     assert (directory.left, now()) == (True, 2.0)
+
+
+@in_virtual_time
+async def test_a_decode_worker_that_is_asked_to_leave_keeps_nothing_for_sessions_that_are_away() -> None:
+    async with decode_worker() as it, it.gateway() as gateway:
+        asked = replace(start(), session=SessionId("sess"), retention=Retention(20_000, 20_000))
+        gateway.link.command(asked)
+        await until(lambda: len(it.engine.core.grants) > 0)
+        with pytest.raises(Drained):
+            await Belonging(Told(None, 60.0), lambda: HERE, it.role, LoopClock(), LEASE_S).renew()
+        await until(lambda: len(it.engine.core.grants) == 0)
+        assert now() < 15, "not when its time is over"

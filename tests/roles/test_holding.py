@@ -14,6 +14,7 @@ from runtime.domain.landing import FrameCorrupt, LandingEvent
 from runtime.domain.messages import Holder, Ticket, TicketPage
 from runtime.domain.mirroring import FetchCall, Fetched, KeepCall, Kept
 from runtime.domain.pages import extend_chain
+from runtime.domain.retention import Quota
 from runtime.domain.sequence import Sequence
 from runtime.domain.steps import Copied, Copy, DecodeLocal, Forgotten, Frame, StepOutput, Submit
 from runtime.engine.simulated import SimulatedEngine, StepProfile
@@ -216,6 +217,22 @@ async def test_without_room_a_call_is_refused_and_nothing_is_held() -> None:
 
 
 @in_virtual_time
+async def test_copies_for_others_take_no_room_that_is_kept_for_a_session_that_is_away() -> None:
+    """Invariant 11: a grant yields to sequences that run."""
+    async with holding(pages=8) as world:
+        sampling = replace(it.GREEDY, max_tokens=4)
+        away = Sequence(SequenceId("away"), tuple(range(50, 67)), sampling, it.SALT, session=SESSION, keep=Quota(8, 8))
+        world.engine.tell(Submit(away, DecodeLocal()))
+        await asyncio.sleep(0.2)
+        await pushed(world)
+        with pytest.raises(ResourceExhausted):
+            await world.role.keep(CALL)
+        assert (await world.role.keep(replace(CALL, most_pages=2))).pages == 2
+        await asyncio.sleep(0.1)
+        assert [keeping for step in world.steps for keeping in step.keeping] == []
+
+
+@in_virtual_time
 async def test_an_erased_session_is_neither_held_nor_given_away_even_while_it_comes() -> None:
     """Invariant 13."""
     async with holding() as world:
@@ -232,6 +249,22 @@ async def test_an_erased_session_is_neither_held_nor_given_away_even_while_it_co
         for refused in (world.role.keep(CALL), world.role.fetch(FetchCall(TICKET, SESSION))):
             with pytest.raises(StaleAttempt):
                 await refused
+
+
+@in_virtual_time
+async def test_erasing_a_session_answers_a_call_that_still_waits_for_room() -> None:
+    async with holding() as world:
+        own = Sequence(SequenceId("own"), (50, 51, 52), replace(it.GREEDY, ignore_eos=True), it.SALT)
+        world.engine.tell(Submit(own, DecodeLocal()))
+        await asyncio.sleep(0.015)
+        began = asyncio.get_running_loop().time()
+        erasing = world.group.create_task(world.role.forget_session(SESSION))
+        with pytest.raises(StaleAttempt):
+            await world.role.keep(CALL)
+        await erasing
+        assert asyncio.get_running_loop().time() == began, "not only at its deadline"
+        await asyncio.sleep(0.1)
+        assert (world.held()[0], world.role.running(), world.source.calls) == (0, 0, [])
 
 
 async def cached(world: World, tokens: tuple[int, ...]) -> None:

@@ -213,3 +213,16 @@ async def test_nothing_more_of_an_erased_session_is_copied() -> None:
         assert [call.session for _, call in world.holders["p"].calls] == [session, None]
         assert world.role.idle()
         assert [each.start.session for each in world.role._sequences.values()] == [None]
+
+
+@in_virtual_time
+async def test_a_holder_that_dies_while_a_session_is_erased_leaves_nothing_of_it_for_the_next() -> None:
+    async with mirror() as world:
+        world.holders["p"].seconds = 1.0
+        world.role.grew(replace(START, session=SessionId("sess")), [1])
+        await asyncio.sleep(0.01)
+        world.role.forget(SessionId("sess"))
+        world.holders["p"].error = Unavailable("gone")
+        await asyncio.sleep(2)
+        assert world.holders["q"].calls == [], "a call for no page would be refused, and the holder left alone for it"
+        assert world.role.idle()

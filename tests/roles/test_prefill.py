@@ -1,7 +1,7 @@
 """A prefill worker: pushes what the ticket names, and leaves nothing behind however a call ends."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -9,15 +9,16 @@ import pytest
 
 from runtime.clock import LoopClock
 from runtime.domain.batching import Limits
-from runtime.domain.messages import PrefillCall, Ticket, TicketPage
+from runtime.domain.messages import PrefillCall, PrefillDone, Ticket, TicketPage
 from runtime.domain.pages import extend_chain
 from runtime.domain.spec import Kind, LayerGroup
 from runtime.domain.steps import StepOutput
 from runtime.engine.simulated import SimulatedEngine, StepProfile, simulated_spec
 from runtime.engine.simulated_kv import KvShape
 from runtime.errors import BatonError, DeadlineExceeded, EngineFailed, Incompatible, StaleAttempt, Unavailable
-from runtime.ids import BootId, PageId, TenantId, TransferId
+from runtime.ids import BootId, PageId, SessionId, TenantId, TransferId
 from runtime.ports import Tiers
+from runtime.roles import prefill
 from runtime.roles.prefill import PrefillRole
 from runtime.roles.tierless import TIERLESS
 from tests.roles.virtual import in_virtual_time, settle
@@ -75,6 +76,15 @@ async def worker(tiers: Tiers = TIERLESS) -> AsyncIterator[Worker]:
 def ticket(*indices: int, **changes: object) -> PrefillCall:
     pages = tuple(page for page in PAGES if page.index in indices)
     return replace(CALL, ticket=replace(TICKET, pages=pages, **changes))  # type: ignore[arg-type]
+
+
+async def failing(call: Awaitable[PrefillDone]) -> BatonError | None:
+    """What a call fails with."""
+    try:
+        await call
+    except BatonError as error:
+        return error
+    return None
 
 
 @in_virtual_time
@@ -214,6 +224,34 @@ async def test_a_path_slower_than_the_engine_loses_nothing() -> None:
         assert it.transport.frames == []
         it.transport.gate.set()
         assert (await call).pages == 5
+
+
+@in_virtual_time
+async def test_no_more_is_computed_ahead_of_a_slow_path_than_may_wait_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "_AHEAD_BYTES", 2 * SPEC.page_bytes)
+    async with worker() as it:
+        it.transport.gate.clear()
+        call = it.group.create_task(it.role.prefill(CALL))
+        await asyncio.sleep(3)
+        assert it.engine.match(CHAIN) == 2
+        assert it.nothing_left() is False
+        it.transport.gate.set()
+        done = await call
+        assert [frame.index for frame in it.transport.frames] == [0, 1, 2, 3, 4]
+        assert (done.cached_tokens, done.pages, it.transport.committed) == (0, 5, [TICKET.transfer])
+        assert done.prefill_ms == pytest.approx(500, abs=1), "five steps of 100 ms"
+        assert done.exposed_ms == pytest.approx(2800, abs=1), "it waited for the path, and computed nothing meanwhile"
+        done = await it.role.prefill(ticket(0, 1, 2, 3, 4, transfer=TransferId("second")))
+        assert (done.cached_tokens, done.pages) == (16, 5)
+        it.transport.gate.clear()
+        third = replace(CALL, session=SessionId("sess"), ticket=replace(TICKET, transfer=TransferId("third")))
+        erased = it.group.create_task(failing(it.role.prefill(third)))
+        await asyncio.sleep(1)
+        await it.role.forget_session(SessionId("sess"))
+        it.transport.gate.set()
+        assert isinstance(await erased, StaleAttempt)
+        await asyncio.sleep(1)
+        assert it.nothing_left()
 
 
 @in_virtual_time

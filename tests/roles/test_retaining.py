@@ -135,3 +135,20 @@ async def test_nothing_is_kept_for_who_left_before_the_end() -> None:
         await until(lambda: it.held() == (0, 0, 0))
         await asyncio.sleep(1)
         assert granted(it) == 0
+
+
+@in_virtual_time
+async def test_a_worker_that_leaves_promises_nothing_and_tells_what_keeping_came_to() -> None:
+    async with decode_worker() as it, it.gateway() as gateway:
+        gateway.link.command(asking())
+        assert (await ended(gateway)).promise == Promise(PAGES * PAGE, ASKED)
+        other = asking("turn-2", session=SessionId("sess-2"))
+        gateway.link.command(replace(other, prompt=tuple(range(50, 68))))
+        await asyncio.sleep(0.15)
+        it.role.retaining.leave()
+        assert (await ended(gateway)).promise == Promise(refusal=Refusal.NOT_OFFERED), "it had begun before"
+        third = asking("turn-3", session=SessionId("sess-3"))
+        gateway.link.command(replace(third, prompt=tuple(range(70, 88))))
+        assert (await ended(gateway)).promise == Promise(refusal=Refusal.NOT_OFFERED)
+        await until(lambda: granted(it) == 0)
+        assert [told.session for told in gateway.kept] == [SESSION]

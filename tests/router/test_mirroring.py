@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from runtime.domain.messages import Holder, View, Worker
+from runtime.domain.messages import Holder, PageForm, View, Worker
 from runtime.domain.routing import DECODE, PREFILL, Placement, Route, Router
 from runtime.router.mirroring import MirrorPolicy, MirrorRouter
 from tests.router.placing import Said, asked, decode, prefill
@@ -83,3 +83,14 @@ def test_who_is_suspected_is_neither_asked_nor_given_copies() -> None:
     route = router.route(asked(1000, exclude=frozenset({workers[1].boot})), 0.0)
     assert route is not None
     assert (names(route.mirrors), names(route.holders)) == (["q"], ["q"])
+
+
+def test_copies_are_of_one_data_type_and_pages_are_fetched_from_where_they_can_be_made_to_fit() -> None:
+    here = replace(decode("d"), pages=PageForm("bfloat16", ("float32",)))
+    same, wide, other = (
+        replace(prefill(name), pages=PageForm(dtype))
+        for name, dtype in (("p", "bfloat16"), ("q", "float32"), ("r", "float16"))
+    )
+    route = routed(here, other, wide, same, said=Said(r=900, q=800, p=700))
+    assert names(route.mirrors) == ["p"], "a copy of another type is one that no holder takes"
+    assert names(route.holders) == ["q", "p"]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import secrets
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from runtime.ids import TransferId
 from runtime.kv.frames import HEADER_BYTES, FrameCodec
 from runtime.kv.transport.shm import words as w
 from runtime.kv.transport.shm.arena import Arena
-from runtime.kv.transport.shm.packets import Connection, connect
+from runtime.kv.transport.shm.packets import MOST_WAITING, Connection, connect
 from runtime.kv.transport.shm.sending import ShmWriters
 from tests.kv.shm.conftest import SLOTS, Side, kinds
 from tests.kv.shm.writing import frame, ticket
@@ -98,7 +99,9 @@ async def test_a_second_writer_of_a_transfer_is_refused(side: Side) -> None:
     assert isinstance(await second.ask(w.Open(1, 1, "one")), w.Refused)
 
 
-async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(side: Side) -> None:
+async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(
+    side: Side, caplog: pytest.LogCaptureFixture
+) -> None:
     landing, raw = side.expect("one"), await side.raw()
     granted = await raw.ask(w.Open(1, 1, "one"))
     assert isinstance(granted, w.Granted)
@@ -117,6 +120,43 @@ async def test_what_is_not_within_the_grant_is_refused_and_nothing_lands(side: S
     assert await raw.ask(w.Commit(1, 0)) == w.Committed(1)
     assert landing.events == [CommitArrived(ONE, 1, 0)]
     assert side.transfers.refused == {"packet": 8}
+    assert len(caplog.records) == 1, "a writer cannot fill the log"
+
+
+@pytest.mark.parametrize("dies", [True, False])
+async def test_who_asks_and_never_reads_is_not_listened_to_until_it_does(side: Side, dies: bool) -> None:
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    asking.connect(f"\0{side.receiver.endpoint}")
+    asking.setblocking(False)
+    asking.send(w.pack(w.Hello(w.VERSION, CODEC.fingerprint, CODEC.max_bytes)))
+    said = 0
+
+    async def say(most: int) -> None:
+        nonlocal said
+        refused = 0
+        while said < most and refused < 100:
+            try:
+                asking.send(w.pack(w.Open(said, 1, "unknown")))
+                said, refused = said + 1, 0
+            except BlockingIOError:
+                refused += 1
+            await asyncio.sleep(0)
+
+    await say(3 * MOST_WAITING)
+    (writer,) = side.receiver._writers
+    assert len(writer._connection._waiting) <= MOST_WAITING
+    assert said < 3 * MOST_WAITING
+    heard = 0
+    while heard < said + 1 and not dies:
+        with suppress(BlockingIOError):
+            heard += bool(asking.recv(4096))
+        await asyncio.sleep(0)
+    await say(said + 1)
+    await asyncio.sleep(0.01)
+    assert dies or asking.recv(4096), "it is listened to again"
+    asking.close()
+    await asyncio.sleep(0.05)
+    assert not side.receiver._writers, "its end is heard"
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,16 @@ from runtime.kv.transport.shm.words import MAX_BYTES
 
 _BACKLOG = 1024
 _PACKETS_AT_ONCE = 4
+MOST_WAITING = 4096
+"""Packets that wait for an end that does not read. Honest ones owe each other fewer: one for each slot and transfer."""
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Connection:
     """One end. `on_packet` hears every packet and `on_end` once that no more come: the other end closed it, or died.
 
-    What does not fit into the socket's buffer waits here, in order; both ends bound what they say by what they owe.
+    What does not fit into the socket's buffer waits here, in order; both ends bound what they say by what they owe. One
+    that asks for more and never reads the answers is not listened to until it has.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -33,6 +36,7 @@ class Connection:
         self._on_packet: Callable[[bytes], None]
         self._on_end: Callable[[], None]
         self._open = True
+        self._deaf = False
         sock.setblocking(False)
 
     def start(self, on_packet: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
@@ -86,7 +90,10 @@ class Connection:
                 self._on_end()
                 return
             self._on_packet(packet)
-            if not self._open:
+            if self._open and len(self._waiting) >= MOST_WAITING:
+                self._deaf = True
+                self._loop.remove_reader(self._sock)
+            if not self._open or self._deaf:
                 return
 
     def _writable(self) -> None:
@@ -95,6 +102,9 @@ class Connection:
                 return
             self._waiting.popleft()
         self._loop.remove_writer(self._sock)
+        if self._deaf:
+            self._deaf = False
+            self._loop.add_reader(self._sock, self._readable)
 
     def _try_send(self, packet: bytes, descriptor: int | None) -> bool:
         """False when the buffer is full. That the other end is gone is told by reading."""

@@ -114,6 +114,7 @@ class _Writer:
         self._receiver = receiver
         self._connection = connection
         self._greeted = False
+        self._warned = False
         connection.start(self._on_packet, self._ended)
 
     def say(self, word: w.Word) -> None:
@@ -128,7 +129,10 @@ class _Writer:
             self._on(w.unpack(packet))
         except InvalidArgument as error:
             self._receiver.transfers.refused["packet"] += 1
-            _log.warning("a writer on this host said what is not understood: %s", error.message)
+            if not self._warned:
+                # The first is enough to look for; all are counted.
+                self._warned = True
+                _log.warning("a writer on this host said what is not understood: %s", error.message)
 
     def _on(self, word: w.Word) -> None:
         match word:
