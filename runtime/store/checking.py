@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.domain.retention import NO_RETENTION, Retention
 from runtime.domain.sessions import (
     MAX_TTL_MS,
     UNFINISHED,
@@ -88,8 +89,10 @@ def check_bundle(bundle: Bundle) -> None:
 
 def _check_account(about: Mapping[str, Any]) -> None:
     """What an older Baton does not tell has no bounds, and nothing was spent of it."""
-    if not isinstance(unpack_policies(about).cancel_unwatched, bool):
+    policies = unpack_policies(about)
+    if not isinstance(policies.cancel_unwatched, bool):
         raise damaged("its session has no proper policies")
+    _check_retention(policies.retention)
     limits, used, ttl = about.get("limits", ()), about.get("used", ()), about.get("ttl_ms")
     amounts = [*(each for each in limits if each is not None), *used, *(() if ttl is None else (ttl,))]
     if max(len(limits), len(used)) > len(Measure) or not all(
@@ -98,6 +101,12 @@ def _check_account(about: Mapping[str, Any]) -> None:
         raise damaged("its session has no proper limits")
     if ttl is not None and not 1 <= ttl <= MAX_TTL_MS:
         raise damaged("its session has no proper ttl_ms")
+
+
+def _check_retention(retention: Retention) -> None:
+    if not all(type(each) is int for each in retention.each):
+        raise damaged("its session, or a turn, asks for no proper retention")
+    retention.validate("retention")
 
 
 def _check_about(about: Mapping[str, Any]) -> None:
@@ -163,6 +172,7 @@ def _check_told(values: Mapping[str, Any], asked: Asked, ending: Ending) -> None
     turn, branch = unpack_turn_id(values["id"]), unpack_branch(values["branch"])
     _check_kinds(turn, bytes, asked.memo)
     _check_kinds(turn, str, asked.instructions or "")
+    _check_retention(asked.retention or NO_RETENTION)
     nobody, owner = (SessionId(""), TenantId("")), GatewayId(values["owner"])
     told = TurnRecord(turn, *nobody, branch, "", ending.status, values["epoch"], owner, asked, ending=ending)
     check_calls(Item("assistant", "", ending.calls), "calls")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.domain.retention import Retention
 from runtime.domain.sessions import MAIN, OnConflict, Policies, Session, TurnEvent
 from runtime.domain.spending import Account, Amounts, Limits, Reserve
 from runtime.errors import (
@@ -131,7 +132,8 @@ async def test_a_hidden_session_is_hidden_wherever_it_goes(store: SessionStore, 
 async def test_a_session_keeps_its_limits_and_what_was_spent_wherever_it_goes(
     store: SessionStore, elsewhere: SessionStore
 ) -> None:
-    account, policies = Account(Limits(turns=2), ttl_ms=60_000), Policies(OnConflict.ENQUEUE, cancel_unwatched=True)
+    account = Account(Limits(turns=2), ttl_ms=60_000)
+    policies = Policies(OnConflict.ENQUEUE, cancel_unwatched=True, retention=Retention(5, 7))
     made = await store.create(Session(CROSSING, TENANT, "model", 0, policies=policies, account=account), None)
     one = Amounts(1, 0, 3, 1, 5, 6)
     await committed(store, replace(record(made.id), reserve=Reserve(one)), replace(COMMITTED, took=one))
