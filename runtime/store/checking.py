@@ -27,6 +27,7 @@ from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
 from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.foreign import check_payload
 from runtime.store.inflating import MAX_INFLATED_BYTES, inflated
 from runtime.store.moving import CARRIED, KEYS
 from runtime.store.packing import (
@@ -46,6 +47,7 @@ from runtime.wire.session import pack_progress, unpack_branch, unpack_session_id
 _MAX_TEXT = 256
 _INTEGER, _LONG = 1 << 31, 1 << 63
 _SHAPES = {table.name: (table.columns, table.shape) for table in CARRIED} | {"keys": (KEYS, "tbtl")}
+_PACKED = frozenset({"asked", "ending", "payload"})
 _ABOUT = {"id": "t", "model": "t", "created": "l", "lines": "i", "vocabulary": "t"}
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     "t": lambda value: isinstance(value, str) and len(value) <= _MAX_TEXT and "\0" not in value,
@@ -135,6 +137,8 @@ def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
             may_be_null = letter.isupper() and value is None
             if not may_be_null and not _FITS[letter.lower()](value):
                 raise damaged(f"its {rows.table}.{column} holds what does not belong there")
+            if column in _PACKED and value is not None:
+                check_payload(value)
     return [*rows.rows]
 
 

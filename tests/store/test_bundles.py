@@ -21,7 +21,7 @@ from runtime.errors import (
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
 from runtime.store import bundle as bundle_module
-from runtime.store import checking, sessions
+from runtime.store import checking, foreign, sessions
 from runtime.store.bundle import MAGIC, Kind, read_bundle, write_bundle
 from runtime.store.sealing import KEY_BYTES, MasterKey
 from runtime.store.sessions import SqlSessionStore
@@ -177,6 +177,19 @@ async def test_tokens_that_swell_together_are_refused_before_they_are_kept(
     monkeypatch.setattr(sessions, "MAX_INFLATED_BYTES", 30)
     with pytest.raises(TooLarge):
         await store.read_out(TENANT, sess)
+
+
+async def test_a_payload_is_looked_at_before_it_is_unpacked(
+    store: SessionStore, elsewhere: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = await store.read_out(TENANT, await talked(store, 1))
+    for bound in ("MAX_PAYLOAD_BYTES", "_MAX_CONTAINERS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(foreign, bound, 1)
+            with pytest.raises(InvalidArgument) as refused:
+                await elsewhere.take_in(TENANT, data, None)
+        assert refused.value.field == "bundle"
+    await elsewhere.take_in(TENANT, data, None)
 
 
 async def test_what_a_dropped_branch_left_still_goes_along(store: SessionStore, elsewhere: SessionStore) -> None:
