@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.clock import LoopClock
+from runtime.domain.erasure import Erasure
 from runtime.domain.messages import View, Worker
 from runtime.domain.steps import Forgotten
 from runtime.errors import Unavailable
@@ -57,14 +58,22 @@ async def test_a_worker_that_never_answers_keeps_no_other_from_hearing(store: Sq
         await store.erase(TENANT, await session(store, f"sess-{number}"))
     keepers, left = Keepers(), list[SessionId]()
     role = ErasingRole(store, keepers, _view, left.append, LoopClock(), ErasingSettings(look_s=0.01))
-    async with asyncio.TaskGroup() as group, asyncio.timeout(MANY * SILENCE_S / 4):
+    async with asyncio.TaskGroup() as group, asyncio.timeout(MANY * SILENCE_S / 2):
         looking = group.create_task(role.run())
-        while len({*keepers.told}) < MANY:  # noqa: ASYNC110 - told by no event
+        while await answered(store) < MANY:  # noqa: ASYNC110 - told by no event
             await asyncio.sleep(0.01)
         looking.cancel()
     assert len(keepers.told) == len(left) == MANY, "who has answered is not told again"
-    first = await store.erasure(TENANT, SessionId("sess-0"))
-    assert {each.worker: each.dropped for each in first.workers} == {"silent": None, "well": 1}
+    assert not [each for each in await store.erasures(None, MANY) if dropped(each)["silent"] is not None]
+
+
+def dropped(erased: Erasure) -> dict[str, int | None]:
+    return {each.worker: each.dropped for each in erased.workers}
+
+
+async def answered(store: SqlSessionStore) -> int:
+    """Of how many sessions there is a receipt of the worker that is well."""
+    return sum(dropped(each).get("well") is not None for each in await store.erasures(None, MANY))
 
 
 def _view() -> View:
