@@ -136,6 +136,11 @@ class Account:
             return ResourceExhausted(held, field=f"limits.{measure}", retry_after_ms=1000)
         return None
 
+    def lacks_kv(self, want: Amounts) -> bool:
+        """Whether there is less KV left than is wanted, or would be but for what is held."""
+        limit = self.limits.kv_byte_seconds
+        return limit is not None and (self.used + self.held + want).kv_byte_seconds > limit
+
     def _free(self) -> tuple[int | None, ...]:
         each = zip(self.limits.each, (self.used + self.held).each, strict=True)
         return tuple(None if limit is None else max(limit - taken, 0) for limit, taken in each)

@@ -17,6 +17,7 @@ from runtime.ports import PageKeepers
 from runtime.session_store import SessionStore
 
 _SOONER = 10
+_AT_ONCE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +48,7 @@ class ErasingRole:
         self._leave = leave
         self._clock = clock
         self._settings = settings
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._told: dict[SessionId, set[BootId]] = {}
         # Up to where all that is pending was looked at, and what was met since the beginning.
         self._after: Erasure | None = None
@@ -70,9 +72,10 @@ class ErasingRole:
     async def _look(self) -> None:
         pending = await self._store.erasures(self._after, self._settings.together)
         self._after = pending[-1] if len(pending) == self._settings.together else None
-        for erased in pending:
-            if await self._tell(erased):
-                await self._store.settle(erased.session, self._settings.remember_s)
+        # Together, because a worker that does not answer keeps each of them waiting.
+        failed = [each for each in await asyncio.gather(*map(self._pass_on, pending)) if each is not None]
+        if failed:
+            raise failed[0]
         if not all(erased.scrubbed for erased in pending):
             await self._store.scrub()
         self._met |= {erased.session for erased in pending}
@@ -80,6 +83,16 @@ class ErasingRole:
             for gone in self._told.keys() - self._met:
                 del self._told[gone]
             self._met = set()
+
+    async def _pass_on(self, erased: Erasure) -> BatonError | None:
+        """Why the store did not take what came of it, if so."""
+        try:
+            async with self._at_once:
+                if await self._tell(erased):
+                    await self._store.settle(erased.session, self._settings.remember_s)
+        except BatonError as error:
+            return error
+        return None
 
     async def _tell(self, erased: Erasure) -> bool:
         """Whether all workers that there are have answered, and one at least."""

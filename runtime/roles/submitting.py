@@ -25,7 +25,7 @@ async def submit(
     if go_on is None or any(pending.open for pending in calls):
         return calls, None
     go_on = replace(go_on, expected_head=head, head_is_expected=True)
-    once = Key(f"tools/{head}", b"")
+    once = Key(f"tools/{head}/{branch}", b"")  # a fork at the same head has calls of its own
     try:
         turn, _ = await role.open(tenant, session, branch, go_on, once)
     except BatonError:

@@ -18,6 +18,7 @@ from runtime.store.packing import (
     pack_limits,
     pack_reserve,
     unpack_happening,
+    unpack_kept,
     unpack_reserve,
 )
 from runtime.store.remembering import remember
@@ -41,10 +42,13 @@ async def open_account(tx: Transaction, session: SessionId, account: Account) ->
     )
 
 
-async def hold(tx: Transaction, turn: TurnRecord, what: What) -> Reserve:
-    """Reserve what a turn wants that is to run now; raises `BudgetSpent`, or `ResourceExhausted` for a while."""
+async def hold(tx: Transaction, turn: TurnRecord, head: TurnId | None, what: What) -> Reserve:
+    """Reserve what a turn wants that is to run now, after `head`; raises `BudgetSpent`, or `ResourceExhausted` for a
+    while."""
     account, _ = await locked(tx, turn.session, turn.id)
     want = turn.reserve.held
+    if head is not None and account.lacks_kv(want):
+        account = await _taken_back(tx, turn.session, head, account)
     refusal = account.refusal(want)
     if refusal is not None:
         raise refusal
@@ -52,6 +56,33 @@ async def hold(tx: Transaction, turn: TurnRecord, what: What) -> Reserve:
     happening = Happening(what, turn.branch, turn.id, turn.status)
     await _book(tx, turn.session, account.used, account.held + held, happening)
     return Reserve(held)
+
+
+async def _taken_back(tx: Transaction, session: SessionId, head: TurnId, account: Account) -> Account:
+    """The session is back, and a grant that its head left is over: of what that holds, the time to come is free. What
+    it came to is counted by the store's clock, because whoever measured it may tell of it too late."""
+    row = await tx.row("SELECT kept, kept_until - now_ms() FROM turns WHERE id = $1 AND kept_until > now_ms()", head)
+    if row is None:
+        return account
+    kept = unpack_kept(*row)
+    _, held = await locked(tx, session, head)
+    left = kept.kv_bytes * kept.remaining_ms // 1000
+    return await spend_kept(tx, session, head, max(held.kv_byte_seconds - left, 0))
+
+
+async def spend_kept(tx: Transaction, session: SessionId, turn: TurnId, byte_seconds: int) -> Account:
+    """What is kept of a turn is over and came to so much, of which it pays no more than it held."""
+    account, held = await locked(tx, session, turn)
+    spent = Amounts(kv_byte_seconds=min(byte_seconds, held.kv_byte_seconds))
+    account = replace(account, used=account.used + spent, held=account.held - held)
+    await tx.run(
+        "UPDATE accounts SET used = $2, held = $3 WHERE session = $1",
+        session,
+        pack_amounts(account.used),
+        pack_amounts(account.held),
+    )
+    await tx.run("UPDATE turns SET held = NULL, kept = NULL, kept_until = NULL WHERE id = $1", turn)
+    return account
 
 
 async def hold_more(tx: Transaction, turn: TurnRecord, want: Amounts, took: Amounts) -> Amounts:

@@ -18,12 +18,14 @@ from typing import Any
 import msgpack
 
 from runtime.errors import InvalidArgument, TooLarge
+from runtime.store.foreign import MAX_VALUES, Counting, read_session, read_table
 
 MAGIC = b"BATON SESSION\n"
 VERSION = 1
 MAX_BUNDLE_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 _HEADER_BYTES = 5
+_MAX_RECORDS = 64
 
 
 class Kind(enum.IntEnum):
@@ -31,6 +33,9 @@ class Kind(enum.IntEnum):
     ROWS = 2
     KV = 3
     END = 255
+
+
+_KINDS = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Bundle:
 
 def write_bundle(bundle: Bundle) -> bytes:
     """Raises `TooLarge` naming `session`."""
+    if sum(len(row) + 1 for rows in bundle.tables for row in (rows.columns, *rows.rows)) > MAX_VALUES:
+        raise too_large()
     digest, pieces, size = hashlib.blake2b(digest_size=_DIGEST_BYTES), [], 0
     for piece in _pieces(bundle):
         size += len(piece)
@@ -69,10 +76,10 @@ def read_bundle(data: bytes) -> Bundle:
     version = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 2], "big")
     if version != VERSION:
         raise damaged(f"its version is {version}, this Baton reads version {VERSION}")
-    records = [*_records(data)]
+    records, counting = [*_records(data)], Counting(MAX_VALUES)
     try:
-        sessions = [msgpack.unpackb(body) for kind, body in records if kind == Kind.SESSION]
-        tables = [Rows(*msgpack.unpackb(body, use_list=False)) for kind, body in records if kind == Kind.ROWS]
+        sessions = [read_session(body) for kind, body in records if kind == Kind.SESSION]
+        tables = [Rows(*read_table(body, counting)) for kind, body in records if kind == Kind.ROWS]
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise damaged("a record of it makes no sense") from error
     if len(sessions) != 1 or not isinstance(sessions[0], dict):
@@ -106,21 +113,29 @@ def _header(kind: Kind, length: int) -> bytes:
 
 
 def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Every record before the end, once the digest there was seen to be that of all before it."""
+    """Every record before the end but those of pages, once the digest there was seen to be that of all before it."""
     found, place = [], len(MAGIC) + 2
-    while True:
-        body = place + _HEADER_BYTES
-        kind, after = data[place : place + 1], body + int.from_bytes(data[place + 1 : body], "big")
-        if len(data) < after or not kind:
-            raise damaged("it is cut short")
-        if kind[0] == Kind.END:
-            break
-        if kind[0] not in (Kind.SESSION, Kind.ROWS, Kind.KV):
-            raise damaged(f"it holds a record of the unknown kind {kind[0]}")
-        found.append((kind[0], data[body:after]))
+    kind, body, after = _record_at(data, place)
+    while kind != Kind.END:
+        if kind != Kind.KV:
+            found.append((kind, data[body:after]))
+        if len(found) > _MAX_RECORDS:
+            raise damaged(f"it holds more than {_MAX_RECORDS} records")
         place = after
+        kind, body, after = _record_at(data, place)
     if data[body:after] != hashlib.blake2b(data[:place], digest_size=_DIGEST_BYTES).digest():
         raise damaged("its digest is not that of its content: it was changed, or damaged on its way")
     if len(data) != after:
         raise damaged("something follows its end")
     yield from found
+
+
+def _record_at(data: bytes, place: int) -> tuple[int, int, int]:
+    """Its kind, and where its body begins and ends."""
+    body = place + _HEADER_BYTES
+    kind, after = data[place : place + 1], body + int.from_bytes(data[place + 1 : body], "big")
+    if len(data) < after or not kind:
+        raise damaged("it is cut short")
+    if kind[0] not in _KINDS:
+        raise damaged(f"it holds a record of the unknown kind {kind[0]}")
+    return kind[0], body, after

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.domain.retention import NO_RETENTION, Retention
 from runtime.domain.sessions import (
     MAX_TTL_MS,
     UNFINISHED,
@@ -26,6 +27,7 @@ from runtime.errors import BatonError, InvalidArgument, TooLarge
 from runtime.ids import GatewayId, SessionId, TenantId
 from runtime.store.bundle import Bundle, Rows, damaged
 from runtime.store.content import BRANCHES, CALLS, ITEMS, LINES, SEGMENTS, TURNS
+from runtime.store.foreign import check_payload
 from runtime.store.inflating import MAX_INFLATED_BYTES, inflated
 from runtime.store.moving import CARRIED, KEYS
 from runtime.store.packing import (
@@ -45,6 +47,7 @@ from runtime.wire.session import pack_progress, unpack_branch, unpack_session_id
 _MAX_TEXT = 256
 _INTEGER, _LONG = 1 << 31, 1 << 63
 _SHAPES = {table.name: (table.columns, table.shape) for table in CARRIED} | {"keys": (KEYS, "tbtl")}
+_PACKED = frozenset({"asked", "ending", "payload"})
 _ABOUT = {"id": "t", "model": "t", "created": "l", "lines": "i", "vocabulary": "t"}
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     "t": lambda value: isinstance(value, str) and len(value) <= _MAX_TEXT and "\0" not in value,
@@ -88,8 +91,10 @@ def check_bundle(bundle: Bundle) -> None:
 
 def _check_account(about: Mapping[str, Any]) -> None:
     """What an older Baton does not tell has no bounds, and nothing was spent of it."""
-    if not isinstance(unpack_policies(about).cancel_unwatched, bool):
+    policies = unpack_policies(about)
+    if not isinstance(policies.cancel_unwatched, bool):
         raise damaged("its session has no proper policies")
+    _check_retention(policies.retention)
     limits, used, ttl = about.get("limits", ()), about.get("used", ()), about.get("ttl_ms")
     amounts = [*(each for each in limits if each is not None), *used, *(() if ttl is None else (ttl,))]
     if max(len(limits), len(used)) > len(Measure) or not all(
@@ -98,6 +103,12 @@ def _check_account(about: Mapping[str, Any]) -> None:
         raise damaged("its session has no proper limits")
     if ttl is not None and not 1 <= ttl <= MAX_TTL_MS:
         raise damaged("its session has no proper ttl_ms")
+
+
+def _check_retention(retention: Retention) -> None:
+    if not all(type(each) is int for each in retention.each):
+        raise damaged("its session, or a turn, asks for no proper retention")
+    retention.validate("retention")
 
 
 def _check_about(about: Mapping[str, Any]) -> None:
@@ -126,6 +137,8 @@ def _checked_rows(rows: Rows) -> list[tuple[Any, ...]]:
             may_be_null = letter.isupper() and value is None
             if not may_be_null and not _FITS[letter.lower()](value):
                 raise damaged(f"its {rows.table}.{column} holds what does not belong there")
+            if column in _PACKED and value is not None:
+                check_payload(value)
     return [*rows.rows]
 
 
@@ -163,6 +176,7 @@ def _check_told(values: Mapping[str, Any], asked: Asked, ending: Ending) -> None
     turn, branch = unpack_turn_id(values["id"]), unpack_branch(values["branch"])
     _check_kinds(turn, bytes, asked.memo)
     _check_kinds(turn, str, asked.instructions or "")
+    _check_retention(asked.retention or NO_RETENTION)
     nobody, owner = (SessionId(""), TenantId("")), GatewayId(values["owner"])
     told = TurnRecord(turn, *nobody, branch, "", ending.status, values["epoch"], owner, asked, ending=ending)
     check_calls(Item("assistant", "", ending.calls), "calls")

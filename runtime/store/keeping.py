@@ -3,10 +3,10 @@ may come to, until it is told what it came to (invariant 12).
 """
 
 from runtime.domain.retention import KeptFor, Retained
-from runtime.domain.spending import Amounts, Reserve
+from runtime.domain.spending import Reserve
 from runtime.ids import SessionId, TurnId
-from runtime.store.accounting import locked
-from runtime.store.packing import pack_amounts, pack_kept, pack_reserve
+from runtime.store.accounting import spend_kept
+from runtime.store.packing import pack_kept, pack_reserve
 from runtime.store.transaction import Transaction
 
 # So long after its end a worker that has not told of it is gone, and the pages with it.
@@ -34,15 +34,7 @@ async def book(tx: Transaction, kept: KeptFor) -> None:
     )
     if exists is None or row is None:
         return  # it was told before, the session is gone, or the worker knows more of a turn than was committed
-    account, held = await locked(tx, kept.session, kept.turn)
-    spent = Amounts(kv_byte_seconds=min(kept.byte_seconds, held.kv_byte_seconds))
-    await tx.run(
-        "UPDATE accounts SET used = $2, held = $3 WHERE session = $1",
-        kept.session,
-        pack_amounts(account.used + spent),
-        pack_amounts(account.held - held),
-    )
-    await tx.run("UPDATE turns SET held = NULL, kept = NULL, kept_until = NULL WHERE id = $1", kept.turn)
+    await spend_kept(tx, kept.session, kept.turn, kept.byte_seconds)
 
 
 async def untold(tx: Transaction, limit: int) -> tuple[KeptFor, ...]:

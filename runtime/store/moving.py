@@ -11,7 +11,7 @@ from runtime.store.accounting import open_account
 from runtime.store.bundle import MAX_BUNDLE_BYTES, Bundle, Rows, too_large
 from runtime.store.content import BRANCHES, EVENTS, TABLES, TURNS, Table
 from runtime.store.looking import known_result, session_of
-from runtime.store.packing import pack_about, unpack_policies
+from runtime.store.packing import pack_about, pack_policies, unpack_policies
 from runtime.store.remembering import of_tenant, remember
 from runtime.store.sealing import Seal, new_seal, seal_of
 from runtime.store.transaction import Transaction
@@ -38,7 +38,7 @@ async def read_out(tx: Transaction, tenant: TenantId, session: SessionId) -> Bun
         "hidden": found.hidden,
         "metadata": dict(sorted(found.metadata.items())),
         "vocabulary": found.vocabulary,
-        "policies": [found.policies.on_conflict.value, found.policies.cancel_unwatched],
+        "policies": pack_policies(found.policies),
         "limits": found.account.limits.each,
         "used": found.account.used.each,
         "ttl_ms": found.account.ttl_ms,

@@ -87,7 +87,7 @@ async def open_turn(tx: Transaction, turn: TurnRecord, key: Key | None) -> tuple
         asked = prepared.asked or asked
         opened = replace(turn, status=TurnStatus.RUNNING, epoch=branch.epoch + 1, asked=asked)
         await _occupy(tx, opened)
-        opened = replace(opened, reserve=await hold(tx, opened, What.OPENED))
+        opened = replace(opened, reserve=await hold(tx, opened, branch.head, What.OPENED))
     await insert_turn(tx, opened, place)
     await remember(tx, turn.session, key, turn.id)
     if opened.status is TurnStatus.QUEUED:
@@ -154,7 +154,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
     await _say(tx, seal, begun)
     await _occupy(tx, begun)
-    reserve = await hold(tx, begun, What.BEGUN)
+    reserve = await hold(tx, begun, branch.head, What.BEGUN)
     await tx.run("UPDATE turns SET held = $2 WHERE id = $1", turn.id, pack_reserve(reserve))
     return await turn_of(tx, turn.id)
 

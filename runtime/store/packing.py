@@ -91,14 +91,17 @@ def unpack(packed: bytes) -> Any:  # noqa: ANN401 - what was packed
 
 def pack_about(session: Session) -> bytes:
     """What is asked of a session only together with all of it."""
-    policies = session.policies
     return pack(
         {
             "metadata": dict(session.metadata),
             "vocabulary": session.vocabulary,
-            "policies": [policies.on_conflict.value, policies.cancel_unwatched, policies.retention.each],
+            "policies": pack_policies(session.policies),
         }
     )
+
+
+def pack_policies(policies: Policies) -> list[object]:
+    return [policies.on_conflict.value, policies.cancel_unwatched, policies.retention.each]
 
 
 def unpack_policies(about: Any) -> Policies:  # noqa: ANN401 - what was packed

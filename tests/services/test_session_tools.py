@@ -122,6 +122,22 @@ async def test_of_all_who_resolve_and_go_on_each_gets_the_same_turn(somebody: Us
     assert (await somebody.branch(session)).turns == 2
 
 
+async def test_a_fork_at_the_same_calls_goes_on_with_a_turn_of_its_own(somebody: User) -> None:
+    """Invariant 10: what becomes of calls on a fork leaves the parent as it is, and the other way round."""
+    session = await somebody.create()
+    calls = (await called(somebody, session)).end.tool_calls
+    await somebody.stub.Fork(pb.ForkRequest(session=session, name="other"))
+    results = [pb.ToolResult(call=call.id, output="x") for call in calls]
+    turns = []
+    for branch in ("main", "other"):
+        asked = submission(session, *results, branch=branch, go_on=pb.RunTurnRequest(sampling=saying(branch)))
+        turn = (await somebody.stub.SubmitToolResults(asked)).turn
+        assert (turn.branch, (await somebody.resume(session, turn.id)).text) == (branch, branch)
+        turns.append(turn.id)
+    state = await somebody.stub.GetSession(pb.GetSessionRequest(session=session))
+    assert [branch.head for branch in state.branches] == turns
+
+
 async def test_a_user_who_says_something_else_gives_up_what_is_open(somebody: User) -> None:
     session = await somebody.create()
     seen = await called(somebody, session)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.domain.retention import Retention
 from runtime.domain.sessions import MAIN, OnConflict, Policies, Session, TurnEvent
 from runtime.domain.spending import Account, Amounts, Limits, Reserve
 from runtime.errors import (
@@ -20,7 +21,7 @@ from runtime.errors import (
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
 from runtime.store import bundle as bundle_module
-from runtime.store import checking, sessions
+from runtime.store import checking, foreign, sessions
 from runtime.store.bundle import MAGIC, Kind, read_bundle, write_bundle
 from runtime.store.sealing import KEY_BYTES, MasterKey
 from runtime.store.sessions import SqlSessionStore
@@ -131,7 +132,8 @@ async def test_a_hidden_session_is_hidden_wherever_it_goes(store: SessionStore, 
 async def test_a_session_keeps_its_limits_and_what_was_spent_wherever_it_goes(
     store: SessionStore, elsewhere: SessionStore
 ) -> None:
-    account, policies = Account(Limits(turns=2), ttl_ms=60_000), Policies(OnConflict.ENQUEUE, cancel_unwatched=True)
+    account = Account(Limits(turns=2), ttl_ms=60_000)
+    policies = Policies(OnConflict.ENQUEUE, cancel_unwatched=True, retention=Retention(5, 7))
     made = await store.create(Session(CROSSING, TENANT, "model", 0, policies=policies, account=account), None)
     one = Amounts(1, 0, 3, 1, 5, 6)
     await committed(store, replace(record(made.id), reserve=Reserve(one)), replace(COMMITTED, took=one))
@@ -175,6 +177,19 @@ async def test_tokens_that_swell_together_are_refused_before_they_are_kept(
     monkeypatch.setattr(sessions, "MAX_INFLATED_BYTES", 30)
     with pytest.raises(TooLarge):
         await store.read_out(TENANT, sess)
+
+
+async def test_a_payload_is_looked_at_before_it_is_unpacked(
+    store: SessionStore, elsewhere: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = await store.read_out(TENANT, await talked(store, 1))
+    for bound in ("MAX_PAYLOAD_BYTES", "_MAX_CONTAINERS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(foreign, bound, 1)
+            with pytest.raises(InvalidArgument) as refused:
+                await elsewhere.take_in(TENANT, data, None)
+        assert refused.value.field == "bundle"
+    await elsewhere.take_in(TENANT, data, None)
 
 
 async def test_what_a_dropped_branch_left_still_goes_along(store: SessionStore, elsewhere: SessionStore) -> None:

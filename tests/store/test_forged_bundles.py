@@ -166,6 +166,14 @@ def _policies_of_nobody(about: dict[str, Any], _tables: dict[str, list[list[Any]
     about["policies"] = ["perhaps", False]
 
 
+def _kept_for_longer_than_there_is(about: dict[str, Any], _tables: dict[str, list[list[Any]]]) -> None:
+    about["policies"] = ["reject", False, [0, 2**62]]
+
+
+def _kept_for_words(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
+    _another(tables, -3, "retention", ["", "long"])
+
+
 def _an_epoch_below_the_first(_about: dict[str, Any], tables: dict[str, list[list[Any]]]) -> None:
     tables["turns"][0][3] = -1
 
@@ -186,6 +194,7 @@ FORGED: tuple[Forging, ...] = (
     _a_memo_that_is_none, _usage_in_words, _a_handoff_of_lists, _an_epoch_below_the_first,
     _a_name_that_no_call_takes, _a_branch_that_no_call_takes, _limits_in_words, _spent_less_than_nothing,
     _more_measures_than_there_are, _a_life_without_end, _policies_of_nobody,
+    _kept_for_longer_than_there_is, _kept_for_words,
 )  # fmt: skip
 
 

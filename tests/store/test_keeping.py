@@ -1,17 +1,42 @@
 """What is kept of a session's KV, in each of the stores: held in reserve, told, spent once, never for ever. And who
 resolves calls is heard of."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from runtime.domain.notices import Change, What
 from runtime.domain.retention import Holding, KeptFor, KeptIn, Pause, Refusal, Retained, Retention
-from runtime.domain.sessions import MAIN, Ending, Policies, StopReason, TurnRecord
-from runtime.domain.spending import NOTHING, Amounts, Reserve
+from runtime.domain.sessions import MAIN, Ending, Policies, Session, StopReason, TurnRecord
+from runtime.domain.spending import NOTHING, Account, Amounts, Limits, Reserve
 from runtime.domain.tools import ToolCall, ToolResult
+from runtime.errors import Internal, Unavailable
 from runtime.ids import SessionId, TurnId
 from runtime.session_store import SessionStore
+from runtime.store import schema
+from runtime.store.schema import MIGRATIONS
+from runtime.store.sessions import SqlSessionStore
+from runtime.store.sqlite import SqliteDatabase
+from runtime.store.transaction import Database
 from tests.store.conftest import Execute
-from tests.store.talking import COMMITTED, EVENTS, OUTPUT, TENANT, committed, key, opened, record, session
+from tests.store.talking import (
+    COMMITTED,
+    EVENTS,
+    MASTER,
+    OUTPUT,
+    TENANT,
+    THERE,
+    committed,
+    enqueued,
+    key,
+    opened,
+    record,
+    session,
+    talked,
+)
 
 KEPT = Retained(Pause.ANSWER, 64, 1000, 60_000)
 ENDED = replace(COMMITTED, retained=KEPT)
@@ -126,3 +151,80 @@ async def test_who_resolves_calls_is_heard_of_and_the_session_lives_on(store: Se
     assert account.expires_in_ms > HOUR - 60_000
     (notice,) = await store.notices(TENANT, sess, before, 10)
     assert (notice.happening.what, notice.happening.branch, notice.happening.turn) == (What.RESOLVED, MAIN, turn.id)
+
+
+async def test_what_keeping_may_still_come_to_does_not_keep_the_session_from_coming_back(store: SessionStore) -> None:
+    """All that its budget has left is held for a grant, which is over when the session is back."""
+    account = Account(Limits(kv_byte_seconds=60_000))
+    sess = (await store.create(Session(SessionId("sess-1"), TENANT, "model", 0, account=account), None)).id
+    first = await finished(store, sess)
+    assert (await spending(store, sess))[1] == Amounts(kv_byte_seconds=60_000)
+    base = (await store.context(TENANT, sess, MAIN)).branch
+    again = replace(record(sess, "turn-2", base.place, context=base.tokens), reserve=Reserve(HELD))
+    running = await opened(store, again)
+    used, held = await spending(store, sess)
+    assert used.kv_byte_seconds < 30_000, "it was away for a moment"
+    assert used.kv_byte_seconds + held.kv_byte_seconds == 60_000
+    assert held == running.reserve.held
+    assert await holding(store, sess) is None
+    await store.book(KeptFor(sess, first.id, 50_000))
+    assert await spending(store, sess) == (used, held), "it is told too late"
+
+
+async def test_a_turn_that_waited_begins_on_what_a_grant_before_it_held(store: SessionStore) -> None:
+    account = Account(Limits(kv_byte_seconds=60_000))
+    sess = (await store.create(Session(SessionId("sess-1"), TENANT, "model", 0, account=account), None)).id
+    turn = await opened(store, replace(record(sess), reserve=Reserve(HELD)))
+    waiting = await opened(store, replace(enqueued(record(sess, "turn-2", None)), reserve=Reserve(HELD)))
+    await store.finish(turn, ENDED, OUTPUT, EVENTS)
+    base = (await store.context(TENANT, sess, MAIN)).branch
+    prepared = record(sess, "turn-2", base.place, context=base.tokens).prepared
+    begun = await store.begin(replace(waiting, prepared=prepared, reserve=Reserve(HELD)))
+    assert begun is not None
+    assert begun.reserve.held.kv_byte_seconds > 30_000
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_a_store_from_before_anything_was_kept_goes_on_with_all_that_it_has(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its turns that ran run on, end, and may be kept."""
+    where = None if kind == "sqlite" else request.getfixturevalue("database")
+    monkeypatch.setattr(schema, "MIGRATIONS", MIGRATIONS[:6])
+    async with _opened(tmp_path, where) as older:
+        sess = await talked(SqlSessionStore(older), 2)
+        base = (await SqlSessionStore(older).context(TENANT, sess, MAIN)).branch
+        under_way = replace(record(sess, "turn-9", base.place, context=base.tokens), reserve=Reserve(HELD))
+        running = await opened(SqlSessionStore(older), under_way)
+        missing = "SELECT COUNT(kept_until) FROM turns"
+        with pytest.raises(Internal if where else Unavailable):
+            await older.read(lambda tx: tx.row(missing))
+    monkeypatch.undo()
+    async with _opened(tmp_path, where) as newer:
+        store = SqlSessionStore(newer)
+        (counted,) = await newer.read(lambda tx: tx.rows(missing))
+        assert counted[0] == 0
+        assert (await holding(store, sess), (await spending(store, sess))[1]) == (None, HELD)
+        (adopted,) = await store.adopt(THERE, frozenset(), 10)
+        assert (adopted.id, adopted.reserve) == (running.id, running.reserve)
+        await store.finish(adopted, ENDED, OUTPUT, EVENTS)
+        assert await holding(store, sess) is not None
+        await store.book(KeptFor(sess, running.id, 5))
+        assert await spending(store, sess) == (Amounts(kv_byte_seconds=5), NOTHING)
+        assert (await store.context(TENANT, sess, MAIN)).tokens == (100, 7, 8, 101, 7, 8, 1, 2, 3, 7, 8)
+
+
+@asynccontextmanager
+async def _opened(folder: Path, dsn: str | None) -> AsyncIterator[Database]:
+    if dsn is None:
+        lite = SqliteDatabase(folder / "sessions.sqlite", MASTER)
+        await lite.open()
+        yield lite
+        await lite.close()
+        return
+    from runtime.store.postgres import PostgresDatabase
+
+    other = PostgresDatabase(dsn, MASTER)
+    await other.open()
+    yield other
+    await other.close()

@@ -3,11 +3,11 @@
 from typing import cast
 
 from runtime.domain.retention import KeptFor
-from runtime.domain.sessions import TurnRecord
+from runtime.domain.sessions import TurnRecord, TurnStatus
 from runtime.domain.spending import NOTHING, Amounts
 from runtime.ids import SessionId
-from runtime.mesh.checking.tables import HELD, KEPT_UNTIL, SESSION, Table, Violated
-from runtime.store.packing import unpack_reserve
+from runtime.mesh.checking.tables import HELD, KEPT, KEPT_UNTIL, SESSION, STATUS, Table, Violated
+from runtime.store.packing import unpack_kept, unpack_reserve
 
 
 def let_go(was: tuple[object, ...], row: tuple[object, ...]) -> bool:
@@ -29,16 +29,27 @@ def judge_kept(turn: TurnRecord, turns: Table, now_ms: int, violated: Violated) 
         violated(11, f"{turn.id} is kept until {row[KEPT_UNTIL]}, its client was told {until}")
 
 
-def book_kept(booked: dict[SessionId, Amounts], told: KeptFor | None, old: Table, turns: Table) -> None:
-    """Add what was told of the grants that are over now: each counts once, for no more than it held. What nobody told
-    of costs nothing."""
+def book_kept(booked: dict[SessionId, Amounts], told: KeptFor | None, old: Table, turns: Table, now_ms: int) -> None:
+    """Add what was told of the grants that are over now: each counts once, for no more than it held; one that a turn
+    took back that begins now, for the time that it lasted. What else nobody told of costs nothing."""
+    back = {row[SESSION] for key, row in turns.items() if _runs(row) and not _runs(old.get(key))}
     for key, was in old.items():
         row = turns.get(key)
         if was[KEPT_UNTIL] is None or (row is not None and row[KEPT_UNTIL] is not None):
             continue
-        if told is not None and (told.turn, told.session) == (key[0], was[SESSION]):
-            spent = min(told.byte_seconds, _held(was).kv_byte_seconds)
-            booked[told.session] = booked.get(told.session, NOTHING) + Amounts(kv_byte_seconds=spent)
+        session, held = cast("SessionId", was[SESSION]), _held(was).kv_byte_seconds
+        if told is not None and (told.turn, told.session) == (key[0], session):
+            spent = min(told.byte_seconds, held)
+        elif row is not None and session in back:
+            left_ms = cast("int", was[KEPT_UNTIL]) - now_ms
+            spent = max(held - unpack_kept(cast("bytes", was[KEPT]), 0).kv_bytes * left_ms // 1000, 0)
+        else:
+            continue
+        booked[session] = booked.get(session, NOTHING) + Amounts(kv_byte_seconds=spent)
+
+
+def _runs(row: tuple[object, ...] | None) -> bool:
+    return row is not None and row[STATUS] == TurnStatus.RUNNING
 
 
 def _held(row: tuple[object, ...]) -> Amounts:

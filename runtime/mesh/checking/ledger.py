@@ -118,7 +118,8 @@ class Ledger:
             self._judge_write(writer, claim, effects.progress, before["branches"], after)
             judge_kept(effects.progress.turn, after["turns"], now_ms, self.violated)
         if effects.tables:
-            book_kept(self.booked, claim if isinstance(claim, KeptFor) else None, before["turns"], after["turns"])
+            told = claim if isinstance(claim, KeptFor) else None
+            book_kept(self.booked, told, before["turns"], after["turns"], now_ms)
             self._judge_turns(writer, before["turns"], after, now_ms)
             self._judge_branches(before["branches"], after)
             self._judge_segments(before["segments"], after)

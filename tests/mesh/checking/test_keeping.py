@@ -46,13 +46,26 @@ def test_a_grant_counts_once_for_what_was_told_and_no_more_than_it_held() -> Non
     booked: dict[SessionId, Amounts] = {}
     told = KeptFor(SESSION, TURN, 700)
     for _ in range(2):
-        book_kept(booked, told, {(TURN,): ON}, {(TURN,): ON})
+        book_kept(booked, told, {(TURN,): ON}, {(TURN,): ON}, NOW_MS)
     assert booked == {}, "it is not over"
-    book_kept(booked, None, {(TURN,): ON}, {(TURN,): OVER})
-    book_kept(booked, replace(told, turn=TurnId("turn-2")), {(TURN,): ON}, {})
+    book_kept(booked, None, {(TURN,): ON}, {(TURN,): OVER}, NOW_MS)
+    book_kept(booked, replace(told, turn=TurnId("turn-2")), {(TURN,): ON}, {}, NOW_MS)
     assert booked == {}, "nobody told of this one"
-    book_kept(booked, told, {(TURN,): ON}, {(TURN,): OVER})
-    book_kept(booked, told, {(TURN,): OVER}, {(TURN,): OVER})
+    book_kept(booked, told, {(TURN,): ON}, {(TURN,): OVER}, NOW_MS)
+    book_kept(booked, told, {(TURN,): OVER}, {(TURN,): OVER}, NOW_MS)
     assert booked == {SESSION: Amounts(kv_byte_seconds=700)}
-    book_kept(booked, KeptFor(SESSION, TURN, 10**9), {(TURN,): ON}, {})
+    book_kept(booked, KeptFor(SESSION, TURN, 10**9), {(TURN,): ON}, {}, NOW_MS)
     assert booked[SESSION] == Amounts(kv_byte_seconds=60_700)
+
+
+def test_a_grant_that_a_turn_took_back_counts_for_the_time_that_it_lasted() -> None:
+    booked: dict[SessionId, Amounts] = {}
+    began: dict[tuple[object, ...], tuple[object, ...]] = {
+        ("turn-2",): (SESSION, "main", "running", 2, "gw", None, None, None, None)
+    }
+    book_kept(booked, None, {(TURN,): ON}, {(TURN,): ON, **began}, NOW_MS + 20_000)
+    assert booked == {}, "it goes on"
+    book_kept(booked, None, {(TURN,): ON, **began}, {(TURN,): OVER, **began}, NOW_MS + 20_000)
+    assert booked == {}, "nothing begins"
+    book_kept(booked, None, {(TURN,): ON}, {(TURN,): OVER, **began}, NOW_MS + 20_000)
+    assert booked == {SESSION: Amounts(kv_byte_seconds=20_000)}
