@@ -147,13 +147,17 @@ class Checker:
             except InvariantViolation as error:
                 self._world.report(error)
 
-    def kept(self, process: Process, boot: BootId, engine: SimulatedEngine, keep_s: float) -> None:
-        """No grant outlives the longest that there is, however it came to its end (invariant 11)."""
-        now = self._world.loop.time()
+    def kept(self, host: Host, boot: BootId, engine: SimulatedEngine, longest_s: float) -> None:
+        """No grant outlives what its worker was told when the session paused, nor, until it is told, the longest that
+        there is, however it came to its end (invariant 11)."""
+        now, process = self._world.loop.time(), host.process
         for sequence in engine.core.grants.all():
-            since = max(self._granted.setdefault((boot, sequence), now), process.thaws)
+            granted = self._granted.setdefault((boot, sequence), now)
+            began, keep_s = host.rests.get(sequence, (granted, longest_s))
+            since = max(began, process.thaws)
             if process.alive and now - since > keep_s + 2 * _SLACK_S:
-                self._world.violated(11, f"{process.name} keeps {sequence} for {now - since:.1f} s already")
+                told = f"keeps {sequence} for {now - since:.1f} s already, {keep_s} s was the longest"
+                self._world.violated(11, f"{process.name} {told}")
 
     def believed(self, gateway: GatewayId, view: View, members: Mapping[WorkerId, BootId]) -> None:
         """While a new controller settles, nobody is missing of those that this gateway knew and that are `members`

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from runtime.domain.messages import GatewayCommand, PrefillCall, PrefillDone, StepBatch, Worker
+from runtime.domain.messages import GatewayCommand, Paused, PrefillCall, PrefillDone, StepBatch, Worker
 from runtime.domain.steps import Forgotten
 from runtime.errors import BatonError, Unavailable
-from runtime.ids import GatewayId, SessionId
+from runtime.ids import GatewayId, SequenceId, SessionId
 from runtime.mesh.simulated.calling import REFUSED, RESET, call, fail, failing, try_spawn
 from runtime.mesh.simulated.world import Process, World, cancel, flatten, resolve
 from runtime.ports import DecodeStream
@@ -91,7 +91,8 @@ class Connection:
 
 
 class Host:
-    """A worker process: what answers at its address."""
+    """A worker process: what answers at its address. `rests` is what it was told of sessions that pause: when, and for
+    how long their KV is kept from then on, both in seconds."""
 
     def __init__(
         self, process: Process, role: DecodeRole | PrefillRole, holding: HoldingRole, mirror: MirrorRole
@@ -100,6 +101,7 @@ class Host:
         self.role = role
         self.holding = holding
         self.mirror = mirror
+        self.rests: dict[SequenceId, tuple[float, float]] = {}
         self.group: asyncio.TaskGroup
 
     async def main(self) -> None:
@@ -184,6 +186,8 @@ async def _serve_decode(host: Host, gateway: GatewayId, connection: Connection) 
             writer = group.create_task(_write(link.batches(), connection))
             while True:
                 command = await connection.commands.receive()
+                if isinstance(command, Paused):
+                    host.rests[command.ref.sequence] = host.process.world.loop.time(), command.keep_ms / 1000
                 link.command(command)
                 if writer.done():
                     break
@@ -263,5 +267,5 @@ class SimulatedKeeper:
         host = self._network.hosts.get(self._address)
         if host is None:
             raise REFUSED
-        work = partial(host.role.forget_session, session)
+        work = partial(host.holding.forget_session, session)
         return await call(self._process, host.process, lambda: host.group, work, seconds=_FORGET_S, late=_SILENT)

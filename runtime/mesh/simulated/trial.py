@@ -128,7 +128,7 @@ class Trial:
             await asyncio.sleep(0.2)
             for node in self.fleet.nodes.values():
                 self.checker.audit(node.engine, node.transport)
-                self.checker.kept(node.process, node.boot, node.engine, KEEP_S)
+                self.checker.kept(node.host, node.boot, node.engine, KEEP_S)
             members = self.fleet.members()
             for gateway in self._gateways():
                 self.checker.believed(gateway.role.gateway, gateway.role.view(), members)

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from runtime.domain.retention import KeptFor, Retained
 from runtime.domain.sessions import Ending, TurnRecord
-from runtime.domain.spending import NOTHING, Account
-from runtime.store import accounting, erasing, running
+from runtime.domain.spending import MAX_LIMIT, NOTHING, Account
+from runtime.ids import TurnId
+from runtime.store import accounting, erasing, keeping, running
 from runtime.store.content import OF_A_SESSION
 from runtime.store.transaction import Transaction
 
@@ -47,6 +49,27 @@ def adopted_turn_that_is_paid_twice(patch: Patch) -> None:
     patch.setattr(running, "settle", twice)
 
 
+def kept_kv_that_is_paid_to_its_end(patch: Patch) -> None:
+    """A session that is back early pays for all the time that its KV might have been kept."""
+    book = keeping.book
+
+    async def in_full(tx: Transaction, kept: KeptFor) -> None:
+        await book(tx, replace(kept, byte_seconds=MAX_LIMIT))
+
+    patch.setattr(keeping, "book", in_full)
+
+
+def kept_kv_whose_reserve_is_let_go_at_the_end(patch: Patch) -> None:
+    """Nothing is held for what keeping a turn's KV may come to."""
+    hold_kept = keeping.hold_kept
+
+    async def forgotten(tx: Transaction, turn: TurnId, retained: Retained | None) -> None:
+        await hold_kept(tx, turn, retained)
+        await tx.run("UPDATE turns SET held = NULL WHERE id = $1", turn)
+
+    patch.setattr(running, "hold_kept", forgotten)
+
+
 def erasure_that_leaves_the_data_key(patch: Patch) -> None:
     patch.setattr(erasing, "OF_A_SESSION", tuple(name for name in OF_A_SESSION if name != "session_keys"))
 
@@ -55,6 +78,8 @@ CONTRACT_BUGS: dict[Callable[[Patch], None], set[int]] = {
     branches_that_overspend_together: {12},
     reservation_that_is_never_given_back: {12},
     adopted_turn_that_is_paid_twice: {12},
+    kept_kv_that_is_paid_to_its_end: {12},
+    kept_kv_whose_reserve_is_let_go_at_the_end: {12},
     erasure_that_leaves_the_data_key: {13},
 }
 """Each bug with the invariants that may find it."""
