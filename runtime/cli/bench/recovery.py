@@ -120,6 +120,8 @@ def recovery(
 
     Over the floor: the time until the successor runs again, to that in which shared memory alone moves these bytes
     between two processes. The speedup is to computing them anew in the same run.
+
+    All of it takes some minutes: four times 8,192 tokens are computed by one thread.
     """
     machine, history = Machine.here(), _QUICK_HISTORY if quick else _HISTORY
     with (
