@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,12 @@ from batonmesh import BatonError, Client, Credentials
 from runtime.cli.talk.connecting import shown
 from runtime.cli.talk.wording import bytes_in_words
 from runtime.config import load_config
-from runtime.domain.routing import PREFILL
+from runtime.domain.routing import DECODE, PREFILL
 from runtime.domain.tiers import TierReport
 from runtime.errors import StartError
 from runtime.mesh.plan import planned_workers
 from runtime.mesh.security import own_credentials
+from runtime.wire.mirroring import unpack_mirror
 from runtime.wire.tiers import unpack_tiers
 
 _ANSWER_S = 5.0
@@ -66,9 +68,7 @@ def status(
     if record is not None:
         console.print(f"[bold]{record.mesh}[/bold]  {describe(record)}", highlight=False, soft_wrap=True)
     console.print(_table(rows))
-    for line in _paths(rows):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in _tiers(rows):
+    for line in chain(_paths(rows), _tiers(rows), _mirrors(rows)):
         console.print(line, highlight=False, soft_wrap=True)
     for worker, reason in refused.items():
         console.print(Text(f"{worker} was refused: {reason}", style="yellow"), soft_wrap=True)
@@ -124,6 +124,7 @@ def _ask(target: str, credentials: Credentials) -> tuple[list[_Row], dict[str, s
             "prefill_ms": worker.traffic.prefill_ms,
             "exposed_ms": worker.traffic.exposed_ms,
             "tiers": [_tier(tier) for tier in unpack_tiers(worker.tiers)],
+            "mirror": asdict(unpack_mirror(worker.mirror)) if worker.HasField("mirror") else None,
         }
         for worker in sorted(view.workers, key=lambda worker: (worker.role != PREFILL, worker.id))
         for pages in [worker.load.pages]
@@ -166,6 +167,19 @@ def _tiers(rows: list[_Row]) -> Iterator[str]:
                 yield f"[yellow]{row['worker']} computed instead, {count:,} times[/yellow]: {escape(where)}"
             if tier["trouble"]:
                 yield f"[yellow]{row['worker']} leaves {tier['tier']} alone for now[/yellow]: {escape(tier['trouble'])}"
+
+
+def _mirrors(rows: list[_Row]) -> Iterator[str]:
+    """How many of whose pages others were given copies of, a line each, and what was left out."""
+    for row in rows:
+        mirror = row["mirror"]
+        if row["role"] != DECODE or mirror is None:
+            continue
+        sent = f"{mirror['pages']:,} pages with a mirror, {bytes_in_words(mirror['bytes'])} sent for them"
+        told = f"{sent}; {mirror['waiting']:,} wait, {mirror['dropped']:,} were dropped"
+        yield f"[dim]mirror[/dim] {row['worker']}  {told}"
+        if mirror["failures"]:
+            yield f"[yellow]{row['worker']} was let down by its mirrors, {mirror['failures']:,} times[/yellow]"
 
 
 def _table(rows: list[_Row]) -> Table:

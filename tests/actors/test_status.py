@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import actors.main  # noqa: F401 - it adds the command
 from runtime.cli.app import app
 from runtime.mesh.local import LocalMesh, local_mesh
-from tests.mesh.test_local import asked, config
+from tests.mesh.test_local import TOKENS, asked, config
+from tests.mesh.test_mirroring import LONG, PAGE, mirrored
 from tests.mesh.test_tiers import kept
 
 _ASK_AGAIN_S = 0.1
@@ -39,12 +40,36 @@ async def test_it_says_what_is_kept_behind_whose_pool(tmp_path: Path) -> None:
     assert str(tmp_path / "kv") in shown
 
 
-async def shown_by(mesh: LocalMesh, word: str) -> str:
-    """The output of `baton status`, once it has the word: workers report some times in a lease."""
+async def test_it_says_what_came_of_the_copies_that_others_were_to_hold(tmp_path: Path) -> None:
+    async with local_mesh(mirrored(tmp_path)) as mesh, asked(mesh) as user:
+        text, _ = await user.ask(LONG)
+        assert text
+        pages = (len(LONG) + TOKENS - 1) // PAGE
+        shown = await shown_by(mesh, "mirror", f"{pages} pages with a mirror")
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc, "--json"])
+    lines = [line for line in shown.splitlines() if line.startswith("mirror")]
+    assert [line.split()[1] for line in lines] == ["decode-0", "decode-1"], "prefill workers have nothing to copy"
+    assert [line.partition("; ")[2] for line in lines] == ["0 wait, 0 were dropped"] * 2
+    told = {row["worker"]: row["mirror"] for row in json.loads(done.stdout)["workers"]}
+    assert sum(mirror["pages"] for mirror in told.values()) == pages
+    assert sum(mirror["failures"] for mirror in told.values()) == 0
+
+
+async def test_without_mirrors_it_says_nothing_of_them(tmp_path: Path) -> None:
+    async with local_mesh(config(tmp_path)) as mesh:
+        shown = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc])
+        told = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc, "--json"])
+    assert "mirror" not in shown.output
+    assert [row["mirror"] for row in json.loads(told.stdout)["workers"]] == [None] * 3
+
+
+async def shown_by(mesh: LocalMesh, word: str, more: str = "") -> str:
+    """The output of `baton status`, once its last line has the word, and some line `more`: workers report some times in
+    a lease."""
     async with asyncio.timeout(20):
         while True:
             done = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--target", mesh.grpc])
             assert done.exit_code == 0, done.output
-            if word in done.output.splitlines()[-1]:
+            if word in done.output.splitlines()[-1] and more in done.output:
                 return done.output
             await asyncio.sleep(_ASK_AGAIN_S)

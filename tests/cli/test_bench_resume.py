@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.cli.app import app
-from runtime.cli.bench import resume
+from runtime.cli.bench import resume, shape
 from runtime.cli.bench.probe import Timing
 from runtime.cli.bench.report import Machine
 from runtime.cli.bench.resume import _Arm, _report
@@ -37,7 +37,7 @@ def test_ratios_are_to_the_path_alone_less_two_steps_and_to_computing() -> None:
 @pytest.mark.slow
 def test_a_history_is_resumed_from_memory_and_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_llama(tmp_path / "tiny", Shape(vocab=VOCAB))
-    monkeypatch.setattr(resume, "llama_146m", lambda: tmp_path / "tiny")
+    monkeypatch.setattr(shape, "llama_146m", lambda: tmp_path / "tiny")
     monkeypatch.setattr(resume, "_QUICK_HISTORY", 128)
     monkeypatch.setattr(resume, "_QUICK_TIMES", 1)
     result = CliRunner().invoke(app, ["bench", "resume", "--quick", "--json"])

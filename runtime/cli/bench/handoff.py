@@ -93,6 +93,8 @@ def handoff(
 
     Then with simulated computing and pages of real size, as those of 8 B parameters are: what the prefill does not hide
     is at most 5% of it at 8,192 tokens wherever the path is as fast as the computing, and it is told where it is not.
+
+    All of it takes some ten minutes on a machine that does nothing else.
     """
     machine, pace = Machine.here(), _QUICK if quick else _FULL
     with Console(stderr=True).status("") as status:

@@ -1,13 +1,14 @@
 """How much of a transfer its prefill hides: for the KV of a small and of a large model, by each path. A part of
 `baton bench handoff`.
 
-Computing is simulated, moving is not: a prefill and a decode worker in processes of their own, and pages as large as
-the model's. What the path alone takes is measured beside it, by a prefill worker that computes in no time.
+Computing is simulated, moving is not: workers in processes of their own, and pages as large as the model's. What the
+path alone takes is measured in turns with it, by a second prefill worker that computes in no time.
 """
 
 import asyncio
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +50,16 @@ LARGE_WHOLE = Shape("8 B, whole pages", LARGE.kv, LARGE.token_ms, 1)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Each length in `lengths` is measured in `rounds`, by each of `transports`."""
+    """Each length in `lengths` is measured in `rounds`, by each of `transports`, for the KV of each of `shapes`."""
 
     lengths: tuple[int, ...]
     rounds: int
     transports: tuple[_Transport, ...]
+    shapes: tuple[Shape, ...] = (SMALL, LARGE_WHOLE, LARGE)
 
 
 FULL = Pace((512, 1024, 2048, 4096, STATED, 16_384), 3, ("auto", "grpc"))
-QUICK = Pace((512, STATED), 1, ("auto",))
+QUICK = Pace((512, STATED), 1, ("auto",), (SMALL, LARGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +99,13 @@ class Overlap:
         }
 
 
-def measure(pace: Pace, say: _Say, shapes: Sequence[Shape] = (SMALL, LARGE_WHOLE, LARGE)) -> list[Overlap]:
+def measure(pace: Pace, say: _Say) -> list[Overlap]:
     found: list[Overlap] = []
-    for shape in shapes:
+    for shape in pace.shapes:
         for transport in pace.transports:
-            timings: list[dict[int, Timing]] = []
-            for name, token_ms in (("the path alone", 0.0), ("beside the prefill", shape.token_ms)):
-                with _workers(shape, transport, token_ms, max(pace.lengths)) as (decode, prefill):
-                    timings.append(asyncio.run(_timed(decode, prefill, pace, f"KV of {shape.name}, {name}", say)))
-            found += [_overlap(shape, tokens, timings[0][tokens], timings[1][tokens]) for tokens in pace.lengths]
+            say(f"KV of {shape.name}: starting workers")
+            with _workers(shape, transport, max(pace.lengths)) as (decode, alone, beside):
+                found += asyncio.run(_timed(shape, decode, (alone, beside), pace, say))
     return found
 
 
@@ -138,16 +138,22 @@ def remarks(overlaps: Sequence[Overlap]) -> tuple[str, ...]:
     return tuple(told)
 
 
-async def _timed(decode: str, prefill: str, pace: Pace, name: str, say: _Say) -> dict[int, Timing]:
-    there = (PrefillCandidate(WorkerId("prefill-0"), BootId("bench"), prefill),)
-    timings: dict[int, list[Timing]] = {tokens: [] for tokens in pace.lengths}
+async def _timed(shape: Shape, decode: str, prefill: tuple[str, str], pace: Pace, say: _Say) -> list[Overlap]:
+    arms = [(PrefillCandidate(WorkerId(f"prefill-{each}"), BootId("bench"), prefill[each]),) for each in range(2)]
+    timings: dict[int, list[tuple[Timing, Timing]]] = {tokens: [] for tokens in pace.lengths}
     async with probing(decode, _VOCAB) as probe:
-        await probe.measure(_WARM_UP, there)
+        for arm in arms:
+            await probe.measure(_WARM_UP, arm)
         for number in range(pace.rounds):
             for tokens in pace.lengths:
-                say(f"{name}: {tokens:,} tokens, round {number + 1} of {pace.rounds}")
-                timings[tokens].append(await probe.measure(tokens, there))
-    return {tokens: sorted(each, key=_pushing_ms)[len(each) // 2] for tokens, each in timings.items()}
+                say(f"KV of {shape.name}: {tokens:,} tokens, round {number + 1} of {pace.rounds}")
+                alone, beside = [await probe.measure(tokens, arm) for arm in arms]
+                timings[tokens].append((alone, beside))
+    return [_overlap(shape, tokens, *map(_median, zip(*each, strict=True))) for tokens, each in timings.items()]
+
+
+def _median(timings: Sequence[Timing]) -> Timing:
+    return sorted(timings, key=_pushing_ms)[len(timings) // 2]
 
 
 def _pushing_ms(timing: Timing) -> float:
@@ -162,20 +168,26 @@ def _overlap(shape: Shape, tokens: int, alone: Timing, beside: Timing) -> Overla
 
 
 @contextmanager
-def _workers(shape: Shape, transport: _Transport, token_ms: float, most: int) -> Iterator[tuple[str, str]]:
-    """The addresses of a decode and of a prefill worker, whose pools hold a few prompts of `most` tokens."""
+def _workers(shape: Shape, transport: _Transport, most: int) -> Iterator[tuple[str, str, str]]:
+    """The addresses of a decode worker, of a prefill worker that computes in no time, and of one that takes its time;
+    their pools hold two prompts of `most` tokens."""
     with TemporaryDirectory(prefix="baton-bench-") as folder, ExitStack() as stack:
         config = Config(
             mesh=MeshConfig(name="bench", state=Path(folder)),
-            model=ModelConfig(simulated=SimulatedConfig(token_ms=token_ms, kv=shape.kv)),
-            engine=EngineConfig(pages=4 * most // EngineConfig().page_tokens),
-            workers=(WorkerConfig(name="decode", role="decode"), WorkerConfig(name="prefill", role="prefill")),
+            model=ModelConfig(simulated=SimulatedConfig(token_ms=shape.token_ms, kv=shape.kv)),
+            engine=EngineConfig(pages=2 * most // EngineConfig().page_tokens),
+            workers=(WorkerConfig(name="decode", role="decode"), WorkerConfig(name="prefill", role="prefill", count=2)),
             handoff=HandoffConfig(remote_min_tokens=1, transport=transport, layer_groups=shape.layer_groups),
         )
-        # Decoding takes a while, since the prefill worker's report comes after the first tokens.
-        decoding = ModelConfig(simulated=SimulatedConfig(base_ms=_STEP_MS, kv=shape.kv))
         controller = stack.enter_context(host(config, "controller"))["grpc"]
-        apart = config.model_copy(update={"model": decoding})
-        decode = stack.enter_context(host(apart, "worker", controller, "decode-0"))["grpc"]
-        prefill = stack.enter_context(host(config, "worker", controller, "prefill-0"))["grpc"]
-        yield decode, prefill
+
+        def start(worker: str, computing: SimulatedConfig) -> str:
+            apart = config.model_copy(update={"model": ModelConfig(simulated=computing)})
+            return stack.enter_context(host(apart, "worker", controller, worker))["grpc"]
+
+        # Decoding takes a while, since the prefill worker's report comes after the first tokens.
+        decoding = SimulatedConfig(base_ms=_STEP_MS, kv=shape.kv)
+        computing = [SimulatedConfig(token_ms=token_ms, kv=shape.kv) for token_ms in (0.0, shape.token_ms)]
+        with ThreadPoolExecutor() as starting:
+            decode, alone, beside = starting.map(start, ("decode-0", "prefill-0", "prefill-1"), (decoding, *computing))
+        yield decode, alone, beside
