@@ -20,6 +20,7 @@ from runtime.engine.core import EngineCore, _Live
 from runtime.engine.history import History
 from runtime.ids import SequenceId, TransferId
 from runtime.kv.frames import FrameCodec
+from runtime.mesh.simulated.fleet import Fleet
 from runtime.mesh.simulated.onesided import OneSidedSender, OneSidedTransport
 from runtime.roles.attempt import Attempt
 from runtime.roles.gateway import GatewayRole
@@ -49,6 +50,9 @@ def output_of_an_older_attempt_accepted(patch: Patch) -> None:
             self.ref = current
 
     patch.setattr(t.Turn, "_arrived", arrived)
+    # Attempts have to be given up that still speak: so nobody waits long for one.
+    settings = Fleet._settings
+    patch.setattr(Fleet, "_settings", lambda fleet: replace(settings(fleet), overdue_s=0.2))
 
 
 def page_freed_while_landing(patch: Patch) -> None:
