@@ -1,5 +1,6 @@
 """Ranks as processes: they answer, they leave nothing behind, and none outlives the others, whoever dies how."""
 
+import gc
 import os
 import signal
 import socket
@@ -94,6 +95,7 @@ def test_two_processes_answer_as_transformers_does_and_leave_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where nobody else's are
+    gc.collect()  # else what tests before this one left goes meanwhile
     before = ours()
     core = build_native(settings_of(checkpoint("llama"), ranks=2), Limits(96, 4), lambda _: 40)
     try:
