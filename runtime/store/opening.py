@@ -136,7 +136,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
     seal = await seal_of(tx, turn.session)
     changed = await tx.run(
         "UPDATE turns SET status = 'running', epoch = $2, owner = $3, line = $4, depth = $5, prompt = $6, context = $7,"
-        " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued'",
+        " max_tokens = $8, drift = $9, asked = $10 WHERE id = $1 AND status = 'queued' AND owner = $3",
         turn.id,
         begun.epoch,
         turn.owner,
@@ -149,7 +149,7 @@ async def begin_turn(tx: Transaction, turn: TurnRecord) -> TurnRecord | None:
         seal.seal(pack_asked(asked), "turns.asked", turn.id),
     )
     if not changed:
-        return None  # dropped meanwhile
+        return None  # dropped meanwhile, or taken over
     # With what it says of the calls before it.
     await tx.run("DELETE FROM items WHERE turn = $1", turn.id)
     await _say(tx, seal, begun)

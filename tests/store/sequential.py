@@ -223,7 +223,9 @@ def _new(state: Session, what: Open, branch: Branch, turn: Turn) -> tuple[Sessio
 def _begin(state: Session, branch: Branch, what: Begin) -> tuple[Session, object]:
     if branch.live is not None or not branch.queue or branch.queue[0] != what.turn or what.base != branch.place:
         return state, None
-    turn = replace(state.turns[what.turn], status=TurnStatus.RUNNING, epoch=branch.epoch + 1, owner=what.owner)
+    if state.turns[what.turn].owner != what.owner:
+        return state, None
+    turn = replace(state.turns[what.turn], status=TurnStatus.RUNNING, epoch=branch.epoch + 1)
     branch = replace(branch, live=what.turn, epoch=turn.epoch, queue=branch.queue[1:])
     turns = {**state.turns, what.turn: turn}
     return replace(state, branches={**state.branches, what.branch: branch}, turns=turns), turn.told

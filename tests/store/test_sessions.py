@@ -245,6 +245,22 @@ async def test_an_owner_that_lives_keeps_its_turns_and_one_that_is_silent_loses_
         await store.finish(turn, COMMITTED, OUTPUT, EVENTS)
 
 
+async def test_a_turn_that_waits_is_begun_by_who_took_it_over_and_nobody_else(store: SessionStore) -> None:
+    """Invariant 15: whoever lost his lease may still believe that it waits with him."""
+    sess = await session(store)
+    first = await opened(store, record(sess))
+    await opened(store, enqueued(record(sess, "turn-2")))
+    await store.finish(first, COMMITTED, OUTPUT, EVENTS)
+    await store.beat(HERE, 0.0)
+    (taken,) = await store.adopt(THERE, frozenset(), 10)
+    await store.beat(THERE, 60.0)
+    place = (await store.context(TENANT, sess, MAIN)).branch.place
+    assert await store.begin(record(sess, "turn-2", place)) is None
+    begun = await store.begin(replace(record(sess, "turn-2", place), owner=taken.owner))
+    assert begun is not None
+    assert (begun.owner, begun.status) == (THERE, TurnStatus.RUNNING)
+
+
 async def test_two_that_adopt_at_once_do_not_get_the_same_turn(store: SessionStore) -> None:
     sess = await session(store)
     await opened(store, record(sess))
